@@ -1,0 +1,279 @@
+"""The bundle: a folder with everything that serving needs, every byte of it accounted for.
+
+::
+
+    bundle.json            what this is, the vocabularies, and the SHA-256 of every other file
+    model/                 configuration and weights
+    items.parquet          row i is item i: item_id and the columns of the items table
+    vectors.safetensors    item vectors of the dense retriever
+    graph_train/           item graph whose transitions are those of training events (validation, test)
+    graph_now/             the same of all known events (everything else)
+    index/                 search structure over the item vectors
+    text/                  text transform as plain arrays, where the data had text
+    histories.parquet      the events of every user in internal numbers, where asked for
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from recsys.errors import InputError
+from recsys.events import EventLog
+from recsys.files import atomic_folder, read_json, sha256_file, write_json
+from recsys.index.item_graph import ItemGraph
+from recsys.index.protocol import VectorIndex
+from recsys.index.registry import load_index
+from recsys.model import UnifiedModel
+from recsys.vocabulary import IdMap, Vocabulary
+
+__all__ = ["FORMAT_VERSION", "MARKER", "Bundle", "StoredHistories", "new_bundle"]
+
+FORMAT = "recsys-bundle"
+FORMAT_VERSION = 1
+MARKER = "bundle.json"
+REQUIRED = (
+    "model/model.json",
+    "model/model.safetensors",
+    "items.parquet",
+    "vectors.safetensors",
+    "graph_train",
+    "graph_now",
+    "index",
+)
+_REMEDY = "copy the bundle again, or write it again with `recsys export`"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredHistories:
+    """Users known to the bundle and all their events."""
+
+    users: IdMap
+    events: EventLog
+
+    @staticmethod
+    def write(path: Path, user_ids: pl.Series, events: EventLog) -> None:
+        """One row per user, their events as lists, so that a user's history is one contiguous read."""
+        lengths = np.diff(events.offsets)
+        row_N = np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths)
+        columns = {
+            "item": events.item.astype(np.int32),
+            "timestamp": events.timestamp,
+            "yes": events.yes.astype(np.uint32),
+            "known": events.known.astype(np.uint32),
+            "surface": events.surface.astype(np.uint16),
+            "time_known": events.time_known,
+        }
+        lists = pl.DataFrame({"row": row_N, **columns}).group_by("row", maintain_order=True).agg(pl.all())
+        users = pl.DataFrame({"row": np.arange(len(lengths), dtype=np.uint32), "user_id": user_ids})
+        users.join(lists, on="row", how="left", maintain_order="left").drop("row").write_parquet(path)
+
+    @classmethod
+    def read(cls, path: Path) -> StoredHistories:
+        frame = pl.read_parquet(path, glob=False)
+        lengths = frame["item"].list.len().fill_null(0).to_numpy().astype(np.int64)
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+        rows = frame.filter(pl.Series(lengths > 0)).drop("user_id").explode(pl.all().exclude("user_id"))
+        ints = {name: rows[name].to_numpy().astype(np.int64) for name in ("item", "timestamp", "yes", "known", "surface")}
+        events = EventLog(
+            offsets=offsets,
+            **ints,
+            value=np.full(len(rows), np.nan, dtype=np.float32),
+            time_known=rows["time_known"].to_numpy().astype(np.bool_),
+        )
+        return cls(IdMap(frame["user_id"]), events)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A loaded bundle. Nothing in it changes after loading, so threads may share it."""
+
+    path: Path
+    manifest: dict[str, Any]
+    """``bundle.json`` as read."""
+    vocabulary: Vocabulary
+    items: pl.DataFrame
+    model: UnifiedModel
+    """In eval mode."""
+    vectors: Tensor
+    """[I, d] float32, what the dense score is the inner product with."""
+    index: VectorIndex
+    graph_now: ItemGraph
+    graph_train: ItemGraph
+    histories: StoredHistories | None
+    """None where the bundle was written without them."""
+
+    @property
+    def data_hash(self) -> str:
+        """Hash of the prepared dataset that the model was trained on."""
+        return str(self.manifest["data_hash"])
+
+    @property
+    def retrievers(self) -> tuple[str, ...]:
+        """Names of the retrievers that this bundle can serve."""
+        return tuple(self.manifest["retrievers"])
+
+    @classmethod
+    def open(cls, path: Path | str, device: str | torch.device = "cpu") -> Bundle:
+        """Check every part, then load it.
+
+        Raises:
+            InputError: one line naming the part that is missing, truncated, changed or foreign, and what to do.
+        """
+        path = Path(path)
+        manifest = checked_manifest(path)
+        _check_files(path, manifest["files"])
+        try:
+            return cls._load(path, manifest, device)
+        except (InputError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except (ValueError, KeyError, TypeError, OSError, RuntimeError, SafetensorError, pl.exceptions.PolarsError) as error:
+            # Every byte is what the writer hashed, so only parts that never belonged together come here.
+            line = " ".join(str(error).split())
+            raise InputError(f"{path}: its parts do not fit together ({line}); {_REMEDY}") from error
+
+    @classmethod
+    def _load(cls, path: Path, manifest: dict[str, Any], device: str | torch.device) -> Bundle:
+        items = pl.read_parquet(path / "items.parquet", glob=False)
+        vocabulary = Vocabulary(
+            items=IdMap(items["item_id"]),
+            actions=tuple(manifest["actions"]),
+            surfaces=tuple(manifest["surfaces"]),
+            clock=str(manifest["clock"]),
+            max_timestamp=int(manifest["max_timestamp"]),
+        )
+        model = UnifiedModel.load(path / "model", device=str(device))
+        vectors = load_file(path / "vectors.safetensors", device=str(device))["vectors"]
+        index = load_index(path / "index")
+        graphs = {name: ItemGraph.load(path / name) for name in ("graph_now", "graph_train")}
+        histories = None
+        if "histories.parquet" in manifest["files"]:
+            histories = StoredHistories.read(path / "histories.parquet")
+        counts = {
+            "items.parquet": len(items),
+            "model": model.config.num_items,
+            "vectors.safetensors": len(vectors),
+            "index": index.num_items,
+            **{name: graph.num_items for name, graph in graphs.items()},
+        }
+        for name, count in counts.items():
+            if count != manifest["num_items"]:
+                raise InputError(
+                    f"{path}: {name} holds {count} items but bundle.json says {manifest['num_items']}; {_REMEDY}"
+                )
+        if model.config.num_actions != len(vocabulary.actions) or model.config.num_surfaces != len(vocabulary.surfaces):
+            raise InputError(f"{path}: the model's actions and surfaces are not those of bundle.json; {_REMEDY}")
+        return cls(
+            path=path,
+            manifest=manifest,
+            vocabulary=vocabulary,
+            items=items,
+            model=model,
+            vectors=vectors,
+            index=index,
+            graph_now=graphs["graph_now"],
+            graph_train=graphs["graph_train"],
+            histories=histories,
+        )
+
+    def check_data(self, data_hash: str, where: Path | str) -> None:
+        """Refuse a dataset other than the one this bundle was made from."""
+        if data_hash != self.data_hash:
+            raise InputError(
+                f"{where} is not the dataset of bundle {self.path} (data hash {data_hash[:12]}, the bundle's "
+                f"{self.data_hash[:12]}); give the dataset that the model was trained on, or fit and export again"
+            )
+
+    def save(self, path: Path | str) -> None:
+        """Write the same bundle to another folder."""
+        path = Path(path)
+        if path.absolute() == self.path.absolute():
+            return
+        with atomic_folder(path, marker=MARKER) as folder:
+            for name in [*self.manifest["files"], MARKER]:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.path / name, folder / name)
+            _check_files(folder, self.manifest["files"])
+
+
+@contextmanager
+def new_bundle(path: Path, manifest: dict[str, Any]) -> Iterator[Path]:
+    """Yield an empty folder to write the parts into; on success it appears at ``path`` with its ``bundle.json``.
+
+    Args:
+        path: where the bundle appears; an older bundle there is replaced, anything else is left alone.
+        manifest: what ``bundle.json`` says beside the format and the hashes, which are added here.
+    """
+    with atomic_folder(path, marker=MARKER) as folder:
+        yield folder
+        files = {
+            file.relative_to(folder).as_posix(): sha256_file(file) for file in sorted(folder.rglob("*")) if file.is_file()
+        }
+        full = {
+            **manifest,
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "model_hash": files["model/model.safetensors"],
+            "files": files,
+        }
+        write_json(folder / MARKER, {**full, "checksum": _checksum(full)})
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    """Hash of a manifest without its own checksum, so that a changed bundle.json is noticed as well."""
+    rest = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def checked_manifest(path: Path) -> dict[str, Any]:
+    """Read ``bundle.json`` and refuse what this version cannot serve."""
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder; give a bundle written by `recsys export`")
+    if not (path / MARKER).is_file():
+        raise InputError(f"{path} holds no {MARKER}; give a bundle written by `recsys export`")
+    manifest = read_json(path / MARKER)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f"{path / MARKER} does not describe a bundle; {_REMEDY}")
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        remedy = "upgrade recsys, or export again with this version" if newer else "export it again with `recsys export`"
+        raise InputError(f"{path} has bundle format version {version}, this recsys reads {FORMAT_VERSION}; {remedy}")
+    if manifest.get("checksum") != _checksum(manifest):
+        raise InputError(f"{path / MARKER} was changed after it was written; {_REMEDY}")
+    return manifest
+
+
+def _check_files(path: Path, files: dict[str, str]) -> None:
+    """Every listed file is there with its bytes, and no other file is."""
+    for part in REQUIRED:
+        if not any(name == part or name.startswith(part + "/") for name in files):
+            raise InputError(f"{path}: bundle.json lists no {part}; {_REMEDY}")
+    for name, expected in sorted(files.items()):
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise InputError(f"{path}: bundle.json names {name!r}, a file outside the bundle; {_REMEDY}")
+        if not (path / name).is_file():
+            raise InputError(f"{path / name} is missing from the bundle; {_REMEDY}")
+        if sha256_file(path / name) != expected:
+            raise InputError(
+                f"{path / name} is not the file this bundle was written with (truncated, damaged or from another "
+                f"bundle); {_REMEDY}"
+            )
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
+        if file.is_file() and name not in files and name != MARKER and not hidden:
+            raise InputError(f"{file} is no part of this bundle; remove it, or write the bundle again")

@@ -1,0 +1,48 @@
+"""What a recommendation request returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+__all__ = ["Hit", "Page"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One recommended item."""
+
+    item_id: Any
+    """The caller's id."""
+    score: float
+    """Score of the retriever that found it; comparable within one retriever and request only."""
+    actions: dict[str, float] = field(default_factory=dict)
+    """Probability per action, each on its own; empty where no ranking was asked for."""
+    retriever: str = "dense"
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Sequence[Hit]):
+    """Hits in the order to show them; at most as many as were asked for, perhaps none."""
+
+    hits: tuple[Hit, ...]
+    num_reachable: int
+    """Items that the request's exclusions, allow list and history filter left to choose from."""
+    notes: tuple[str, ...] = ()
+    """Sentences about this answer: why it is short, what was not known."""
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    @overload
+    def __getitem__(self, at: int) -> Hit: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Hit, ...]: ...
+    def __getitem__(self, at: int | slice) -> Hit | tuple[Hit, ...]:
+        return self.hits[at]
+
+    @property
+    def item_ids(self) -> list[Any]:
+        """The callers' ids, in order."""
+        return [hit.item_id for hit in self.hits]
