@@ -1,0 +1,201 @@
+"""The console script ``recsys``: one table of commands, each a typed function in the module it names.
+
+A command's flags are its function's parameters: ``min_user_events`` is ``--min-user-events``, ``from_`` is ``--from``, a
+``bool`` that is False is a switch. Only the chosen command's module is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from recsys.errors import InputError
+
+__all__ = ["COMMANDS", "Command", "main"]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One subcommand and where its function lives."""
+
+    module: str
+    function: str
+    summary: str
+    example: str
+    takes_argv: bool = False
+    """Whether the function parses the command line itself (the training commands)."""
+
+    def load(self) -> Callable[..., object]:
+        """The function, importing its module."""
+        function: Callable[..., object] = getattr(importlib.import_module(self.module), self.function)
+        return function
+
+
+def _lightning(name: str, summary: str, example: str) -> Command:
+    return Command("recsys.pipelines.fit", "main", summary, f"recsys {name} {example}", takes_argv=True)
+
+
+COMMANDS: dict[str, Command] = {
+    "simulate": Command(
+        "recsys.pipelines.simulate.command",
+        "simulate",
+        "make data with known truth: events, slates, item text",
+        "recsys simulate --output raw --users 2000 --items 1000 --seed 7",
+    ),
+    "check-data": Command(
+        "recsys.pipelines.prepare.command",
+        "check_data",
+        "look through input tables and name the column and row at fault",
+        "recsys check-data --interactions raw/interactions.parquet --items raw/items.parquet",
+    ),
+    "prepare": Command(
+        "recsys.pipelines.prepare.command",
+        "prepare",
+        "turn input tables into a prepared dataset",
+        "recsys prepare --interactions raw/interactions.parquet --items raw/items.parquet --output data",
+    ),
+    "fit": _lightning("fit", "train the unified model on a prepared dataset", "--data.path data"),
+    "validate": _lightning(
+        "validate", "metrics on the validation split", "--data.path data --ckpt_path runs/1/checkpoints/best.ckpt"
+    ),
+    "test": _lightning(
+        "test", "metrics on the test split", "--data.path data --ckpt_path runs/1/checkpoints/best.ckpt"
+    ),
+    "predict": _lightning(
+        "predict", "write candidates from a checkpoint", "--data.path data --ckpt_path runs/1/checkpoints/best.ckpt"
+    ),
+    "export": Command(
+        "recsys.pipelines.export",
+        "export",
+        "write the bundle that serves a trained model",
+        "recsys export --checkpoint runs/1/checkpoints/best.ckpt --data data --output bundle --histories",
+    ),
+    "recommend": Command(
+        "recsys.pipelines.lookup",
+        "recommend",
+        "look at the recommendations of one user",
+        "recsys recommend --bundle bundle --user u7 --k 10",
+    ),
+    "similar": Command(
+        "recsys.pipelines.lookup",
+        "similar",
+        "look at the items most similar to one item",
+        "recsys similar --bundle bundle --item i42 --k 10",
+    ),
+    "candidates": Command(
+        "recsys.pipelines.candidates",
+        "candidates",
+        "write candidates for every user as Parquet",
+        "recsys candidates --bundle bundle --data data --output candidates --k 100",
+    ),
+    "evaluate": Command(
+        "recsys.pipelines.evaluate",
+        "evaluate",
+        "metrics of a bundle with intervals and segments, beside baselines",
+        "recsys evaluate --bundle bundle --data data --split test --baselines all --json eval.json",
+    ),
+    "bench": Command(
+        "recsys.pipelines.bench.command",
+        "bench",
+        "compare two ways of doing the same work in one run",
+        "recsys bench candidates --json bench.json",
+    ),
+    "report": Command(
+        "recsys.pipelines.report",
+        "report",
+        "one HTML page with curves, metrics and examples",
+        "recsys report --run runs/1 --output report.html",
+    ),
+    "doctor": Command(
+        "recsys.pipelines.doctor",
+        "doctor",
+        "versions, devices, what is missing and how to get it",
+        "recsys doctor",
+    ),
+    "demo": Command(
+        "recsys.pipelines.demo",
+        "demo",
+        "the whole way on simulated data, in a few minutes",
+        "recsys demo --output demo",
+    ),
+}
+
+
+def overview() -> str:
+    """The text of ``recsys --help``."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: recsys COMMAND [flags]",
+            "",
+            "One model that retrieves and ranks items from a single pass over a user's actions.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "recsys COMMAND --help shows the flags of a command and an example; recsys --version the version.",
+            "",
+        ]
+    )
+
+
+def _run(argv: Sequence[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(overview())
+        return
+    name, rest = argv[0], list(argv[1:])
+    if name == "--version":
+        import recsys
+
+        sys.stdout.write(f"recsys {recsys.__version__}\n")
+        return
+    command = COMMANDS.get(name)
+    if command is None:
+        close = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean `recsys {close[0]}`?" if close else "`recsys --help` lists the commands"
+        raise InputError(f"{name!r} is no command; {hint}")
+    function = command.load()
+    if command.takes_argv:
+        _run_training(function, [name, *rest])
+        return
+    from recsys.pipelines.command_parser import parse_call
+
+    function(**parse_call(function, rest, prog=f"recsys {name}", example=command.example))
+
+
+def _run_training(function: Callable[..., object], argv: list[str]) -> None:
+    try:
+        function(argv)
+    except argparse.ArgumentError as error:
+        from recsys.pipelines.command_parser import one_line
+
+        raise InputError(one_line(str(error), prog=f"recsys {argv[0]}")) from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after ``recsys``; those of this process where it is None.
+
+    Returns:
+        0 on success, 2 on bad input (one line on stderr says what), 130 when interrupted.
+    """
+    try:
+        _run(sys.argv[1:] if argv is None else argv)
+    except InputError as error:
+        sys.stderr.write(f"recsys: {' '.join(str(error).split())}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("recsys: interrupted\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

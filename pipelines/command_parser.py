@@ -1,0 +1,116 @@
+"""From a function's signature and docstring to its command line."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from recsys.errors import InputError
+
+__all__ = ["CommandParser", "command_parser", "one_line", "parse_call"]
+
+
+class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Leaves the example below the flags as it is written."""
+
+
+class CommandParser(ArgumentParser):  # type: ignore[misc]  # jsonargparse's base is chosen at run time
+    """Flags with ``-`` where the parameters have ``_``, and switches for bools; errors are raised, not printed."""
+
+    def add_argument(self, *args: str, **kwargs: Any) -> Any:
+        """Add one argument under its flag's name; its key stays the parameter's name."""
+        if len(args) == 1 and args[0].startswith("--"):
+            kwargs.setdefault("dest", args[0][2:])
+            args = (flag_of(kwargs["dest"]),)
+            if kwargs["dest"].endswith("_"):
+                kwargs.setdefault("metavar", kwargs["dest"].rstrip("_").upper())
+            if kwargs.get("type") is bool:
+                del kwargs["type"]
+                kwargs["action"] = "store_false" if kwargs["default"] else "store_true"
+                args = (f"--no-{args[0][2:]}",) if kwargs["default"] else args
+        return super().add_argument(*args, **kwargs)
+
+
+def flag_of(parameter: str) -> str:
+    """``min_user_events`` -> ``--min-user-events``, ``from_`` -> ``--from``."""
+    return "--" + parameter.rstrip("_").replace("_", "-")
+
+
+def command_parser(function: Callable[..., object], *, prog: str, example: str) -> CommandParser:
+    """The parser of one command: types and defaults from the signature, help from the Google docstring."""
+    parser = CommandParser(
+        prog=prog,
+        description=_first_paragraph(function),
+        epilog=f"example:\n  {example}",
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+        print_config=None,
+    )
+    parser.add_function_arguments(function, as_group=False)
+    return parser
+
+
+def _first_paragraph(function: Callable[..., object]) -> str:
+    return " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
+
+
+def parse_call(function: Callable[..., object], argv: Sequence[str], *, prog: str, example: str) -> dict[str, Any]:
+    """The keyword arguments that a command line states for ``function``.
+
+    Raises:
+        InputError: the command line is wrong; its text is one line.
+    """
+    parser = command_parser(function, prog=prog, example=example)
+    try:
+        values = parser.parse_args(list(argv))
+    except argparse.ArgumentError as error:
+        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+        raise InputError(one_line(str(error), prog=prog, flags=flags)) from None
+    return dict(vars(values))
+
+
+_KEY = re.compile(r"""^Parser key ["']([\w.]+)["']:\s*""")
+_EXPECTED = re.compile(r"Expected an? (.+?)\. Got value: (.*)$")
+_TYPE = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
+
+
+def one_line(message: str, *, prog: str, flags: Sequence[str] = ()) -> str:
+    """Reduce a parser's message to one line that names the flag and what to do.
+
+    Args:
+        message: as argparse or jsonargparse words it, on any number of lines.
+        prog: the command, for the way to its help.
+        flags: known flags, among which a mistyped one is looked up.
+    """
+    text = " ".join(message.split())
+    help_hint = f"`{prog} --help` lists the flags"
+    if text.startswith("unrecognized arguments: "):
+        wrong = text.removeprefix("unrecognized arguments: ").split()[0]
+        if not wrong.startswith("-"):
+            return f"{prog}: {wrong!r} stands alone, but every value follows a flag; {help_hint}"
+        close = get_close_matches(wrong.split("=")[0].replace("_", "-"), flags, n=1)
+        return f"{prog}: unknown flag {wrong}; " + (f"did you mean {close[0]}?" if close else help_hint)
+    if "arguments are required: " in text:
+        names = text.split("arguments are required: ")[1].split(", ")
+        needed = ", ".join(_known_flag(name, flags) for name in names)
+        return f"{prog}: {needed} must be given; {help_hint}"
+    key = _KEY.match(text)
+    if key:
+        text = _TYPE.sub(r"\1", text[key.end() :]).replace("typing.", "")
+        expected = _EXPECTED.search(text)
+        if expected:
+            text = f"expected {expected[1]}, got {expected[2]!r}"
+        return f"{prog}: {_known_flag(key[1], flags)}: {text}"
+    return f"{prog}: {text}; {help_hint}"
+
+
+def _known_flag(parameter: str, flags: Sequence[str]) -> str:
+    """The spelling of a parameter on this command line; training commands keep dots and underscores."""
+    flag = flag_of(parameter)
+    return flag if not flags or flag in flags else f"--{parameter}"

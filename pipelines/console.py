@@ -1,0 +1,53 @@
+"""Where commands write for people: results to stdout, progress to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Task as ProgressTask
+from rich.text import Text
+
+__all__ = ["progress_bar", "stderr_console", "stdout_console"]
+
+
+def stdout_console() -> Console:
+    """For results: tables and sentences that a pipe may read; plain ids are never recoloured."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def stderr_console() -> Console:
+    """For progress and remarks."""
+    return Console(stderr=True, highlight=False)
+
+
+class _Speed(ProgressColumn):
+    """Steps per second over the last seconds."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: ProgressTask) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} {self._unit}/s")
+
+
+@contextmanager
+def progress_bar(label: str, total: int | None, unit: str = "steps") -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr with the speed in ``unit`` per second.
+
+    Args:
+        label: what is being done.
+        total: number of steps; None where it is not known.
+        unit: plural noun for one step.
+
+    Yields:
+        A function that takes how many more steps are done.
+    """
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), _Speed(unit), TimeRemainingColumn())
+    with Progress(*columns, console=stderr_console()) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda steps: progress.update(task, advance=steps)
