@@ -1,0 +1,134 @@
+"""What the preparation of a dataset can be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from recsys.errors import InputError
+
+__all__ = ["DEFAULT_NEGATIVES", "OUR_COLUMNS", "PrepareSettings", "parse_columns", "parse_names", "parse_time"]
+
+DEFAULT_NEGATIVES = ("hide", "dislike", "hate", "report")
+
+OUR_COLUMNS = (
+    "user_id item_id timestamp action unknown value surface time_known title text "
+    "slate_id item_ids actions surfaces times values"
+).split()
+"""Names that ``columns`` may map onto."""
+
+
+def parse_names(text: str | None) -> tuple[str, ...] | None:
+    """``A,B`` as names; None stays None, an empty text is no name."""
+    if text is None:
+        return None
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """``ours=theirs,ours=theirs`` as a mapping.
+
+    Raises:
+        InputError: a part without ``=``.
+    """
+    mapping = {}
+    for part in parse_names(text) or ():
+        ours, equals, theirs = part.partition("=")
+        if not (equals and ours.strip() and theirs.strip()):
+            raise InputError(f"--columns {part!r} must read ours=theirs, for example user_id=uid")
+        mapping[ours.strip()] = theirs.strip()
+    return mapping
+
+
+def parse_time(flag: str, value: str | int | None) -> int | None:
+    """An integer as it is, an ISO date or datetime as seconds (UTC where it names no zone).
+
+    Raises:
+        InputError: it is neither.
+    """
+    if value is None or isinstance(value, int):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise InputError(f"{flag} {value!r} is no time; give an integer or a date such as 2022-05-04") from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"--{name.replace('_', '-')} {value} is not known; choose {' or '.join(choices)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareSettings:
+    """Settings of ``prepare``; the command line's flags under the same names."""
+
+    split: str = "leave-one-out"
+    """``leave-one-out``, or ``time`` with the two times below."""
+    valid_from: int | None = None
+    """Seconds (or whatever the timestamps count): the validation period begins here."""
+    test_from: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Our column name -> the name it has in the tables."""
+    negative: tuple[str, ...] | None = None
+    """Actions that make no positive; None = those of hide, dislike, hate and report that occur."""
+    positive: tuple[str, ...] | None = None
+    """The only actions that make a positive; None = all that are not negative."""
+    clock: str = "auto"
+    """``real``, ``order`` (timestamps only count), or ``auto``."""
+    bad_rows: str = "error"
+    """``error`` stops at the first bad row, ``drop`` leaves bad rows out and counts them."""
+    min_user_events: int = 0
+    min_item_events: int = 0
+    item_features: tuple[str, ...] = ()
+    """Columns of the items table that the model may read besides the text."""
+    user_features: tuple[str, ...] = ()
+    text_encoder: str | None = None
+    """Folder of a sentence-transformers model whose vectors of the item texts are added to the content."""
+
+    def __post_init__(self) -> None:
+        _one_of("split", self.split, ("leave-one-out", "time"))
+        _one_of("clock", self.clock, ("auto", "real", "order"))
+        _one_of("bad_rows", self.bad_rows, ("error", "drop"))
+        for name in ("min_user_events", "min_item_events"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
+        for ours in self.columns:
+            if ours not in OUR_COLUMNS:
+                raise InputError(f"--columns maps onto {ours!r}, which is none of ours: {', '.join(OUR_COLUMNS)}")
+        if self.split == "time":
+            if self.valid_from is None or self.test_from is None:
+                raise InputError("--split time needs both --valid-from T and --test-from T")
+            if self.valid_from >= self.test_from:
+                raise InputError(f"--valid-from {self.valid_from} must be before --test-from {self.test_from}")
+        elif self.valid_from is not None or self.test_from is not None:
+            raise InputError("--valid-from and --test-from belong to --split time; add it or leave them out")
+        both = set(self.positive or ()) & set(self.negative or ())
+        if both:
+            raise InputError(f"the action {min(both)!r} stands in both --positive and --negative; choose one")
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as the manifest keeps them: no path of this machine."""
+        encoder = None if self.text_encoder is None else self.text_encoder.rstrip("/").rsplit("/", 1)[-1]
+        return {
+            "split": self.split,
+            "valid_from": self.valid_from,
+            "test_from": self.test_from,
+            "columns": dict(self.columns),
+            "negative": None if self.negative is None else list(self.negative),
+            "positive": None if self.positive is None else list(self.positive),
+            "clock": self.clock,
+            "bad_rows": self.bad_rows,
+            "min_user_events": self.min_user_events,
+            "min_item_events": self.min_item_events,
+            "item_features": list(self.item_features),
+            "user_features": list(self.user_features),
+            "text_encoder": encoder,
+        }
