@@ -57,7 +57,12 @@ class History:
     def prefix(self, end: int) -> History:
         """The first ``end`` events."""
         return History(
-            self.item[:end], self.timestamp[:end], self.yes[:end], self.known[:end], self.surface[:end], self.time_known[:end]
+            self.item[:end],
+            self.timestamp[:end],
+            self.yes[:end],
+            self.known[:end],
+            self.surface[:end],
+            self.time_known[:end],
         )
 
 

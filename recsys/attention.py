@@ -1,0 +1,145 @@
+"""Attention of history rows over their past, and of new rows over a cached history.
+
+Suffixes: T = packed rows, B = sequences, L = rows of a cached history, N = new rows, H = heads, D = head width.
+Two kinds of weights: ``softmax``, and ``silu`` = SiLU(score) / max_len as in HSTU (arXiv 2402.17152), whose constant
+divisor needs no normaliser over the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["AttentionKind", "Group", "attend_delta", "attend_packed", "equal_length_groups"]
+
+AttentionKind = Literal["softmax", "silu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Adjacent sequences of one length: rows ``start`` to ``start + num_sequences * length`` of the packed batch.
+
+    A group is a view, so packed attention on a CPU copies and pads nothing.
+    """
+
+    start: int
+    num_sequences: int
+    length: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.start + self.num_sequences * self.length)
+
+
+def equal_length_groups(lengths: Sequence[int]) -> tuple[Group, ...]:
+    """Groups of a packed batch; sort the sequences by length first to get few of them. Empty sequences have no rows."""
+    groups: list[Group] = []
+    start = 0
+    for length in lengths:
+        if groups and groups[-1].length == length:
+            groups[-1] = Group(groups[-1].start, groups[-1].num_sequences + 1, length)
+        elif length:
+            groups.append(Group(start, 1, length))
+        start += length
+    return tuple(groups)
+
+
+def attend_packed(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    groups: Sequence[Group],
+    bias: Sequence[Tensor] | None,
+    *,
+    kind: AttentionKind,
+    max_len: int,
+) -> Tensor:
+    """Causal attention inside each sequence of a packed batch.
+
+    Args:
+        q_THD, k_THD, v_THD: [T, H, D].
+        groups: covers all T rows, in order.
+        bias: per group [B, H, L, L], added to the scaled scores; None = no bias.
+        max_len: divides silu weights; a constant of the model.
+    Returns:
+        [T, H, D].
+    """
+    scale = q_THD.shape[-1] ** -0.5
+    parts: list[Tensor] = []
+    for number, group in enumerate(groups):
+        shape = (group.num_sequences, group.length, *q_THD.shape[1:])
+        q, k, v = (x[group.rows].view(shape).transpose(1, 2) for x in (q_THD, k_THD, v_THD))
+        if kind == "softmax" and bias is None:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            score_BHLL = (q @ k.transpose(-1, -2)) * scale
+            if bias is not None:
+                score_BHLL = score_BHLL + bias[number]
+            future_LL = torch.ones(group.length, group.length, dtype=torch.bool, device=q.device).triu(1)
+            out = _weights(score_BHLL, future_LL, kind, max_len) @ v
+        parts.append(out.transpose(1, 2).reshape(-1, *q_THD.shape[1:]))
+    return torch.cat(parts) if parts else torch.empty_like(v_THD)
+
+
+def attend_delta(
+    q_BNHD: Tensor,
+    k_own_BNHD: Tensor,
+    v_own_BNHD: Tensor,
+    k_BLHD: Tensor,
+    v_BLHD: Tensor,
+    visible_BN: Tensor,
+    *,
+    own: Literal["self", "causal"],
+    bias_BHNL: Tensor | None,
+    bias_own: Tensor | None,
+    kind: AttentionKind,
+    max_len: int,
+) -> Tensor:
+    """New rows attend to a cached history and to themselves: M-FALCON's delta forward (arXiv 2402.17152).
+
+    Args:
+        k_BLHD, v_BLHD: [B, L, H, D] cached history, padded on the right.
+        visible_BN: [B, N] int64; row n sees the first ``visible`` cached rows.
+        own: ``self`` = a new row sees no other new row (candidates); ``causal`` = also the new rows before it (events).
+        bias_BHNL: added to the scaled history scores.
+        bias_own: [H] for ``self``, [B, H, N, N] for ``causal``.
+    Returns:
+        [B, N, H, D].
+    """
+    scale = q_BNHD.shape[-1] ** -0.5
+    q_BHND = q_BNHD.transpose(1, 2)
+    score_BHNL = (q_BHND @ k_BLHD.permute(0, 2, 3, 1)) * scale
+    if bias_BHNL is not None:
+        score_BHNL = score_BHNL + bias_BHNL
+    length = k_BLHD.shape[1]
+    hidden_BNL = torch.arange(length, device=q_BNHD.device) >= visible_BN[..., None]
+    if own == "self":
+        score_own = ((q_BNHD * k_own_BNHD).sum(-1) * scale).transpose(1, 2)[..., None]
+        if bias_own is not None:
+            score_own = score_own + bias_own[None, :, None, None]
+        hidden_own = torch.zeros(1, 1, 1, dtype=torch.bool, device=q_BNHD.device).expand(*visible_BN.shape, 1)
+    else:
+        score_own = (q_BHND @ k_own_BNHD.permute(0, 2, 3, 1)) * scale
+        if bias_own is not None:
+            score_own = score_own + bias_own
+        future_NN = torch.ones(q_BNHD.shape[1], q_BNHD.shape[1], dtype=torch.bool, device=q_BNHD.device).triu(1)
+        hidden_own = future_NN.expand(visible_BN.shape[0], *future_NN.shape)
+    hidden = torch.cat([hidden_BNL, hidden_own], dim=-1)[:, None]
+    weight = _weights(torch.cat([score_BHNL, score_own], dim=-1), hidden, kind, max_len)
+    out_BHND = weight[..., :length] @ v_BLHD.transpose(1, 2)
+    if own == "self":
+        out_BHND = out_BHND + weight[..., length:] * v_own_BNHD.transpose(1, 2)
+    else:
+        out_BHND = out_BHND + weight[..., length:] @ v_own_BNHD.transpose(1, 2)
+    return out_BHND.transpose(1, 2)
+
+
+def _weights(score: Tensor, hidden: Tensor, kind: AttentionKind, max_len: int) -> Tensor:
+    if kind == "softmax":
+        return score.masked_fill(hidden, float("-inf")).softmax(-1)
+    return F.silu(score).masked_fill(hidden, 0.0) / max_len

@@ -1,0 +1,98 @@
+"""Encoder blocks: what happens around attention. Attention itself is called by the encoder, cached or not.
+
+Suffixes: R = rows of any leading shape, D = model width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recsys.attention import AttentionKind
+from recsys.model_config import ModelConfig
+from recsys.time_features import TimeBias
+
+__all__ = ["Block", "HstuBlock", "SoftmaxBlock", "make_block"]
+
+
+class Block(nn.Module, ABC):
+    """One layer, split at its attention so that prefill, delta forward and append share the same weights."""
+
+    kind: AttentionKind
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.time_bias = TimeBias(config.num_heads) if config.use_time else None
+
+    def heads(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., H, head_dim]."""
+        return x.unflatten(-1, (self.num_heads, self.head_dim))
+
+    @abstractmethod
+    def project(self, x_RD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys, values [..., H, head_dim], and a gate [..., D] where the block has one."""
+
+    @abstractmethod
+    def finish(self, x_RD: Tensor, attended: Tensor, gate: Tensor | None) -> Tensor:
+        """The block's output from its input, [..., H, head_dim] attention and gate."""
+
+
+class SoftmaxBlock(Block):
+    """Pre-norm transformer layer."""
+
+    kind: AttentionKind = "softmax"
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        dim = config.dim
+        self.norm_attention, self.norm_ffn = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.up, self.down = nn.Linear(dim, config.ffn_factor * dim), nn.Linear(config.ffn_factor * dim, dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def project(self, x_RD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        q, k, v = self.qkv(self.norm_attention(x_RD)).chunk(3, -1)
+        return self.heads(q), self.heads(k), self.heads(v), None
+
+    def finish(self, x_RD: Tensor, attended: Tensor, gate: Tensor | None) -> Tensor:
+        x_RD = x_RD + self.dropout(self.out(attended.flatten(-2)))
+        return x_RD + self.dropout(self.down(self.dropout(F.gelu(self.up(self.norm_ffn(x_RD))))))
+
+
+class HstuBlock(Block):
+    """Pointwise-attention layer of HSTU (arXiv 2402.17152): one SiLU projection to U, V, Q, K and a gated output."""
+
+    kind: AttentionKind = "silu"
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.dim = config.dim
+        self.uvqk = nn.Linear(config.dim, 4 * config.dim, bias=False)
+        self.out = nn.Linear(config.dim, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def project(self, x_RD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        u, v, q, k = F.silu(self.uvqk(F.layer_norm(x_RD, (self.dim,)))).chunk(4, -1)
+        return self.heads(q), self.heads(k), self.heads(v), u
+
+    def finish(self, x_RD: Tensor, attended: Tensor, gate: Tensor | None) -> Tensor:
+        assert gate is not None
+        mixed = gate * F.layer_norm(attended.flatten(-2), (self.dim,))
+        return x_RD + self.out(self.dropout(mixed))
+
+
+def make_block(config: ModelConfig) -> Block:
+    """The block that the configuration names."""
+    return {"softmax": SoftmaxBlock, "hstu": HstuBlock}[config.block](config)
+
+
+def init_linear(module: nn.Module) -> None:
+    """N(0, 0.02²) weights and zero biases for the layers of an encoder."""
+    if isinstance(module, nn.Linear):
+        torch.nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            torch.nn.init.zeros_(module.bias)

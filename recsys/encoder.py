@@ -1,0 +1,118 @@
+"""The encoder: a stack of blocks that can run over packed histories or over new rows beside cached ones.
+
+Suffixes: R = packed rows, B = sequences, L = cached rows, N = new rows, H = heads, D = width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from recsys.attention import Group, attend_delta, attend_packed
+from recsys.blocks import init_linear, make_block
+from recsys.model_config import ModelConfig
+from recsys.packing import CandidateRows
+from recsys.time_features import UNKNOWN_GAP, gap_bucket
+
+__all__ = ["KeysValues", "Encoder"]
+
+KeysValues = list[tuple[Tensor, Tensor]]
+"""Per layer keys and values: [R, H, head_dim] packed, or [B, L, H, head_dim] padded."""
+
+
+def _difference_bucket(late: Tensor, late_known: Tensor, early: Tensor, early_known: Tensor) -> Tensor:
+    """Buckets of t_i − t_j for [..., N] against [..., L]."""
+    gap = (late[..., :, None] - early[..., None, :]).clamp_min(0)
+    known = late_known[..., :, None] & early_known[..., None, :]
+    return gap_bucket(torch.where(known, gap, UNKNOWN_GAP))
+
+
+class Encoder(nn.Module):
+    """Keys and values of row t depend on rows ≤ t only, whichever way they are computed."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([make_block(config) for _ in range(config.num_blocks)])
+        self.norm = nn.LayerNorm(config.dim)
+        self.use_time = config.use_time
+        self.max_len = config.window + 1
+        self.blocks.apply(init_linear)
+
+    def forward(
+        self, x_RD: Tensor, groups: Sequence[Group], time_R: Tensor, time_known_R: Tensor
+    ) -> tuple[Tensor, KeysValues]:
+        """Encode packed sequences.
+
+        Args:
+            x_RD: tokens. groups: equal-length groups that cover all rows in order.
+            time_R, time_known_R: time of each row, read by the time bias only.
+        Returns:
+            [R, D] normalised outputs, and packed keys and values per layer.
+        """
+        buckets: list[Tensor] = []
+        if self.use_time:
+            for group in groups:
+                time = time_R[group.rows].view(group.num_sequences, group.length)
+                known = time_known_R[group.rows].view(group.num_sequences, group.length)
+                bucket = _difference_bucket(time, known, time, known)
+                buckets.append(_same_row_is_zero(bucket))
+        cache: KeysValues = []
+        for block in self.blocks:
+            q, k, v, gate = block.project(x_RD)
+            bias = [block.time_bias(bucket) for bucket in buckets] if self.use_time else None
+            attended = attend_packed(q, k, v, groups, bias, kind=block.kind, max_len=self.max_len)
+            x_RD = block.finish(x_RD, attended, gate)
+            cache.append((k, v))
+        return self.norm(x_RD), cache
+
+    def delta(
+        self,
+        x_ND: Tensor,
+        rows: CandidateRows,
+        cache: KeysValues,
+        visible_BN: Tensor,
+        *,
+        own: Literal["self", "causal"],
+        time_BN: Tensor,
+        time_known_BN: Tensor,
+        time_BL: Tensor,
+        time_known_BL: Tensor,
+    ) -> tuple[Tensor, KeysValues]:
+        """Run only new rows against cached keys and values.
+
+        Args:
+            x_ND: tokens of the new rows, packed as ``rows`` says.
+            cache: padded [B, L, H, head_dim] per layer. visible_BN: cached *rows* each new row sees.
+            own: see :func:`recsys.attention.attend_delta`.
+        Returns:
+            [N, D] outputs (packed) and the new rows' keys and values, padded [B, columns, H, head_dim].
+        """
+        bucket_BNL = bucket_own = None
+        if self.use_time:
+            bucket_BNL = _difference_bucket(time_BN, time_known_BN, time_BL, time_known_BL)
+            if own == "causal":
+                bucket_own = _same_row_is_zero(_difference_bucket(time_BN, time_known_BN, time_BN, time_known_BN))
+        new_cache: KeysValues = []
+        for block, (k_BLHD, v_BLHD) in zip(self.blocks, cache, strict=True):
+            q, k, v, gate = block.project(x_ND)
+            q, k, v = rows.pad(q), rows.pad(k), rows.pad(v)
+            bias_BHNL = bias_own = None
+            if bucket_BNL is not None:
+                bias_BHNL = block.time_bias(bucket_BNL)
+                bias_own = block.time_bias.same_time() if bucket_own is None else block.time_bias(bucket_own)
+            attended = attend_delta(
+                q, k, v, k_BLHD, v_BLHD, visible_BN,
+                own=own, bias_BHNL=bias_BHNL, bias_own=bias_own, kind=block.kind, max_len=self.max_len,
+            )  # fmt: skip
+            x_ND = block.finish(x_ND, rows.unpad(attended), gate)
+            new_cache.append((k, v))
+        return self.norm(x_ND), new_cache
+
+
+def _same_row_is_zero(bucket_BLL: Tensor) -> Tensor:
+    """A row is no time away from itself, also where its time is unknown."""
+    eye = torch.eye(bucket_BLL.shape[-1], dtype=torch.bool, device=bucket_BLL.device)
+    return bucket_BLL.masked_fill(eye, 0)

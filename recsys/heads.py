@@ -1,0 +1,81 @@
+"""Heads on the shared encoder: the query of dense retrieval, and one probability per action of a candidate.
+
+Suffixes: R = rows, D = width, A = actions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recsys.embedding_table import EmbeddingTable
+from recsys.model_config import ModelConfig
+
+__all__ = ["ActionHead", "QueryHead"]
+
+
+class QueryHead(nn.Module):
+    """Query vector of a user state at a request: z + MLP(z, surface and time of the request)."""
+
+    def __init__(self, config: ModelConfig, context_dim: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        """ln of the inverse temperature of retrieval scores."""
+        self.hidden = nn.Linear(config.dim + context_dim, config.dim) if context_dim else None
+        self.out = nn.Linear(config.dim, config.dim) if context_dim else None
+        if self.out is not None:
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
+
+    def forward(self, z_RD: Tensor, context: Tensor | None) -> Tensor:
+        """[R, D]; its inner product with an item vector is the item's learned score."""
+        if self.hidden is not None and self.out is not None:
+            assert context is not None
+            z_RD = z_RD + self.out(F.gelu(self.hidden(torch.cat([z_RD, context], -1))))
+        return z_RD * self.log_scale.exp()
+
+
+class ActionHead(nn.Module):
+    """Logits of every action from an encoded row and its item.
+
+    The shown rank adds a bias of its own in training only, against position bias; elsewhere its mean over the places
+    seen in training stands in, so that probabilities stay calibrated.
+    """
+
+    rank_share_P: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_actions = config.num_actions
+        width = config.num_actions + (1 if config.regress_value else 0)
+        self.item = nn.Linear(config.dim, config.dim)
+        self.hidden = nn.Linear(3 * config.dim, 2 * config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.out = nn.Linear(2 * config.dim, width)
+        self.rank_bias = EmbeddingTable(config.max_shown_rank, config.num_actions, std=0.0)
+        self.register_buffer("rank_share_P", torch.full((config.max_shown_rank,), 1.0 / config.max_shown_rank))
+
+    @torch.no_grad()
+    def set_priors(self, action_rate_A: Tensor, rank_share_P: Tensor | None) -> None:
+        """Start at the base rates: [A] shares of *yes* among known, [P] shares of rows at each shown rank."""
+        rate = action_rate_A.clamp(1e-4, 1 - 1e-4)
+        self.out.bias.zero_()
+        self.out.bias[: self.num_actions] = torch.log(rate / (1 - rate))
+        if rank_share_P is not None:
+            self.rank_share_P.copy_(rank_share_P)
+
+    def forward(self, z_RD: Tensor, vector_RD: Tensor, shown_R: Tensor | None = None) -> Tensor:
+        """[R, A] logits (and a last column ln(1 + value) where a value is regressed).
+
+        Args:
+            z_RD: encoded rows. vector_RD: their item vectors. shown_R: shown rank from 0, or None = any place.
+        """
+        item_RD = self.item(vector_RD * vector_RD.shape[-1] ** 0.5)
+        mixed = torch.cat([z_RD, item_RD, z_RD * item_RD], -1)
+        logits: Tensor = self.out(self.dropout(F.gelu(self.hidden(mixed))))
+        if shown_R is None:
+            bias = self.rank_share_P @ self.rank_bias.all_rows()
+        else:
+            bias = self.rank_bias(shown_R.clamp_max(self.rank_bias.num_rows - 1))
+        return torch.cat([logits[..., : self.num_actions] + bias, logits[..., self.num_actions :]], -1)

@@ -1,0 +1,340 @@
+"""The unified model: one pass over a history, from which retrieval and ranking both read.
+
+Suffixes: B = users, C = candidates, D = width, I = items, A = actions, T = packed events, N = packed rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from recsys.encoder import Encoder, KeysValues
+from recsys.errors import InputError
+from recsys.event_tokens import EventTokens
+from recsys.events import History
+from recsys.files import read_json
+from recsys.heads import ActionHead, QueryHead
+from recsys.item_vectors import ItemVectors
+from recsys.layouts import ActionInput, make_layout
+from recsys.model_config import ModelConfig
+from recsys.packing import CandidateRows, EventBatch, pack_histories
+from recsys.recent import recent_positives
+from recsys.time_features import UNKNOWN_GAP
+from recsys.user_state import UserStates, pad_packed
+
+__all__ = ["UnifiedModel"]
+
+_MICRO_BATCH = 1 << 15
+"""Candidate rows of one delta forward; more are cut into micro-batches (M-FALCON, arXiv 2402.17152)."""
+
+
+class UnifiedModel(nn.Module):
+    """Masked action modelling over a history (UniPinRec, arXiv 2606.00422), with a retrieval and a ranking head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layout = make_layout(config.layout)
+        self.items = ItemVectors(config)
+        self.tokens = EventTokens(config)
+        self.encoder = Encoder(config)
+        self.query_head = QueryHead(config, self.tokens.context.dim)
+        self.action_head = ActionHead(config) if config.use_actions else None
+        self.start_D = nn.Parameter(torch.zeros(config.dim))
+        """Stands for the last output row of an empty history."""
+        self.tokens.reset()
+
+    @property
+    def device(self) -> torch.device:
+        return self.start_D.device
+
+    # -- packed forward -------------------------------------------------------------------------------------------
+
+    def encode_packed(
+        self, batch: EventBatch, hidden_T: Tensor, lookup: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, KeysValues]:
+        """Encode a packed batch.
+
+        Args:
+            hidden_T: [T] bool, events whose action is hidden.
+            lookup: item ids of any shape to vectors [..., D].
+        Returns:
+            outputs [T · rows per event, D] and packed keys and values.
+        """
+        rows = self.layout.rows(batch, hidden_T, None)
+        x_RD = self._tokens(batch, rows, lookup, batch.position_T)
+        scale = self.layout.rows_per_event
+        groups = tuple(type(g)(g.start * scale, g.num_sequences, g.length * scale) for g in batch.groups)
+        out: tuple[Tensor, KeysValues] = self.encoder(
+            x_RD, groups, rows.of_events(batch.time_T), rows.of_events(batch.time_known_T)
+        )
+        return out
+
+    def _tokens(self, batch: EventBatch, rows, lookup, position_T: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        of = rows.of_events
+        context = self.tokens.context(of(batch.surface_T), of(batch.time_T), of(batch.time_known_T), of(batch.gap_T))
+        tokens: Tensor = self.tokens(lookup(rows.item_R), rows.actions, context, of(position_T))
+        return tokens
+
+    def candidate_tokens(
+        self, vector_ND: Tensor, last: ActionInput, surface_N: Tensor, time_N: Tensor, gap_N: Tensor, position_N: Tensor
+    ) -> Tensor:
+        """Tokens of candidates: their own action hidden, time and surface those of the request."""
+        context = self.tokens.context(surface_N, time_N, torch.ones_like(time_N, dtype=torch.bool), gap_N)
+        tokens: Tensor = self.tokens(vector_ND, self.layout.candidate_actions(last), context, position_N)
+        return tokens
+
+    # -- user states ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, histories: Sequence[History], *, keep_cache: bool = True) -> UserStates:
+        """Encode whole histories; the window rule picks what is visible.
+
+        Args:
+            histories: one per user, possibly empty.
+            keep_cache: False leaves keys and values out, for retrieval alone.
+        """
+        config, device = self.config, self.device
+        first = np.array([config.first_visible(len(h)) for h in histories], dtype=np.int64)
+        shown = np.array([len(h) for h in histories], dtype=np.int64) - first
+        order = np.argsort(shown, kind="stable")
+        batch = pack_histories([_from(histories[i], first[i]) for i in order]).to(device)
+        z_RD, packed = self.encode_packed(batch, torch.zeros_like(batch.time_known_T), self.items.rows)
+        place = torch.from_numpy(np.argsort(order, kind="stable")).to(device)
+        length_B = torch.from_numpy(shown).to(device)
+        start_B = batch.offsets_S1[:-1][place]
+        last_B = (start_B + length_B - 1).clamp_min(0)
+        has_any = length_B > 0
+        last_BD = self.start_D.detach().expand(len(histories), -1)
+        nothing = torch.zeros_like(length_B)
+        time, known, last_yes, last_known = nothing - 1, has_any, nothing, nothing
+        if len(z_RD):
+            last_BD = torch.where(has_any[:, None], self.layout.item_reads(z_RD)[last_B], last_BD)
+            time, known = batch.time_T[last_B], has_any & batch.time_known_T[last_B]
+            last_yes, last_known = batch.yes_T[last_B], batch.known_T[last_B]
+        scale = self.layout.rows_per_event
+        columns = int(shown.max(initial=0)) * scale if keep_cache else 0
+
+        def pad(rows: Tensor) -> Tensor:
+            return pad_packed(rows, start_B * scale, length_B * scale, columns)
+
+        return UserStates(
+            cache=[(pad(k), pad(v)) for k, v in packed] if keep_cache else [],
+            num_rows_B=length_B * scale,
+            num_events_B=torch.tensor([len(h) for h in histories], dtype=torch.int64, device=device),
+            first_B=torch.from_numpy(first).to(device),
+            time_BL=pad(batch.time_T.repeat_interleave(scale)),
+            time_known_BL=pad(batch.time_known_T.repeat_interleave(scale)),
+            last_BD=last_BD,
+            last_time_B=torch.where(known, time, -1),
+            last_actions=ActionInput(last_yes, last_known, ~has_any),
+            recent_BM=recent_positives(histories, config.positive_mask, config.recent).to(device),
+        )
+
+    def can_append(self, states: UserStates, num_new: Sequence[int]) -> list[bool]:
+        """Whether each state stays valid with so many more events, i.e. its window does not move."""
+        total = states.num_events_B.tolist()
+        return [
+            self.config.first_visible(n + new) == first
+            for n, new, first in zip(total, num_new, states.first_B.tolist(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def append(self, states: UserStates, new_events: Sequence[History]) -> UserStates:
+        """Continue cached states with later events: only the new rows are computed.
+
+        Raises:
+            ValueError: a window would move; encode the whole history instead (see :meth:`can_append`).
+        """
+        counts = [len(h) for h in new_events]
+        for user, fits in enumerate(self.can_append(states, counts)):
+            if not fits:
+                raise ValueError(
+                    f"state {user} cannot take {counts[user]} more events: its window moves; encode() it again"
+                )
+        device, scale = self.device, self.layout.rows_per_event
+        batch = pack_histories(new_events, previous_time=states.last_time_B.cpu().numpy()).to(device)
+        rows = self.layout.rows(batch, torch.zeros_like(batch.time_known_T), states.last_actions)
+        count_B = batch.lengths_S
+        sequence_T = torch.repeat_interleave(torch.arange(states.num_users, device=device), count_B)
+        position_T = (states.num_events_B - states.first_B)[sequence_T] + batch.position_T
+        x_RD = self._tokens(batch, rows, self.items.rows, position_T)
+        columns = max(counts, default=0) * scale
+        row_place = torch.arange(len(x_RD), device=device) - (batch.offsets_S1[:-1] * scale).repeat_interleave(
+            count_B * scale
+        )
+        packing = CandidateRows(
+            sequence_Q=torch.arange(states.num_users, device=device),
+            place_N=sequence_T.repeat_interleave(scale) * columns + row_place,
+            columns=columns,
+            item_N=rows.item_R,
+            time_N=batch.time_T,
+            surface_N=batch.surface_T,
+            visible_N=batch.position_T,
+        )
+        time_BN = packing.pad(batch.time_T.repeat_interleave(scale))
+        known_BN = packing.pad(batch.time_known_T.repeat_interleave(scale))
+        z_ND, new_cache = self.encoder.delta(
+            x_RD, packing, states.cache, states.num_rows_B[:, None].expand(-1, columns), own="causal",
+            time_BN=time_BN, time_known_BN=known_BN, time_BL=states.time_BL, time_known_BL=states.time_known_BL,
+        )  # fmt: skip
+        num_rows_B = states.num_rows_B + count_B * scale
+
+        def join(old_BL: Tensor, new_BN: Tensor) -> Tensor:
+            width = int(num_rows_B.max()) if len(num_rows_B) else 0
+            out = old_BL.new_zeros(old_BL.shape[0], width, *old_BL.shape[2:])
+            keep = min(width, old_BL.shape[1])
+            out[:, :keep] = old_BL[:, :keep]
+            at = states.num_rows_B[sequence_T.repeat_interleave(scale)] + row_place
+            out[sequence_T.repeat_interleave(scale), at] = packing.unpad(new_BN)
+            return out
+
+        has_new = count_B > 0
+        end_B = (batch.offsets_S1[1:] - 1).clamp_min(0)
+
+        def latest(old_B: Tensor, new_T: Tensor) -> Tensor:
+            if not len(new_T):
+                return old_B
+            mask = has_new if old_B.dim() == 1 else has_new[:, None]
+            return torch.where(mask, new_T[end_B], old_B)
+
+        recent_new_BM = recent_positives(new_events, self.config.positive_mask, self.config.recent).to(device)
+        return UserStates(
+            cache=[(join(k, nk), join(v, nv)) for (k, v), (nk, nv) in zip(states.cache, new_cache, strict=True)],
+            num_rows_B=num_rows_B,
+            num_events_B=states.num_events_B + count_B,
+            first_B=states.first_B,
+            time_BL=join(states.time_BL, time_BN),
+            time_known_BL=join(states.time_known_BL, known_BN),
+            last_BD=latest(states.last_BD, self.layout.item_reads(z_ND)),
+            last_time_B=latest(states.last_time_B, torch.where(batch.time_known_T, batch.time_T, -1)),
+            last_actions=ActionInput(
+                latest(states.last_actions.yes, batch.yes_T),
+                latest(states.last_actions.known, batch.known_T),
+                states.last_actions.hidden & ~has_new,
+            ),
+            recent_BM=_newest_first(recent_new_BM, states.recent_BM),
+        )
+
+    # -- requests -------------------------------------------------------------------------------------------------
+
+    def query_packed(
+        self, z_RD: Tensor, surface_R: Tensor, time_R: Tensor, time_known_R: Tensor, gap_R: Tensor
+    ) -> Tensor:
+        """[R, D] query vectors of output rows at requests."""
+        query: Tensor = self.query_head(z_RD, self.tokens.context(surface_R, time_R, time_known_R, gap_R))
+        return query
+
+    @torch.no_grad()
+    def query(self, states: UserStates, at_B: Tensor, surface_B: Tensor) -> Tensor:
+        """[B, D]: the learned score of item i is the inner product with ``item_vectors()[i]``."""
+        known = torch.ones_like(at_B, dtype=torch.bool)
+        return self.query_packed(states.last_BD, surface_B, at_B, known, _gap(at_B, states.last_time_B))
+
+    @torch.no_grad()
+    def item_vectors(self) -> Tensor:
+        """[I, D] float32 vectors of the catalogue for the retrieval index."""
+        return self.items.table()[:-1].float()
+
+    @torch.no_grad()
+    def rank(self, states: UserStates, item_BC: Tensor, at_B: Tensor, surface_BC: Tensor) -> Tensor:
+        """Action logits [B, C, A] of candidates, computed on the cached keys and values (delta forward).
+
+        Args:
+            item_BC: [B, C] int64; -1 marks a padded place, whose logits mean nothing.
+            at_B: [B] time of the request. surface_BC: [B, C].
+        Raises:
+            ValueError: the model was trained without actions, or the states hold no keys and values.
+        """
+        if self.action_head is None:
+            raise ValueError("this model has no ranking head: its data has no action with both outcomes")
+        if not states.cache:
+            raise ValueError("these states hold no keys and values; encode with keep_cache=True")
+        step = max(1, _MICRO_BATCH // max(1, states.num_users))
+        parts = [
+            self._rank_rows(states, item_BC[:, low : low + step], at_B, surface_BC[:, low : low + step])
+            for low in range(0, item_BC.shape[1], step)
+        ]
+        if not parts:
+            return self.start_D.new_zeros(*item_BC.shape, self.config.num_actions)
+        return torch.cat(parts, 1)
+
+    def _rank_rows(self, states: UserStates, item_BC: Tensor, at_B: Tensor, surface_BC: Tensor) -> Tensor:
+        num_users, columns = item_BC.shape
+        each = torch.arange(num_users, device=item_BC.device).repeat_interleave(columns)
+        rows = CandidateRows(
+            sequence_Q=torch.arange(num_users, device=item_BC.device), place_N=None, columns=columns,
+            item_N=item_BC.flatten(), time_N=at_B[each], surface_N=surface_BC.flatten(),
+            visible_N=(states.num_events_B - states.first_B)[each],
+        )  # fmt: skip
+        vector_ND = self.items.rows(rows.item_N)
+        x_ND = self.candidate_tokens(
+            vector_ND, states.last_actions.at(each), rows.surface_N, rows.time_N,
+            _gap(at_B, states.last_time_B)[each], rows.visible_N,
+        )  # fmt: skip
+        z_ND, _ = self.encoder.delta(
+            x_ND, rows, states.cache, states.num_rows_B[:, None].expand(-1, columns), own="self",
+            time_BN=at_B[:, None].expand(-1, columns),
+            time_known_BN=torch.ones_like(item_BC, dtype=torch.bool),
+            time_BL=states.time_BL, time_known_BL=states.time_known_BL,
+        )  # fmt: skip
+        assert self.action_head is not None
+        logits = self.action_head(z_ND, vector_ND)[:, : self.config.num_actions]
+        return logits.view(num_users, columns, self.config.num_actions).float()
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.json`` and ``model.safetensors``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.json").write_text(json.dumps(self.config.to_dict(), indent=2, sort_keys=True) + "\n")
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors"
+        )
+
+    @classmethod
+    def load(cls, folder: Path, device: str | torch.device = "cpu") -> UnifiedModel:
+        """Read what :meth:`save` wrote, in evaluation mode.
+
+        Raises:
+            InputError: a file is missing, broken or belongs to another configuration.
+        """
+        config = ModelConfig.from_dict(read_json(folder / "model.json"))
+        try:
+            weights = load_file(folder / "model.safetensors")
+        except (FileNotFoundError, SafetensorError) as error:
+            raise InputError(
+                f"{folder / 'model.safetensors'} cannot be read ({error}); export the bundle again"
+            ) from None
+        model = cls(config)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            line = str(error).splitlines()[-1].strip()
+            raise InputError(f"{folder} holds weights of another model ({line}); export the bundle again") from None
+        return model.to(device).eval()
+
+
+def _from(history: History, first: int) -> History:
+    if not first:
+        return history
+    return History(
+        *(getattr(history, name)[first:] for name in ("item", "timestamp", "yes", "known", "surface", "time_known"))
+    )
+
+
+def _gap(at_B: Tensor, last_time_B: Tensor) -> Tensor:
+    return torch.where(last_time_B >= 0, (at_B - last_time_B).clamp_min(0), UNKNOWN_GAP)
+
+
+def _newest_first(new_BM: Tensor, old_BM: Tensor) -> Tensor:
+    both = torch.cat([new_BM, old_BM], 1)
+    order = (both < 0).to(torch.int8).argsort(dim=1, stable=True)
+    return both.gather(1, order)[:, : old_BM.shape[1]]

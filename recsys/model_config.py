@@ -1,0 +1,121 @@
+"""Everything that decides the shape and the losses of the model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from recsys.errors import InputError
+
+__all__ = ["ModelConfig"]
+
+BlockKind = Literal["softmax", "hstu"]
+LayoutKind = Literal["mam", "interleaved", "lagged"]
+RetrievalLoss = Literal["full", "sampled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """One unified model. What depends on the data set has no default."""
+
+    num_items: int
+    num_actions: int
+    """Size of the action vocabulary; at most 31, since actions are bits of one integer."""
+    num_surfaces: int
+    """Size of the surface vocabulary, index 0 (unknown) included."""
+    positive_mask: int
+    """Bits of the actions that make an event positive."""
+    content_dim: int = 0
+    """Width of the content features of an item; 0 = ids only."""
+    dim: int = 64
+    num_blocks: int = 2
+    num_heads: int = 2
+    ffn_factor: int = 4
+    """Width of the feed-forward layer of a softmax block, in multiples of ``dim``."""
+    block: BlockKind = "softmax"
+    layout: LayoutKind = "mam"
+    window: int = 64
+    """Most events a user state holds (W); the window moves by W / 4 events at a time."""
+    recent: int = 4
+    """Positive items a user state remembers for the memory terms (m)."""
+    use_actions: bool = True
+    """Whether actions enter the tokens and the action head is trained."""
+    use_surfaces: bool = True
+    use_time: bool = True
+    """Whether there is a clock: time bias, gap and calendar features."""
+    mask_prob: float = 0.2
+    """Share of history actions hidden in training (masked action modelling; UniPinRec, arXiv 2606.00422)."""
+    dropout: float = 0.3
+    id_dropout: float = 0.1
+    """Share of items whose id embedding is dropped in a training step, so that content carries weight too."""
+    retrieval_loss: RetrievalLoss = "full"
+    num_negatives: int = 512
+    """Uniform negatives a step of the sampled softmax."""
+    action_weight: float = 1.0
+    """Weight of L_action beside L_item."""
+    pairwise_weight: float = 0.0
+    """Weight of the pairwise logistic term inside a slate."""
+    regress_value: bool = False
+    """Whether a head predicts log(1 + value)."""
+    max_shown_rank: int = 32
+    """Places of a slate with a position bias of their own; later ones share the last."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_surfaces",
+            "dim",
+            "num_blocks",
+            "num_heads",
+            "window",
+            "recent",
+            "ffn_factor",
+            "max_shown_rank",
+        ):
+            if not getattr(self, name) > 0:
+                raise InputError(f"model.{name} must be positive, got {getattr(self, name)!r}")
+        if self.dim % self.num_heads:
+            raise InputError(f"model.dim = {self.dim} must be a multiple of model.num_heads = {self.num_heads}")
+        if self.window % 4:
+            raise InputError(f"model.window = {self.window} must be a multiple of 4, since it moves by a quarter")
+        if not 0 <= self.num_actions <= 31:
+            raise InputError(f"model.num_actions = {self.num_actions}; at most 31 actions fit")
+        for name in ("mask_prob", "dropout", "id_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise InputError(f"model.{name} must be in [0, 1), got {getattr(self, name)!r}")
+        for name, allowed in (
+            ("block", ("softmax", "hstu")),
+            ("layout", ("mam", "interleaved", "lagged")),
+            ("retrieval_loss", ("full", "sampled")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"model.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def stride(self) -> int:
+        """Events by which the window moves (S = W / 4)."""
+        return self.window // 4
+
+    def first_visible(self, num_events: int) -> int:
+        """Place of the first event that a history of ``num_events`` events shows: S·⌈max(0, n − W)/S⌉.
+
+        >>> ModelConfig(num_items=1, num_actions=1, num_surfaces=1, positive_mask=1, window=8).first_visible(9)
+        2
+        """
+        return self.stride * -(-max(0, num_events - self.window) // self.stride)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Raises InputError on a key this version does not know."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise InputError(
+                f"model configuration holds the unknown setting {unknown[0]!r}; it was written by another version"
+            )
+        return cls(**values)

@@ -1,0 +1,182 @@
+"""L = L_item + L_action of one packed batch, in one stage.
+
+Suffixes: T = packed events, N = rows of one kind, D = width, I = items, A = actions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recsys.event_tokens import action_bits
+from recsys.layouts import ActionInput
+from recsys.losses import action_loss, full_softmax_loss_sum, pairwise_loss, sampled_softmax_loss_sum
+from recsys.model import UnifiedModel
+from recsys.packing import CandidateRows
+from recsys.time_features import UNKNOWN_GAP
+from recsys.training_batches import TrainingBatch
+from recsys.user_state import pad_packed
+
+__all__ = ["Losses", "Objective"]
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Losses of a batch in nats; ``total`` is what is minimised."""
+
+    total: Tensor
+    item: Tensor
+    """Mean over retrieval targets."""
+    action: Tensor
+    """Sum over actions of the mean over known labels, hidden history positions plus slate candidates."""
+    num_targets: int
+
+
+class Objective:
+    """Losses of a :class:`UnifiedModel`.
+
+    Args:
+        item_counts_I: [I] training events per item; items without any stay out of softmax denominators.
+    """
+
+    def __init__(self, model: UnifiedModel, item_counts_I: Tensor) -> None:
+        self.model = model
+        trained_J = (item_counts_I > 0).nonzero().flatten()
+        self.trained_J = trained_J
+        self.all_trained = len(trained_J) == len(item_counts_I)
+        self.compact_I = torch.full((len(item_counts_I),), -1, dtype=torch.int64)
+        self.compact_I[trained_J] = torch.arange(len(trained_J))
+        self.log_share_I = torch.log(item_counts_I.double().clamp_min(1) / item_counts_I.sum().clamp_min(1)).float()
+
+    def to(self, device: torch.device) -> None:
+        """Move the catalogue's tensors to the model's device."""
+        for name in ("trained_J", "compact_I", "log_share_I"):
+            setattr(self, name, getattr(self, name).to(device))
+
+    def __call__(self, batch: TrainingBatch) -> Losses:
+        """Losses of one batch; draws masks, dropout and negatives from torch's generator."""
+        model, config, events = self.model, self.model.config, batch.events
+        full = config.retrieval_loss == "full"
+        table_I1D = model.items.table() if full else None
+
+        def lookup(items: Tensor) -> Tensor:
+            if table_I1D is None:
+                return model.items.rows(items)
+            return F.embedding(items % len(table_I1D), table_I1D)
+
+        hides = config.use_actions and model.layout.hides_actions
+        hidden_T = torch.zeros_like(events.time_known_T)
+        if hides:
+            hidden_T = torch.rand(len(events.item_T), device=hidden_T.device) < config.mask_prob
+        z_RD, cache = model.encode_packed(events, hidden_T, lookup)
+
+        query_ND, target_N = self._queries(batch, z_RD, model.layout.item_events(hidden_T))
+        num_targets = len(target_N)
+        item = z_RD.sum() * 0.0
+        if num_targets:
+            item = self._item_loss(query_ND, target_N, table_I1D) / num_targets
+        action = z_RD.new_zeros(())
+        if model.action_head is not None:
+            action = self._history_action_loss(batch, z_RD, hidden_T, lookup)
+            if batch.candidates is not None:
+                action = action + self._candidate_loss(batch, batch.candidates, cache, lookup)
+        return Losses(item + config.action_weight * action, item.detach(), action.detach(), num_targets)
+
+    # -- retrieval ------------------------------------------------------------------------------------------------
+
+    def _queries(self, batch: TrainingBatch, z_RD: Tensor, reads_T: Tensor) -> tuple[Tensor, Tensor]:
+        model, events = self.model, batch.events
+        at_N = (reads_T & (batch.target_T >= 0)).nonzero().flatten()
+        both_N = batch.request_known_T[at_N] & events.time_known_T[at_N]
+        gap_N = torch.where(both_N, (batch.request_time_T[at_N] - events.time_T[at_N]).clamp_min(0), UNKNOWN_GAP)
+        start_FD = model.start_D.expand(len(batch.start_S), -1)
+        query_ND = model.query_packed(
+            torch.cat([model.layout.item_reads(z_RD)[at_N], start_FD]),
+            torch.cat([batch.request_surface_T[at_N], batch.start_surface_F]),
+            torch.cat([batch.request_time_T[at_N], batch.start_time_F]),
+            torch.cat([batch.request_known_T[at_N], batch.start_known_F]),
+            torch.cat([gap_N, torch.full_like(batch.start_time_F, UNKNOWN_GAP)]),
+        )
+        return query_ND, torch.cat([batch.target_T[at_N], batch.start_target_F])
+
+    def _item_loss(self, query_ND: Tensor, target_N: Tensor, table_I1D: Tensor | None) -> Tensor:
+        items, config = self.model.items, self.model.config
+        if table_I1D is not None:
+            vectors_JD = table_I1D[:-1] if self.all_trained else table_I1D.index_select(0, self.trained_J)
+            return full_softmax_loss_sum(query_ND, vectors_JD, self.compact_I[target_N])
+        draw_M = torch.randint(len(self.trained_J), (config.num_negatives,), device=target_N.device)
+        random_M = self.trained_J[draw_M]
+        uniform = config.num_negatives / len(self.trained_J)
+
+        def log_expected(rows: Tensor) -> Tensor:
+            return torch.log(uniform + len(target_N) * self.log_share_I[rows].exp())
+
+        return sampled_softmax_loss_sum(
+            query_ND, items.rows(target_N), target_N, items.rows(random_M), random_M,
+            log_expected(target_N), log_expected(random_M),
+        )  # fmt: skip
+
+    # -- ranking --------------------------------------------------------------------------------------------------
+
+    def _history_action_loss(self, batch: TrainingBatch, z_RD: Tensor, hidden_T: Tensor, lookup) -> Tensor:  # type: ignore[no-untyped-def]
+        model, events = self.model, batch.events
+        assert model.action_head is not None
+        at_N = (model.layout.action_events(hidden_T) & (events.known_T != 0)).nonzero().flatten()
+        if not len(at_N):
+            return z_RD.sum() * 0.0
+        logits_NA = model.action_head(model.layout.action_reads(z_RD)[at_N], lookup(events.item_T[at_N]))
+        return self._labels_loss(logits_NA, events.yes_T[at_N], events.known_T[at_N], batch.value_T[at_N])
+
+    def _candidate_loss(self, batch: TrainingBatch, rows: CandidateRows, cache, lookup) -> Tensor:  # type: ignore[no-untyped-def]
+        model, events = self.model, batch.events
+        assert model.action_head is not None and rows.yes_N is not None and rows.known_N is not None
+        scale = model.layout.rows_per_event
+        length_Q = events.lengths_S[rows.sequence_Q]
+        offset_Q = events.offsets_S1[:-1][rows.sequence_Q]
+        columns = max((g.length for g in events.groups), default=0) * scale
+
+        def pad(packed: Tensor) -> Tensor:
+            return pad_packed(packed, offset_Q * scale, length_Q * scale, columns)
+
+        visible_QC = rows.pad(rows.visible_N)
+        place_N = rows.place_N
+        assert place_N is not None
+        sequence_N = torch.div(place_N, rows.columns, rounding_mode="floor")
+        none_N = rows.visible_N == 0
+        last_N = (offset_Q[sequence_N] + rows.visible_N - 1).clamp_min(0)
+        known_N = ~none_N & events.time_known_T[last_N]
+        gap_N = torch.where(known_N, (rows.time_N - events.time_T[last_N]).clamp_min(0), UNKNOWN_GAP)
+        vector_ND = lookup(rows.item_N)
+        last = ActionInput(events.yes_T[last_N], events.known_T[last_N], none_N)
+        x_ND = model.candidate_tokens(vector_ND, last, rows.surface_N, rows.time_N, gap_N, rows.visible_N)
+        time_QC = rows.pad(rows.time_N)
+        z_ND, _ = model.encoder.delta(
+            x_ND, rows, [(pad(k), pad(v)) for k, v in cache], visible_QC * scale, own="self",
+            time_BN=time_QC, time_known_BN=torch.ones_like(time_QC, dtype=torch.bool),
+            time_BL=pad(events.time_T.repeat_interleave(scale)),
+            time_known_BL=pad(events.time_known_T.repeat_interleave(scale)),
+        )  # fmt: skip
+        logits_NA = model.action_head(z_ND, vector_ND, rows.shown_N)
+        assert rows.value_N is not None and rows.slate_N is not None
+        loss = self._labels_loss(logits_NA, rows.yes_N, rows.known_N, rows.value_N)
+        if model.config.pairwise_weight:
+            num_actions = model.config.num_actions
+            yes_NA, known_NA = action_bits(rows.yes_N, num_actions), action_bits(rows.known_N, num_actions)
+            pairs = pairwise_loss(logits_NA[:, :num_actions], yes_NA, known_NA, rows.slate_N)
+            loss = loss + model.config.pairwise_weight * pairs
+        return loss
+
+    def _labels_loss(self, logits_NA: Tensor, yes_N: Tensor, known_N: Tensor, value_N: Tensor) -> Tensor:
+        num_actions = self.model.config.num_actions
+        loss = action_loss(
+            logits_NA[:, :num_actions], action_bits(yes_N, num_actions), action_bits(known_N, num_actions)
+        )
+        if self.model.config.regress_value:
+            has_value = ~value_N.isnan()
+            wanted = torch.log1p(value_N.nan_to_num(0.0).clamp_min(0.0))
+            error = F.smooth_l1_loss(logits_NA[:, -1], wanted, reduction="none") * has_value
+            loss = loss + error.sum() / has_value.sum().clamp_min(1)
+        return loss

@@ -1,0 +1,73 @@
+"""Action probabilities for the slates of a data set.
+
+Suffixes: R = slate rows, A = actions, B = slates of a batch, C = candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recsys.dataset import Dataset
+from recsys.errors import InputError
+from recsys.model import UnifiedModel
+from recsys.packing import ranges
+from recsys.training_batches import events_before
+
+__all__ = ["SlatePredictions", "predict_slates"]
+
+
+@dataclass(frozen=True, slots=True)
+class SlatePredictions:
+    """Probabilities of slate rows."""
+
+    row_R: NDArray[np.int64]
+    """Rows of the :class:`recsys.events.SlateLog`."""
+    prob_RA: NDArray[np.float32]
+
+
+@torch.inference_mode()
+def predict_slates(model: UnifiedModel, dataset: Dataset, split: int, *, batch_slates: int = 256) -> SlatePredictions:
+    """Probability of every action for each candidate of the slates of a split (1 = validation, 2 = test).
+
+    A slate sees its user's events strictly before its own time, and nothing of its own.
+
+    Raises:
+        InputError: the data set has no slates.
+    """
+    slates, log = dataset.slates, dataset.events
+    if slates is None:
+        raise InputError(f"{dataset.path} has no slates; prepare it with --impressions to rank them")
+    chosen = np.flatnonzero(slates.split == split)
+    visible = events_before(log, slates.user[chosen], slates.timestamp[chosen])
+    by_length = np.argsort(visible, kind="stable")
+    chosen, visible = chosen[by_length], visible[by_length]
+    size = np.diff(slates.offsets)
+    rows_out: list[NDArray[np.int64]] = []
+    probs_out: list[NDArray[np.float32]] = []
+    device = model.device
+    for low in range(0, len(chosen), batch_slates):
+        slate, end = chosen[low : low + batch_slates], visible[low : low + batch_slates]
+        pairs, inverse = np.unique(np.stack([slates.user[slate], end], 1), axis=0, return_inverse=True)
+        states = model.encode([log.history(int(user), int(stop)) for user, stop in pairs])
+        states = states.select(torch.from_numpy(inverse.reshape(-1)).to(device))
+        rows = ranges(slates.offsets[slate], size[slate])
+        line = np.repeat(np.arange(len(slate)), size[slate])
+        column = ranges(np.zeros_like(size[slate]), size[slate])
+        item = np.full((len(slate), int(size[slate].max(initial=0))), -1, dtype=np.int64)
+        surface = np.zeros_like(item)
+        item[line, column], surface[line, column] = slates.item[rows], slates.surface[rows]
+        logits = model.rank(
+            states,
+            torch.from_numpy(item).to(device),
+            torch.from_numpy(np.ascontiguousarray(slates.timestamp[slate])).to(device),
+            torch.from_numpy(surface).to(device),
+        )
+        rows_out.append(rows)
+        probs_out.append(logits.sigmoid().cpu().numpy()[line, column])
+    if not rows_out:
+        return SlatePredictions(np.zeros(0, np.int64), np.zeros((0, model.config.num_actions), np.float32))
+    return SlatePredictions(np.concatenate(rows_out), np.concatenate(probs_out))

@@ -1,0 +1,65 @@
+"""What the encoder made of histories: everything later stages need, and nothing that depends on a request.
+
+Suffixes: B = users, L = cached rows (padded on the right), H = heads, D = width, M = recent positives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from recsys.encoder import KeysValues
+from recsys.layouts import ActionInput
+
+__all__ = ["UserStates"]
+
+
+@dataclass(frozen=True, slots=True)
+class UserStates:
+    """States of B users."""
+
+    cache: KeysValues
+    """Per layer keys and values [B, L, H, head_dim]; empty where only retrieval was asked for."""
+    num_rows_B: Tensor
+    """Cached rows that are real."""
+    num_events_B: Tensor
+    """Events of the whole history, those before the window included."""
+    first_B: Tensor
+    """Place in the history of the first event the window shows."""
+    time_BL: Tensor
+    time_known_BL: Tensor
+    last_BD: Tensor
+    """Last output row; the learned start vector for an empty history."""
+    last_time_B: Tensor
+    """Time of the last event; -1 where there is none or it is not known."""
+    last_actions: ActionInput
+    recent_BM: Tensor
+    """Last positive items of the whole history, newest first, -1 padded."""
+
+    @property
+    def num_users(self) -> int:
+        return len(self.num_rows_B)
+
+    def select(self, rows: Tensor) -> UserStates:
+        """States of some users, in the order of ``rows`` (repeats allowed)."""
+        picked = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                picked[field.name] = value[rows]
+        return UserStates(
+            cache=[(k[rows], v[rows]) for k, v in self.cache], last_actions=self.last_actions.at(rows), **picked
+        )
+
+
+def pad_packed(rows_R: Tensor, start_B: Tensor, length_B: Tensor, columns: int) -> Tensor:
+    """[R, …] packed rows to [B, columns, …] with zeros on the right."""
+    at_BL = torch.arange(columns, device=rows_R.device)
+    real_BL = at_BL < length_B[:, None]
+    index = torch.where(real_BL, start_B[:, None] + at_BL, 0)
+    if not len(rows_R):
+        return rows_R.new_zeros(*index.shape, *rows_R.shape[1:])
+    padded = rows_R[index]
+    return padded.masked_fill(~real_BL.view(*real_BL.shape, *([1] * (padded.dim() - 2))), 0)
