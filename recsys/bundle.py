@@ -87,7 +87,9 @@ class StoredHistories:
         lengths = frame["item"].list.len().fill_null(0).to_numpy().astype(np.int64)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
         rows = frame.filter(pl.Series(lengths > 0)).drop("user_id").explode(pl.all().exclude("user_id"))
-        ints = {name: rows[name].to_numpy().astype(np.int64) for name in ("item", "timestamp", "yes", "known", "surface")}
+        ints = {
+            name: rows[name].to_numpy().astype(np.int64) for name in ("item", "timestamp", "yes", "known", "surface")
+        }
         events = EventLog(
             offsets=offsets,
             **ints,
@@ -140,7 +142,15 @@ class Bundle:
             return cls._load(path, manifest, device)
         except (InputError, MemoryError, torch.OutOfMemoryError):
             raise
-        except (ValueError, KeyError, TypeError, OSError, RuntimeError, SafetensorError, pl.exceptions.PolarsError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            OSError,
+            RuntimeError,
+            SafetensorError,
+            pl.exceptions.PolarsError,
+        ) as error:
             # Every byte is what the writer hashed, so only parts that never belonged together come here.
             line = " ".join(str(error).split())
             raise InputError(f"{path}: its parts do not fit together ({line}); {_REMEDY}") from error
@@ -220,7 +230,9 @@ def new_bundle(path: Path, manifest: dict[str, Any]) -> Iterator[Path]:
     with atomic_folder(path, marker=MARKER) as folder:
         yield folder
         files = {
-            file.relative_to(folder).as_posix(): sha256_file(file) for file in sorted(folder.rglob("*")) if file.is_file()
+            file.relative_to(folder).as_posix(): sha256_file(file)
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
         }
         full = {
             **manifest,
@@ -250,7 +262,9 @@ def checked_manifest(path: Path) -> dict[str, Any]:
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         newer = isinstance(version, int) and version > FORMAT_VERSION
-        remedy = "upgrade recsys, or export again with this version" if newer else "export it again with `recsys export`"
+        remedy = (
+            "upgrade recsys, or export again with this version" if newer else "export it again with `recsys export`"
+        )
         raise InputError(f"{path} has bundle format version {version}, this recsys reads {FORMAT_VERSION}; {remedy}")
     if manifest.get("checksum") != _checksum(manifest):
         raise InputError(f"{path / MARKER} was changed after it was written; {_REMEDY}")

@@ -118,7 +118,9 @@ class Vocabulary:
                 if name in self.actions:
                     mask |= 1 << self.actions.index(name)
                 elif name.lower() not in EXPOSURE_NAMES:
-                    raise InputError(f"{what}: {name!r} is no action of this data; its actions are {list(self.actions)}")
+                    raise InputError(
+                        f"{what}: {name!r} is no action of this data; its actions are {list(self.actions)}"
+                    )
         return mask
 
     def surface_index(self, name: str | None) -> int:
@@ -197,20 +199,21 @@ def _joined(left: History, right: History) -> History:
 def _united(history: History, names: Sequence[Any]) -> History:
     """Order by time, stable, and make one event of those equal in name and known timestamp."""
     keep: dict[Any, int] = {}
-    yes, known = history.yes.copy(), history.known.copy()
+    yes, known, surface = history.yes.copy(), history.known.copy(), history.surface.copy()
     for row in np.argsort(history.timestamp, kind="stable").tolist():
         at = (names[row], int(history.timestamp[row])) if history.time_known[row] else ("no time", row)
         first = keep.setdefault(at, row)
         if first != row:
             yes[first] |= yes[row]
             known[first] |= known[row]
+            surface[first] = surface[first] or surface[row]
     rows = np.fromiter(keep.values(), dtype=np.int64, count=len(keep))
     return History(
         history.item[rows],
         history.timestamp[rows],
         yes[rows],
         known[rows],
-        history.surface[rows],
+        surface[rows],
         history.time_known[rows],
     )
 

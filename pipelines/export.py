@@ -1,0 +1,124 @@
+"""The command ``export``: from a checkpoint and its dataset to a bundle."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from recsys.bundle import StoredHistories, new_bundle
+from recsys.dataset import Dataset
+from recsys.errors import InputError
+from recsys.index.item_graph import ItemGraph
+from recsys.index.registry import build_index
+from recsys.index.transitions import transition_matrix
+from recsys.model import UnifiedModel
+from recsys.pipelines.checkpoint import load_model
+from recsys.pipelines.console import stdout_console
+
+__all__ = ["export", "export_model", "item_graph"]
+
+RETRIEVERS = ("dense", "dense_learned", "memory")
+
+
+def export(checkpoint: Path, data: Path, output: Path, histories: bool = False, index: str = "exact") -> None:
+    """Write the bundle that serves a trained model.
+
+    Args:
+        checkpoint: what `recsys fit` wrote, such as runs/1/checkpoints/best.ckpt.
+        data: the prepared dataset that the model was trained on.
+        output: folder to write; an older bundle there is replaced.
+        histories: keep every user's events in the bundle, so that it answers user ids.
+        index: exact, or one of FAISS (extra `faiss`): flat, ivf, hnsw, pq.
+    """
+    dataset = Dataset.open(data)
+    model, meta = load_model(checkpoint)
+    if meta.get("data_hash") != dataset.manifest.data_hash:
+        raise InputError(
+            f"{checkpoint} was not trained on {data} (data hash {str(meta.get('data_hash'))[:12]}, the dataset's "
+            f"{dataset.manifest.data_hash[:12]}); give the dataset it was trained on, or fit again"
+        )
+    began = time.perf_counter()
+    export_model(model, dataset, output, histories=histories, index=index)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    stdout_console().print(
+        f"bundle {output}: {dataset.num_items:,} items, {'with' if histories else 'without'} histories, index {index}, "
+        f"{size / 1e6:,.1f} MB, {time.perf_counter() - began:.1f} s"
+    )
+
+
+def export_model(
+    model: UnifiedModel, dataset: Dataset, output: Path, *, histories: bool = False, index: str = "exact"
+) -> None:
+    """Write a bundle of a model in memory; see :func:`export`.
+
+    Raises:
+        InputError: the output folder holds something else, or the index cannot be built.
+    """
+    manifest = dataset.manifest
+    if model.config.num_items != dataset.num_items:
+        raise InputError(
+            f"the model knows {model.config.num_items} items and {dataset.path} holds {dataset.num_items}; "
+            "give the dataset it was trained on"
+        )
+    model.eval()
+    about = {
+        "data_hash": manifest.data_hash,
+        "num_items": dataset.num_items,
+        "num_users": dataset.num_users if histories else 0,
+        "item_id_type": str(dataset.item_ids.dtype),
+        "actions": list(manifest.actions),
+        "positives": list(manifest.positives),
+        "negatives": list(manifest.negatives),
+        "surfaces": list(manifest.surfaces),
+        "clock": manifest.clock,
+        "max_timestamp": manifest.max_timestamp,
+        "split": manifest.split,
+        "retrievers": list(RETRIEVERS),
+        "index": index,
+        "text": manifest.text,
+    }
+    with new_bundle(output, about) as folder:
+        model.save(folder / "model")
+        dataset.items.write_parquet(folder / "items.parquet")
+        with torch.inference_mode():
+            vectors = model.item_vectors().cpu().contiguous()
+        save_file({"vectors": vectors}, folder / "vectors.safetensors")
+        try:
+            build_index(index, vectors).save(folder / "index")
+        except (ValueError, ImportError) as error:
+            raise InputError(f"--index {index}: {error}") from error
+        for name, split in (("graph_train", "train"), ("graph_now", "now")):
+            item_graph(dataset, split).save(folder / name)
+        if dataset.text_transform is not None:
+            shutil.copytree(dataset.text_transform, folder / "text")
+        if histories:
+            StoredHistories.write(folder / "histories.parquet", dataset.user_ids, dataset.events)
+
+
+def item_graph(dataset: Dataset, split: str) -> ItemGraph:
+    """The item graph of a dataset.
+
+    Args:
+        split: ``train`` for transitions of training events only, ``now`` for those of all known events.
+    """
+    events, positive_N = dataset.events, dataset.is_positive()
+    offsets_U1, item_N = events.offsets, events.item
+    if split == "train":
+        place_N = np.arange(len(events)) - np.repeat(offsets_U1[:-1], np.diff(offsets_U1))
+        keep_N: NDArray[np.bool_] = place_N < np.repeat(dataset.train_end, np.diff(offsets_U1))
+        offsets_U1 = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(dataset.train_end)])
+        item_N, positive_N = item_N[keep_N], positive_N[keep_N]
+    elif split != "now":
+        raise ValueError(f"there is no item graph of {split!r}; choose train or now")
+    transitions = transition_matrix(offsets_U1, item_N, positive_N, num_items=dataset.num_items)
+    texts: dict[str, scipy.sparse.csr_matrix] = {}
+    if dataset.sparse_text is not None:
+        texts["text"] = dataset.sparse_text
+    return ItemGraph.build(dataset.num_items, transitions=transitions, texts=texts)

@@ -1,0 +1,64 @@
+"""One question to a recommender."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recsys.errors import InputError
+from recsys.events import Event
+
+__all__ = ["Request"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Who asks, for what, among which items. All ids are the caller's."""
+
+    user_id: Any = None
+    """A user whose events the bundle holds. One it does not know counts as a user without events, and a note says so."""
+    history: Sequence[Event] | None = None
+    """The user's events in any order, instead of stored ones. Empty or None without a user = somebody new."""
+    new_events: Sequence[Event] = ()
+    """What happened since: added to the stored or given history."""
+    k: int = 10
+    """Hits wanted; a page is shorter where fewer items are left."""
+    retrievers: Sequence[str] = ("dense",)
+    """Who finds the items. Several take turns, first named first; an item belongs to the first that brought it."""
+    exclude: Iterable[Any] = ()
+    """Items never to return; unknown ids are ignored."""
+    allow: Iterable[Any] | None = None
+    """Only these may be returned; unknown ids are ignored. None = the whole catalogue."""
+    exclude_history: bool = True
+    """Leave out the items of all earlier events, whatever their action and however far back."""
+    at: int | None = None
+    """Time of the request. None = the wall clock where the data has a real clock, else the last event's."""
+    surface: str | None = None
+    """Where the items will be shown; a name the data never had counts as unknown."""
+    rank: bool = True
+    """Whether hits carry a probability per action."""
+    rank_by: str | Mapping[str, float] | None = None
+    """An action, or weights of several: retrieve ``candidates`` items and order them by Σ weight · probability.
+    None keeps the order of retrieval."""
+    candidates: int = 100
+    """Items to retrieve before ordering by ``rank_by``; never fewer than k."""
+
+    def __post_init__(self) -> None:
+        for name in ("k", "candidates"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a positive integer, got {value!r}")
+        if self.user_id is not None and self.history is not None:
+            raise InputError("give user_id or history, not both; what happened since goes into new_events")
+        if isinstance(self.retrievers, str) or not self.retrievers:
+            raise InputError(f"retrievers must be a sequence of names such as ('dense',), got {self.retrievers!r}")
+        if self.rank_by is not None and not self.rank:
+            raise InputError("rank_by orders by probabilities; it needs rank=True")
+        for name in ("exclude", "allow"):
+            if isinstance(getattr(self, name), (str, bytes)):
+                raise InputError(
+                    f"{name} must be a collection of item ids, got the single value {getattr(self, name)!r}"
+                )
+            if isinstance(getattr(self, name), Iterator):  # would be empty when the request is asked again
+                object.__setattr__(self, name, list(getattr(self, name)))
