@@ -1,7 +1,7 @@
 """The console script ``recsys``: one table of commands, each a typed function in the module it names.
 
-A command's flags are its function's parameters: ``min_user_events`` is ``--min-user-events``, ``from_`` is ``--from``, a
-``bool`` that is False is a switch. Only the chosen command's module is imported.
+A command's flags are its function's parameters: ``min_user_events`` is ``--min-user-events``, ``from_`` is ``--from``,
+a ``bool`` that is False is a switch. Only the chosen command's module is imported.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ class Command:
         return function
 
 
-def _lightning(name: str, summary: str, example: str) -> Command:
-    return Command("recsys.pipelines.fit", "main", summary, f"recsys {name} {example}", takes_argv=True)
+def _lightning(name: str, summary: str, flags: str = "") -> Command:
+    example = f"recsys {name} --data.path data{flags}"
+    return Command("recsys.pipelines.fit", "main", summary, example, takes_argv=True)
+
+
+_BEST = " --ckpt_path runs/1/checkpoints/best.ckpt"
 
 
 COMMANDS: dict[str, Command] = {
@@ -58,16 +62,10 @@ COMMANDS: dict[str, Command] = {
         "turn input tables into a prepared dataset",
         "recsys prepare --interactions raw/interactions.parquet --items raw/items.parquet --output data",
     ),
-    "fit": _lightning("fit", "train the unified model on a prepared dataset", "--data.path data"),
-    "validate": _lightning(
-        "validate", "metrics on the validation split", "--data.path data --ckpt_path runs/1/checkpoints/best.ckpt"
-    ),
-    "test": _lightning(
-        "test", "metrics on the test split", "--data.path data --ckpt_path runs/1/checkpoints/best.ckpt"
-    ),
-    "predict": _lightning(
-        "predict", "write candidates from a checkpoint", "--data.path data --ckpt_path runs/1/checkpoints/best.ckpt"
-    ),
+    "fit": _lightning("fit", "train the unified model on a prepared dataset"),
+    "validate": _lightning("validate", "metrics of a checkpoint on the validation split", _BEST),
+    "test": _lightning("test", "metrics of a checkpoint on the test split", _BEST),
+    "predict": _lightning("predict", "write candidates from a checkpoint", _BEST),
     "export": Command(
         "recsys.pipelines.export",
         "export",

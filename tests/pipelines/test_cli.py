@@ -1,0 +1,151 @@
+"""The console script: dispatch, flags, one-line errors and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from recsys.errors import InputError
+from recsys.pipelines import cli
+from recsys.pipelines.command_parser import one_line, parse_call
+
+CALLS: list[dict[str, object]] = []
+
+
+def sample(
+    *,
+    output: Path,
+    from_: str | None = None,
+    min_user_events: int = 3,
+    share: float = 0.5,
+    split: Literal["test", "now"] = "test",
+    user: str | None = None,
+    histories: bool = False,
+    shuffle: bool = True,
+) -> None:
+    """Make a sample.
+
+    More about it.
+
+    Args:
+        output: Where the sample goes.
+        from_: Which layout the input has.
+    """
+    if share > 1:
+        raise InputError(f"share is {share}\nbut must not be above 1")
+    if split == "now":
+        raise KeyboardInterrupt
+    CALLS.append(dict(locals()))
+
+
+def failing_training(argv: list[str]) -> None:
+    raise argparse.ArgumentError(None, f"Parser key \"data.path\":\n  Expected a <class 'int'>. Got value: {argv[0]}")
+
+
+@pytest.fixture(autouse=True)
+def sample_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("recsys_sample_commands")
+    module.__dict__.update(sample=sample, failing_training=failing_training)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    table = {
+        "sample": cli.Command(module.__name__, "sample", "make a sample", "recsys sample --output here"),
+        "train": cli.Command(module.__name__, "failing_training", "train", "recsys train", takes_argv=True),
+    }
+    monkeypatch.setattr(cli, "COMMANDS", table)
+    CALLS.clear()
+
+
+def test_flags_are_the_parameters_in_their_types() -> None:
+    words = "--output out --from kuairand --min-user-events 5 --share .25 --user 007 --histories --no-shuffle"
+    assert cli.main(["sample", *words.split()]) == 0
+    assert CALLS == [
+        {
+            "output": Path("out"),
+            "from_": "kuairand",
+            "min_user_events": 5,
+            "share": 0.25,
+            "split": "test",
+            "user": "007",
+            "histories": True,
+            "shuffle": False,
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--output x --min-user-events many", "--min-user-events: expected int, got 'many'"),
+        ("--output x --split train", "--split: expected Literal['test', 'now'], got 'train'"),
+        ("--output x --min-user-event 3", "unknown flag --min-user-event; did you mean --min-user-events?"),
+        ("--output x --min_user_events 3", "did you mean --min-user-events?"),
+        ("--output x --zzz 3", "unknown flag --zzz; `recsys sample --help` lists the flags"),
+        ("--output x stray", "'stray' stands alone"),
+        ("--share .1", "--output must be given"),
+        ("--output", "--output: expected one argument"),
+        ("--output x --share 2", "share is 2.0 but must not be above 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(words: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sample", *words.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("recsys: ")
+    assert line in err
+    assert CALLS == []
+
+
+def test_interrupt_is_exit_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sample", "--output", "x", "--split", "now"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_errors_of_the_training_parser_are_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train"]) == 2
+    assert capsys.readouterr().err == "recsys: recsys train: --data.path: expected int, got 'train'\n"
+
+
+def test_unknown_command_names_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["smaple"]) == 2
+    assert "did you mean `recsys sample`?" in capsys.readouterr().err
+
+
+def test_a_command_s_help_has_its_example_and_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sample", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "Make a sample." in out and "Where the sample goes." in out
+    assert "recsys sample --output here" in out and "--min-user-events" in out
+
+
+def test_parse_call_accepts_equals_signs_and_null() -> None:
+    values = parse_call(sample, ["--output=o", "--from=null"], prog="recsys sample", example="")
+    assert values["output"] == Path("o") and values["from_"] is None
+
+
+def test_other_messages_keep_their_words_on_one_line() -> None:
+    assert (
+        one_line("argument --k:\n bad", prog="recsys x")
+        == "recsys x: argument --k: bad; `recsys x --help` lists the flags"
+    )
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """The installed console script's own entry, in a fresh process."""
+    command = [sys.executable, "-P", "-m", "recsys.pipelines.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_alone_it_lists_the_commands_of_the_table() -> None:
+    done = run()
+    assert done.returncode == 0
+    listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert listed[:3] == ["simulate", "check-data", "prepare"] and "demo" in listed
+    assert run("--help").stdout == done.stdout
+    assert run("--version").stdout == "recsys 0.1.0\n"
