@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from recsys.dataset import Dataset
+    from recsys.model import UnifiedModel
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
@@ -44,4 +51,71 @@ def data_root() -> Path:
     path = Path(folder)
     if not path.is_dir():
         pytest.skip(f"RECSYS_DATA={folder} is no folder")
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_frames() -> dict[str, Any]:
+    """Interactions and items of 40 users and 30 items: three actions, two surfaces, a clock, item text."""
+    rng = np.random.default_rng(5)
+    actions = ["click", "click+like", "", "hide", "like"]
+    rows = []
+    for user in range(40):
+        start = 1_700_000_000 + int(rng.integers(0, 10**6))
+        for step in range(int(rng.integers(4, 24))):
+            start += int(rng.integers(60, 90_000))
+            topic = (user % 3) * 9 + int(rng.integers(0, 11))
+            rows.append((f"u{user}", f"i{topic}", start, actions[int(rng.integers(0, 5))], ["home", "mail"][step % 2]))
+    words = ["red", "green", "blue", "train", "ship", "car", "wood", "steel", "small", "large"]
+    items = [(f"i{i}", f"title {i}", " ".join(rng.choice(words, 4))) for i in range(30)]
+    return {
+        "interactions": pl.DataFrame(
+            rows, schema=["user_id", "item_id", "timestamp", "action", "surface"], orient="row"
+        ),
+        "items": pl.DataFrame(items, schema=["item_id", "title", "text"], orient="row"),
+    }
+
+
+@pytest.fixture(scope="session")
+def toy_dataset(toy_frames: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The toy frames, prepared."""
+    from recsys.pipelines.prepare.build import prepare_frames
+
+    return prepare_frames(**toy_frames, output=tmp_path_factory.mktemp("toy") / "data")
+
+
+@pytest.fixture(scope="session")
+def toy_model(toy_dataset: Dataset) -> UnifiedModel:
+    """A small model of the toy dataset with fixed random weights."""
+    from recsys.model import UnifiedModel
+    from recsys.model_config import ModelConfig
+
+    manifest, content = toy_dataset.manifest, toy_dataset.content
+    config = ModelConfig(
+        num_items=toy_dataset.num_items,
+        num_actions=len(manifest.actions),
+        num_surfaces=len(manifest.surfaces),
+        positive_mask=manifest.positive_mask,
+        content_dim=0 if content is None else content.shape[1],
+        dim=16,
+        window=12,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = UnifiedModel(config)
+        with torch.no_grad():  # parts that start at zero would hide what depends on them
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+    counts = torch.from_numpy(toy_dataset.train_item_counts())
+    model.items.set_catalogue(None if content is None else torch.from_numpy(content), counts > 0)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(toy_model: UnifiedModel, toy_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy model exported with histories; not to be changed, copy it first."""
+    from recsys.pipelines.export import export_model
+
+    path = tmp_path_factory.mktemp("toy") / "bundle"
+    export_model(toy_model, toy_dataset, path, histories=True)
     return path
