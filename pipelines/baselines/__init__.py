@@ -1,0 +1,47 @@
+"""Classical methods on the same split: what a model has to beat."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from recsys.pipelines.baselines.ease import MAX_ITEMS, ease
+from recsys.pipelines.baselines.item_knn import item_knn
+from recsys.pipelines.baselines.lightgbm_rates import lightgbm_rates
+from recsys.pipelines.baselines.past_rates import past_rates
+from recsys.pipelines.baselines.popularity import popularity, recent_popularity
+from recsys.pipelines.scorer import RankingScorer, Scorer
+
+if TYPE_CHECKING:
+    from recsys.dataset import Dataset
+
+__all__ = ["RANKING", "RETRIEVAL", "skip_reason"]
+
+RETRIEVAL: dict[str, Callable[[Dataset], Scorer]] = {
+    "popularity": popularity,
+    "recent_popularity": recent_popularity,
+    "item_knn": item_knn,
+    "ease": ease,
+}
+"""Factories of scorers fitted on training events, settings chosen on validation."""
+
+RANKING: dict[str, Callable[[Dataset], RankingScorer]] = {
+    "past_rates": past_rates,
+    "lightgbm_rates": lightgbm_rates,
+}
+"""Factories of slate scorers fitted on training slates."""
+
+
+def skip_reason(name: str, dataset: Dataset) -> str | None:
+    """Why a baseline cannot run on a dataset, in one sentence; None where it can.
+
+    ``--baselines all`` leaves such a one out and says why; asked for by name, its factory raises.
+    """
+    if name == "ease" and dataset.num_items > MAX_ITEMS:
+        return f"ease inverts a matrix of all items and takes at most {MAX_ITEMS}; there are {dataset.num_items}"
+    if name in RANKING and dataset.slates is None:
+        return f"{name} ranks slates and the data has none"
+    if name == "lightgbm_rates" and importlib.util.find_spec("lightgbm") is None:
+        return "lightgbm_rates needs LightGBM: pip install 'recsys[baselines]'"
+    return None
