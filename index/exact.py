@@ -76,7 +76,9 @@ class ExactIndex:
         self.norm_I = torch.linalg.vector_norm(self.vector_ID, dim=1)
         if not bool(torch.isfinite(self.norm_I).all()):
             row = int((~torch.isfinite(self.norm_I)).nonzero()[0])
-            raise ValueError(f"vector {row} holds a NaN, an infinity or numbers too large to square; check the model's output")
+            raise ValueError(
+                f"vector {row} holds a NaN, an infinity or numbers too large to square; check the model's output"
+            )
         self._largest_norm = float(self.norm_I.max()) if len(self.norm_I) else 0.0
 
     @property
@@ -146,17 +148,27 @@ class ExactIndex:
         return 2 * (2 * _rounding() + (self.dim + 2) * 2.0**-24) * torch.linalg.vector_norm(query_QD, dim=1)
 
     def _settle(
-        self, query_QD: Tensor, k: int, floor_Q: Tensor, exclude_QE: Tensor | None, allow_N: Tensor | None, reachable: int
+        self,
+        query_QD: Tensor,
+        k: int,
+        floor_Q: Tensor,
+        exclude_QE: Tensor | None,
+        allow_N: Tensor | None,
+        reachable: int,
     ) -> tuple[Tensor, Tensor]:
         """Score every item again that could belong to the first k; ``floor_Q`` is a lower bound of the k-th score."""
         device = query_QD.device
         slip_Q = self._slip(query_QD)
-        best = [(torch.empty(1, 0, device=device), torch.empty(1, 0, dtype=torch.int64, device=device)) for _ in query_QD]
+        best = [
+            (torch.empty(1, 0, device=device), torch.empty(1, 0, dtype=torch.int64, device=device)) for _ in query_QD
+        ]
         full_Q = torch.zeros(len(query_QD), dtype=torch.bool, device=device)
         for norm_B, id_B, score_QB in self._blocks(query_QD, exclude_QE, allow_N, reachable):
             reach_QB = score_QB + slip_Q.unsqueeze(1) * norm_B
             # Ids rise from block to block: once k are found, a later item has to score above the k-th.
-            hopeful_QB = torch.where(full_Q.unsqueeze(1), reach_QB > floor_Q.unsqueeze(1), reach_QB >= floor_Q.unsqueeze(1))
+            hopeful_QB = torch.where(
+                full_Q.unsqueeze(1), reach_QB > floor_Q.unsqueeze(1), reach_QB >= floor_Q.unsqueeze(1)
+            )
             hopeful_QB &= score_QB != -torch.inf
             for q in hopeful_QB.any(1).nonzero().squeeze(1).tolist():
                 id_1C = id_B[hopeful_QB[q].nonzero().squeeze(1)].unsqueeze(0)
@@ -211,7 +223,9 @@ class ExactIndex:
             "num_items": self.num_items,
             "options": {},
         }
-        write_parts(folder, MANIFEST, header, {VECTORS: lambda path: save_file({"vectors": self.vector_ID.cpu()}, path)})
+        write_parts(
+            folder, MANIFEST, header, {VECTORS: lambda path: save_file({"vectors": self.vector_ID.cpu()}, path)}
+        )
 
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device = "cpu") -> Self:

@@ -1,4 +1,4 @@
-"""Folders of hashed parts: a JSON file names every part with its SHA-256, and nothing reads a part before its hash fits.
+"""Folders of hashed parts: a JSON file names every part with its SHA-256, checked before anything reads the part.
 
 Parts are never written in place, since a process may still map the old bytes: each is written beside and renamed.
 """
@@ -27,7 +27,9 @@ def _checksum(header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def write_parts(folder: Path, manifest: str, header: Mapping[str, Any], parts: Mapping[str, Callable[[Path], object]]) -> None:
+def write_parts(
+    folder: Path, manifest: str, header: Mapping[str, Any], parts: Mapping[str, Callable[[Path], object]]
+) -> None:
     """Write every part, then the manifest that makes them valid.
 
     Args:
@@ -42,6 +44,7 @@ def write_parts(folder: Path, manifest: str, header: Mapping[str, Any], parts: M
         partial = folder / f".{name}.{os.getpid()}.partial"
         try:
             write(partial)
+            partial.chmod(0o644)  # safetensors makes its files unreadable for others
             listed[name] = {"sha256": _sha256(partial), "bytes": partial.stat().st_size}
             partial.replace(folder / name)
         finally:
@@ -53,7 +56,9 @@ def write_parts(folder: Path, manifest: str, header: Mapping[str, Any], parts: M
     partial.replace(folder / manifest)
 
 
-def checked_parts(folder: Path, manifest: str, *, format: str, format_version: int, parts: tuple[str, ...]) -> dict[str, Any]:
+def checked_parts(
+    folder: Path, manifest: str, *, format: str, format_version: int, parts: tuple[str, ...]
+) -> dict[str, Any]:
     """Read the manifest and check the hash of every part.
 
     Args:

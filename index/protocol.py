@@ -6,7 +6,7 @@ Suffixes: Q = queries, E = excluded ids of a query, N = allowed ids, I = items, 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -71,27 +71,29 @@ def no_hits(num_queries: int, k: int, device: torch.device) -> Hits:
 def check_queries(query_QD: Tensor, dim: int) -> None:
     """Raise ValueError where the queries do not fit the index."""
     if query_QD.dim() != 2 or query_QD.shape[1] != dim:
-        raise ValueError(f"queries must be [Q, {dim}], got {list(query_QD.shape)}; use vectors of the model it was built with")
+        raise ValueError(
+            f"queries must be [Q, {dim}], got {list(query_QD.shape)}; use vectors of the model it was built with"
+        )
     if not bool(torch.isfinite(query_QD).all()):
         row = int((~torch.isfinite(query_QD)).any(1).nonzero()[0])
         raise ValueError(f"query {row} holds a NaN or infinity; check the model's output")
 
 
-def check_lists(
-    num_queries: int, k: int, exclude_QE: Tensor | None, allow_N: Tensor | None, num_items: int
-) -> None:
+def check_lists(num_queries: int, k: int, exclude_QE: Tensor | None, allow_N: Tensor | None, num_items: int) -> None:
     """Raise ValueError where ``k``, the exclusions or the allow list break the protocol."""
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    if exclude_QE is not None and (exclude_QE.dim() != 2 or len(exclude_QE) != num_queries or exclude_QE.dtype != torch.int64):
-        raise ValueError(
-            f"exclude_QE must be int64 [{num_queries}, E], got {exclude_QE.dtype} {list(exclude_QE.shape)}; pad rows with -1"
-        )
+    if exclude_QE is not None:
+        dtype, shape = exclude_QE.dtype, list(exclude_QE.shape)
+        if len(shape) != 2 or shape[0] != num_queries or dtype != torch.int64:
+            raise ValueError(f"exclude_QE must be int64 [{num_queries}, E], got {dtype} {shape}; pad rows with -1")
     if allow_N is None:
         return
     if allow_N.dim() != 1 or allow_N.dtype != torch.int64:
         raise ValueError(f"allow_N must be int64 [N], got {allow_N.dtype} {list(allow_N.shape)}")
     if len(allow_N) and not (0 <= int(allow_N[0]) and int(allow_N[-1]) < num_items):
-        raise ValueError(f"allow_N must hold ids from 0 to {num_items - 1}, got {int(allow_N[0])} to {int(allow_N[-1])}")
+        raise ValueError(
+            f"allow_N must hold ids from 0 to {num_items - 1}, got {int(allow_N[0])} to {int(allow_N[-1])}"
+        )
     if len(allow_N) > 1 and not bool((allow_N.diff() > 0).all()):
         raise ValueError("allow_N must rise strictly; sort it and drop duplicates (torch.unique)")

@@ -1,0 +1,75 @@
+"""The retriever that needs no training: neighbours of a user's last positive items in the item graph.
+
+Suffixes: B = users, M = recent items, I = items, K = hits, E = exclusions, N = allowed items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from recsys.index.hits import Hits
+from recsys.index.item_graph import ItemGraph
+
+__all__ = ["HasRecent", "MemoryRetriever", "RecentItems"]
+
+
+class HasRecent(Protocol):
+    """Anything that knows the last positive items of its users, as user states do."""
+
+    @property
+    def recent_BM(self) -> Tensor: ...
+
+
+class RecentItems:
+    """Just the recent items of users, for retrieving without a model."""
+
+    def __init__(self, recent_BM: Tensor) -> None:
+        """Keep [B, M] int64 items, newest first, -1 padded; see :func:`recsys.recent.recent_positives`."""
+        self.recent_BM = recent_BM
+
+
+class MemoryRetriever:
+    """score(i) = Σ_j decay^j Σ_r b_r · f_r(h_j -> i) over the last positive items h_0 (newest), h_1, …
+
+    After the training-free rule of arXiv 2605.07125, cut to the best neighbours of each item and relation. Items that
+    no recent item has as a neighbour are not returned; a user without positive events gets nothing.
+    """
+
+    name = "memory"
+
+    def __init__(self, graph: ItemGraph, weights: Mapping[str, float] | None = None, decay: float = 0.6) -> None:
+        """Search a graph.
+
+        Args:
+            graph: of training events' transitions for validation and test, of all known ones otherwise.
+            weights: per relation, 0 or absent = off; None = transitions 1, texts 2.
+            decay: of each item further back.
+        """
+        self.graph = graph
+        self.weights = graph.default_weights if weights is None else dict(weights)
+        self.decay = decay
+
+    def search(
+        self,
+        states: HasRecent,
+        k: int,
+        *,
+        at_B: Tensor | None = None,
+        surface_B: Tensor | None = None,
+        exclude_QE: Tensor | None = None,
+        allow_N: Tensor | None = None,
+    ) -> Hits:
+        """The k best items of each user, fewer where there are fewer neighbours; see :class:`Retriever`.
+
+        Time and surface of the request change nothing.
+        """
+        return self.graph.search(
+            states.recent_BM, k, weights=self.weights, decay=self.decay, exclude_QE=exclude_QE, allow_N=allow_N
+        )
+
+    def scores(self, states: HasRecent, *, at_B: Tensor | None = None, surface_B: Tensor | None = None) -> Tensor:
+        """[B, I] float32 scores; 0 for an item that is nobody's neighbour."""
+        return self.graph.scores(states.recent_BM, self.weights, self.decay)

@@ -1,0 +1,52 @@
+"""What every retriever promises.
+
+Suffixes: B = users, I = items, K = hits, E = exclusions, N = allowed items.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from recsys.index.hits import Hits
+from recsys.user_state import UserStates
+
+__all__ = ["Retriever"]
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """Finds items for user states. Scores compare within one retriever and request only."""
+
+    name: str
+    """As in flags, JSON and Python."""
+
+    def search(
+        self,
+        states: UserStates,
+        k: int,
+        *,
+        at_B: Tensor,
+        surface_B: Tensor,
+        exclude_QE: Tensor | None = None,
+        allow_N: Tensor | None = None,
+    ) -> Hits:
+        """The k best items of each user.
+
+        Args:
+            states: of B users.
+            k: at least 1.
+            at_B: [B] int64 time of each request.
+            surface_B: [B] int64 surface of each request, 0 = unknown.
+            exclude_QE: [B, E] int64 items that a user must not get, padded with -1.
+            allow_N: [N] int64, strictly rising: nothing else is returned to anybody.
+
+        Returns:
+            Best first; equal scores go to the smaller id; unfilled places are (-1, -inf).
+        """
+        ...
+
+    def scores(self, states: UserStates, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
+        """[B, I] float32 scores of the whole catalogue, exclusions not applied."""
+        ...
