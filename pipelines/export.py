@@ -22,7 +22,7 @@ from recsys.model import UnifiedModel
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.console import stdout_console
 
-__all__ = ["export", "export_model", "item_graph"]
+__all__ = ["export", "export_model", "item_graphs"]
 
 RETRIEVERS = ("dense", "dense_learned", "memory")
 
@@ -94,31 +94,29 @@ def export_model(
             build_index(index, vectors).save(folder / "index")
         except (ValueError, ImportError) as error:
             raise InputError(f"--index {index}: {error}") from error
-        for name, split in (("graph_train", "train"), ("graph_now", "now")):
-            item_graph(dataset, split).save(folder / name)
+        for name, graph in zip(("graph_train", "graph_now"), item_graphs(dataset), strict=True):
+            graph.save(folder / name)
         if dataset.text_transform is not None:
             shutil.copytree(dataset.text_transform, folder / "text")
         if histories:
             StoredHistories.write(folder / "histories.parquet", dataset.user_ids, dataset.events)
 
 
-def item_graph(dataset: Dataset, split: str) -> ItemGraph:
-    """The item graph of a dataset.
+def item_graphs(dataset: Dataset) -> tuple[ItemGraph, ItemGraph]:
+    """The item graphs of a dataset: of transitions of training events, and of those of all known events."""
+    texts: dict[str, scipy.sparse.csr_matrix] = {}
+    if dataset.sparse_text is not None:
+        texts["text"] = dataset.sparse_text
+    train = ItemGraph.build(dataset.num_items, transitions=_transitions(dataset, training_only=True), texts=texts)
+    return train, train.with_transitions(_transitions(dataset, training_only=False))
 
-    Args:
-        split: ``train`` for transitions of training events only, ``now`` for those of all known events.
-    """
+
+def _transitions(dataset: Dataset, *, training_only: bool) -> scipy.sparse.csr_matrix:
     events, positive_N = dataset.events, dataset.is_positive()
     offsets_U1, item_N = events.offsets, events.item
-    if split == "train":
+    if training_only:
         place_N = np.arange(len(events)) - np.repeat(offsets_U1[:-1], np.diff(offsets_U1))
         keep_N: NDArray[np.bool_] = place_N < np.repeat(dataset.train_end, np.diff(offsets_U1))
         offsets_U1 = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(dataset.train_end)])
         item_N, positive_N = item_N[keep_N], positive_N[keep_N]
-    elif split != "now":
-        raise ValueError(f"there is no item graph of {split!r}; choose train or now")
-    transitions = transition_matrix(offsets_U1, item_N, positive_N, num_items=dataset.num_items)
-    texts: dict[str, scipy.sparse.csr_matrix] = {}
-    if dataset.sparse_text is not None:
-        texts["text"] = dataset.sparse_text
-    return ItemGraph.build(dataset.num_items, transitions=transitions, texts=texts)
+    return transition_matrix(offsets_U1, item_N, positive_N, num_items=dataset.num_items)

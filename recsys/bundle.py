@@ -54,6 +54,7 @@ REQUIRED = (
     "graph_now",
     "index",
 )
+_MISFITS = (ValueError, KeyError, TypeError, OSError, RuntimeError, SafetensorError, pl.exceptions.PolarsError)
 _REMEDY = "copy the bundle again, or write it again with `recsys export`"
 
 
@@ -136,21 +137,15 @@ class Bundle:
             InputError: one line naming the part that is missing, truncated, changed or foreign, and what to do.
         """
         path = Path(path)
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device {str(device)!r} was asked for, but torch finds no CUDA device; use device='cpu'")
         manifest = checked_manifest(path)
         _check_files(path, manifest["files"])
         try:
             return cls._load(path, manifest, device)
         except (InputError, MemoryError, torch.OutOfMemoryError):
             raise
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            OSError,
-            RuntimeError,
-            SafetensorError,
-            pl.exceptions.PolarsError,
-        ) as error:
+        except _MISFITS as error:
             # Every byte is what the writer hashed, so only parts that never belonged together come here.
             line = " ".join(str(error).split())
             raise InputError(f"{path}: its parts do not fit together ({line}); {_REMEDY}") from error
@@ -167,8 +162,11 @@ class Bundle:
         )
         model = UnifiedModel.load(path / "model", device=str(device))
         vectors = load_file(path / "vectors.safetensors", device=str(device))["vectors"]
-        index = load_index(path / "index")
-        graphs = {name: ItemGraph.load(path / name) for name in ("graph_now", "graph_train")}
+        try:
+            index = load_index(path / "index", device=device)
+        except ValueError as error:  # says what to do by itself, for one which extra to install
+            raise InputError(str(error)) from error
+        graphs = {name: ItemGraph.load(path / name, device=device) for name in ("graph_now", "graph_train")}
         histories = None
         if "histories.parquet" in manifest["files"]:
             histories = StoredHistories.read(path / "histories.parquet")

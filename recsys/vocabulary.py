@@ -119,7 +119,7 @@ class Vocabulary:
                     mask |= 1 << self.actions.index(name)
                 elif name.lower() not in EXPOSURE_NAMES:
                     raise InputError(
-                        f"{what}: {name!r} is no action of this data; its actions are {list(self.actions)}"
+                        f"{what}: {name!r} is no action of this data; its actions are {', '.join(self.actions)}"
                     )
         return mask
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.events import UNKNOWN_ITEM, Event, History
+from recsys.kernels.topk import topk_smaller_id
 from recsys.retrieval.dense import DenseRetriever
 from recsys.retrieval.memory import MemoryRetriever
 from recsys.retrieval.page import Hit, Page
@@ -232,12 +233,10 @@ class Recommender:
         cosine_I = (self.bundle.vectors @ (self.bundle.vectors[item] / length_I[item])) / length_I
         cosine_I[item] = -torch.inf
         num_hits = min(k, len(cosine_I) - 1)
-        # The k-th best value first, so that only the few items at or above it are sorted stably.
-        at_least = cosine_I.topk(num_hits).values[-1] if num_hits else cosine_I.new_tensor(torch.inf)
-        near = torch.nonzero(cosine_I >= at_least).squeeze(1)
-        near = near[cosine_I[near].argsort(descending=True, stable=True)][:num_hits]
-        ids = self.bundle.vocabulary.items.take(near.tolist())
-        hits = [Hit(name, score, {}, "similar") for name, score in zip(ids, cosine_I[near].tolist(), strict=True)]
+        every_I = torch.arange(len(cosine_I), device=self._device)
+        best_1K, near_1K = topk_smaller_id(cosine_I[None], every_I[None], num_hits)
+        ids = self.bundle.vocabulary.items.take(near_1K[0].tolist())
+        hits = [Hit(name, score, {}, "similar") for name, score in zip(ids, best_1K[0].tolist(), strict=True)]
         return Page(tuple(hits), len(cosine_I) - 1, _short(num_hits, k, len(cosine_I) - 1))
 
     # -- one batch -------------------------------------------------------------------------------------------------
