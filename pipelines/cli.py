@@ -159,16 +159,21 @@ def _run(argv: Sequence[str]) -> None:
         raise InputError(f"{name!r} is no command; {hint}")
     function = command.load()
     if command.takes_argv:
-        _run_training(function, [name, *rest])
+        _run_training(function, [name, *rest], command.example)
         return
     from recsys.pipelines.command_parser import parse_call
 
     function(**parse_call(function, rest, prog=f"recsys {name}", example=command.example))
 
 
-def _run_training(function: Callable[..., object], argv: list[str]) -> None:
+def _run_training(function: Callable[..., object], argv: list[str], example: str) -> None:
+    """Run a command that parses its own flags; its help and its errors look like those of the others."""
     try:
         function(argv)
+    except SystemExit:
+        if {"-h", "--help"} & set(argv):
+            sys.stdout.write(f"\nexample:\n  {example}\n")
+        raise
     except argparse.ArgumentError as error:
         from recsys.pipelines.command_parser import one_line
 

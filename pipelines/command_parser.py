@@ -72,7 +72,8 @@ def parse_call(function: Callable[..., object], argv: Sequence[str], *, prog: st
     except argparse.ArgumentError as error:
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
         raise InputError(one_line(str(error), prog=prog, flags=flags)) from None
-    return dict(vars(values))
+    # Not vars(): there keys such as `items`, which are methods of the namespace too, stand under other names.
+    return dict(values.as_dict())
 
 
 _KEY = re.compile(r"""^Parser key ["']([\w.]+)["']:\s*""")

@@ -21,6 +21,7 @@ CALLS: list[dict[str, object]] = []
 def sample(
     *,
     output: Path,
+    items: str | None = None,
     from_: str | None = None,
     min_user_events: int = 3,
     share: float = 0.5,
@@ -45,6 +46,8 @@ def sample(
 
 
 def failing_training(argv: list[str]) -> None:
+    if "--help" in argv:
+        raise SystemExit(0)
     raise argparse.ArgumentError(None, f"Parser key \"data.path\":\n  Expected a <class 'int'>. Got value: {argv[0]}")
 
 
@@ -62,11 +65,12 @@ def sample_commands(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_flags_are_the_parameters_in_their_types() -> None:
-    words = "--output out --from kuairand --min-user-events 5 --share .25 --user 007 --histories --no-shuffle"
+    words = "--output out --items i.parquet --from kuairand --min-user-events 5 --share .25 --user 007 --histories --no-shuffle"
     assert cli.main(["sample", *words.split()]) == 0
     assert CALLS == [
         {
             "output": Path("out"),
+            "items": "i.parquet",
             "from_": "kuairand",
             "min_user_events": 5,
             "share": 0.25,
@@ -108,6 +112,12 @@ def test_interrupt_is_exit_130(capsys: pytest.CaptureFixture[str]) -> None:
 def test_errors_of_the_training_parser_are_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train"]) == 2
     assert capsys.readouterr().err == "recsys: recsys train: --data.path: expected int, got 'train'\n"
+
+
+def test_help_of_a_training_command_ends_with_its_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    assert capsys.readouterr().out.endswith("example:\n  recsys train\n")
 
 
 def test_unknown_command_names_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
