@@ -92,7 +92,7 @@ def export_model(
         save_file({"vectors": vectors}, folder / "vectors.safetensors")
         try:
             build_index(index, vectors).save(folder / "index")
-        except (ValueError, ImportError) as error:
+        except ValueError as error:
             raise InputError(f"--index {index}: {error}") from error
         for name, graph in zip(("graph_train", "graph_now"), item_graphs(dataset), strict=True):
             graph.save(folder / name)

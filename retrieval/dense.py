@@ -34,7 +34,7 @@ class DenseRetriever:
         self.vectors = vectors
         self.name = name
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def search(
         self,
         states: UserStates,
@@ -49,7 +49,7 @@ class DenseRetriever:
         query_BD = self.model.query(states, at_B, surface_B)
         return self.index.search(query_BD, k, exclude_QE=exclude_QE, allow_N=allow_N)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def scores(self, states: UserStates, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
         """[B, I] float32 scores of the whole catalogue, whatever the index would find."""
         return self.model.query(states, at_B, surface_B) @ self.vectors.T

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+
 from recsys.bundle import Bundle, StoredHistories, _checksum, new_bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
+
 from recsys.errors import InputError
 from recsys.events import Event
 from recsys.vocabulary import IdMap, Vocabulary

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import Event
@@ -315,14 +318,13 @@ pages = [rec.recommend("u7", k=5, at=1_702_000_000),
          rec.recommend(history=[Event(item_id="i3", actions="click", timestamp=1_701_999_000)], k=5, at=1_702_000_000,
                        retrievers=("dense", "memory"))]
 rec.similar_items("i3")
-loaded = [name for name in ("lightning", "sklearn", "faiss", "triton", "transformers", "pandas") if name in sys.modules]
-print(json.dumps({"loaded": loaded, "pages": [[(h.item_id, h.score, h.actions, h.retriever) for h in p] for p in pages]}))
+extras = ("lightning", "sklearn", "faiss", "triton", "transformers", "pandas")
+rows = [[(hit.item_id, hit.score, hit.actions, hit.retriever) for hit in page] for page in pages]
+print(json.dumps({"loaded": [name for name in extras if name in sys.modules], "pages": rows}))
 """
 
 
 def test_a_fresh_process_answers_alike_and_needs_no_extra(toy_bundle: Path, rec: Recommender, tmp_path: Path):
-    import json
-
     moved = tmp_path / "moved"
     shutil.copytree(toy_bundle, moved)
     done = subprocess.run(
@@ -356,27 +358,21 @@ def _hammer(rec: Recommender, seconds: float) -> int:
     expected = [rec.recommend_batch([request])[0] for request in requests]
     similar = [rec.similar_items(f"i{row % 30}", 5) for row in range(40)]
     end = time.monotonic() + seconds
-    counts, failures = [0] * 16, []
+    together = threading.Barrier(16)
 
-    def ask(number: int) -> None:
+    def ask(number: int) -> int:
         rng = np.random.default_rng(number)
-        try:
-            while time.monotonic() < end or counts[number] == 0:
-                row = int(rng.integers(40))
-                assert_same(rec.recommend_batch([requests[row]])[0], expected[row])
-                assert_same(rec.similar_items(f"i{row % 30}", 5), similar[row])
-                counts[number] += 2
-        except BaseException as error:  # reported by the main thread, which a thread's exception does not reach
-            failures.append(error)
+        together.wait()
+        count = 0
+        while time.monotonic() < end or count == 0:
+            row = int(rng.integers(40))
+            assert_same(rec.recommend_batch([requests[row]])[0], expected[row])
+            assert_same(rec.similar_items(f"i{row % 30}", 5), similar[row])
+            count += 2
+        return count
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-    return sum(counts)
+    with ThreadPoolExecutor(16) as pool:
+        return sum(pool.map(ask, range(16)))
 
 
 def test_sixteen_threads_get_the_answers_of_one(rec: Recommender):
