@@ -1,0 +1,128 @@
+"""Prepared data as Lightning wants it: batches that depend on the seed and the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recsys.dataset import Dataset
+from recsys.errors import InputError
+from recsys.events import History, Requests
+from recsys.pipelines.recipe import chosen_recipe, validation_requests
+from recsys.training_batches import TrainingBatch, TrainingExamples
+
+__all__ = ["PreparedData"]
+
+
+class _Steps:
+    """The batches of one epoch. Where a batch stands in training is read off the loop itself, so that a resumed run
+    continues with the very batch that was next; nothing is counted here."""
+
+    def __init__(self, data: PreparedData, examples: TrainingExamples) -> None:
+        self.data, self.examples = data, examples
+
+    def __len__(self) -> int:
+        return self.examples.steps_per_epoch
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        trainer = self.data.trainer
+        assert trainer is not None
+        while True:
+            yield self.examples.batch(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+
+
+class _Requests:
+    """Requests of a split in batches, sorted by length of history."""
+
+    def __init__(self, requests: Requests, batch_users: int) -> None:
+        self.requests, self.batch_users = requests, batch_users
+
+    def __len__(self) -> int:
+        return -(-len(self.requests) // self.batch_users)
+
+    def __iter__(self) -> Iterator[Requests]:
+        for low in range(0, len(self.requests), self.batch_users):
+            yield self.requests.rows(slice(low, low + self.batch_users))
+
+
+class PreparedData(L.LightningDataModule):
+    """A folder written by ``recsys prepare``.
+
+    Args:
+        path: the prepared dataset.
+        batch_tokens: events and candidates of a training batch, about; chosen from the data where it is None.
+        batch_users: users of a validation or test batch.
+        seed: decides windows, batches, masks and initial weights.
+        slates: whether training reads slates.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        batch_tokens: int | None = None,
+        batch_users: int = 512,
+        seed: int = 0,
+        slates: bool = True,
+    ) -> None:
+        super().__init__()
+        if batch_tokens is not None and batch_tokens < 1:
+            raise InputError(f"--data.batch_tokens must be positive, got {batch_tokens}")
+        if batch_users < 1:
+            raise InputError(f"--data.batch_users must be positive, got {batch_users}")
+        self.dataset = Dataset.open(path)
+        self.recipe = chosen_recipe(self.dataset)
+        self.batch_tokens = self.recipe.batch_tokens if batch_tokens is None else batch_tokens
+        self.batch_users, self.seed, self.slates = batch_users, seed, slates
+        if not (self.dataset.train_end > 0).any():
+            raise InputError(f"{path} has no training events; choose another split or prepare more data")
+
+    def examples(self, window: int, use_actions: bool) -> TrainingExamples:
+        """Training batches for a model's window; slates are read only where there is a ranking head."""
+        dataset = self.dataset
+        return TrainingExamples(
+            dataset.events,
+            dataset.train_end,
+            dataset.is_positive(),
+            dataset.slates if self.slates and use_actions else None,
+            window=window,
+            batch_tokens=self.batch_tokens,
+            seed=self.seed,
+        )
+
+    def train_dataloader(self) -> _Steps:
+        from recsys.pipelines.unified_module import UnifiedModule
+
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        assert isinstance(module, UnifiedModule)
+        return _Steps(self, self.examples(module.config.window, module.config.use_actions))
+
+    def val_dataloader(self) -> _Requests:
+        return _Requests(validation_requests(self.dataset), self.batch_users)
+
+    def test_dataloader(self) -> _Requests:
+        return _Requests(validation_requests(self.dataset, "test"), self.batch_users)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch.to(device) if isinstance(batch, TrainingBatch) else batch
+
+    def histories_of(self, requests: Requests) -> list[History]:
+        """The histories that requests ask about."""
+        events = self.dataset.events
+        return [events.history(int(u), int(e)) for u, e in zip(requests.user, requests.end, strict=True)]
+
+    @property
+    def shown_rank_share(self) -> NDArray[np.float64] | None:
+        """Share of training slate rows at each shown rank; None without slates."""
+        slates = self.dataset.slates
+        if slates is None:
+            return None
+        size = np.diff(slates.offsets)[slates.split == 0]
+        if not size.sum():
+            return None
+        return np.array([(size > place).sum() for place in range(int(size.max()))], dtype=np.float64) / size.sum()

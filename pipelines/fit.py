@@ -1,0 +1,262 @@
+"""``recsys fit|validate|test|predict``: the Lightning command line, with settings chosen for the data at hand."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from recsys.dataset import Dataset
+from recsys.errors import InputError
+from recsys.model_config import ModelConfig
+from recsys.pipelines.checkpoint import LastCheckpoint, load_model
+from recsys.pipelines.console import stdout_console
+from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.unified_module import UnifiedModule
+
+__all__ = ["fit_dataset", "main"]
+
+_MONITOR = "val/dense_learned/ndcg@10"
+_KNOWN_WARNINGS = (
+    "LightningCLI's args parameter",
+    ".*does not have many workers.*",
+    ".*your dataloader is not resumable.*",  # ours needs no state: batches are functions of seed and step
+    ".*smaller than the logging interval.*",
+    "Checkpoint directory .* exists and is not empty",
+    ".*treespec.*is deprecated.*",
+)
+_COMMANDS = ("fit", "validate", "test")
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Keeps every setting of the run beside its checkpoints, in ``config.yaml``."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+
+
+class _TrainingCLI(LightningCLI):
+    """LightningCLI whose unset values come from the recipe of the data set."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--patience", type=int, default=3, help="epochs without a better validation NDCG@10")
+        parser.add_argument("--last_every_n_steps", type=int, default=100, help="steps between writes of last.ckpt")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self.config_init[self.subcommand]
+        trainer, data, module = config["trainer"], self.datamodule, self.model
+        assert isinstance(data, PreparedData) and isinstance(module, UnifiedModule)
+        checkpoint = config.get("ckpt_path")
+        if self.subcommand == "fit":
+            folder = Path(trainer["default_root_dir"] or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
+            if trainer["max_epochs"] is None and trainer["max_steps"] == -1:
+                kwargs["max_epochs"] = data.recipe.max_epochs
+            kwargs |= {"default_root_dir": str(folder)}
+            if trainer["logger"] is None:
+                kwargs["logger"] = [CSVLogger(folder, "logs"), TensorBoardLogger(folder, "tensorboard")]
+            kwargs["callbacks"] = [*(trainer["callbacks"] or []), *_callbacks(folder / "checkpoints", data, config)]
+        elif checkpoint is None:
+            raise InputError(
+                f"recsys {self.subcommand}: --ckpt_path must name a checkpoint, e.g. RUN/checkpoints/best.ckpt"
+            )
+        else:
+            kwargs["logger"] = trainer["logger"] or False
+        if trainer["enable_checkpointing"] is None and self.subcommand != "fit":
+            kwargs["enable_checkpointing"] = False
+        if checkpoint is not None:
+            _take_over(module, data, Path(checkpoint))
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        assert isinstance(self.datamodule, PreparedData) and isinstance(self.model, UnifiedModule)
+        _say_choice(self.datamodule, self.model, self.trainer)
+
+    def after_fit(self) -> None:
+        assert isinstance(self.datamodule, PreparedData)
+        _say_result(self.datamodule, self.trainer)
+
+
+def _callbacks(folder: Path, data: PreparedData, config: Any) -> list[L.Callback]:
+    judged = len(data.dataset.requests("validation")) > 0
+    best = ModelCheckpoint(
+        dirpath=folder,
+        filename="best",
+        monitor=_MONITOR if judged else None,
+        mode="max",
+        save_top_k=1,
+        enable_version_counter=False,
+        save_on_train_epoch_end=not judged,
+    )
+    callbacks: list[L.Callback] = [best]
+    if judged:
+        callbacks.append(EarlyStopping(_MONITOR, mode="max", patience=config["patience"]))
+    if config["trainer"]["enable_progress_bar"] is not False:
+        callbacks.append(RichProgressBar())
+    return [*callbacks, LastCheckpoint(folder, config["last_every_n_steps"])]
+
+
+def _take_over(module: UnifiedModule, data: PreparedData, checkpoint: Path) -> None:
+    """A checkpoint decides the network; flags that contradict it are an error."""
+    model, meta = load_model(checkpoint)
+    if meta.get("data_hash") != data.dataset.manifest.data_hash:
+        raise InputError(
+            f"{checkpoint} was trained on another dataset than {data.dataset.path}; give the one it was trained on"
+        )
+    stored = ModelConfig.from_dict(meta["config"]).to_dict()
+    for name, value in module.changes.items():
+        if stored[name] != value:
+            raise InputError(
+                f"{checkpoint} has model.{name} = {stored[name]!r}, not {value!r}; leave the flag out or train anew"
+            )
+    module.changes = stored
+
+
+def _resumed(argv: list[str]) -> list[str]:
+    """Resolve ``--ckpt_path last``: the run's own settings come first, flags given now after them."""
+    if argv[0] != "fit" or _flag(argv, "--ckpt_path") != "last":
+        return argv
+    folder = _flag(argv, "--trainer.default_root_dir")
+    if folder is None:
+        runs = sorted(Path("runs").glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
+        if not runs:
+            raise InputError(
+                "--ckpt_path last: no run stands in runs/; name its folder with --trainer.default_root_dir"
+            )
+        root = runs[-1].parent.parent
+    else:
+        root = Path(folder)
+    rest = _without(_without(argv[1:], "--ckpt_path"), "--trainer.default_root_dir")
+    last = root / "checkpoints" / "last.ckpt"
+    if not root.is_dir():
+        raise InputError(f"--ckpt_path last: {root} does not exist; give the folder of the run to resume")
+    settings = ["--config", str(root / "config.yaml")] if (root / "config.yaml").is_file() else []
+    where = ["--trainer.default_root_dir", str(root)]
+    # Killed before its first checkpoint, a run starts again: same seed, same bytes.
+    return [
+        "fit",
+        *settings,
+        *rest,
+        *where,
+        *(["--ckpt_path", str(last)] if last.is_file() else ["--ckpt_path", "null"]),
+    ]
+
+
+def _flag(argv: Sequence[str], name: str) -> str | None:
+    for place, word in enumerate(argv):
+        if word == name and place + 1 < len(argv):
+            return argv[place + 1]
+        if word.startswith(name + "="):
+            return word[len(name) + 1 :]
+    return None
+
+
+def _without(argv: list[str], name: str) -> list[str]:
+    kept: list[str] = []
+    skip = False
+    for word in argv:
+        if skip or word == name:
+            skip = word == name
+            continue
+        if not word.startswith(name + "="):
+            kept.append(word)
+    return kept
+
+
+def main(argv: list[str]) -> None:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Raises:
+        InputError: bad input, one line.
+        argparse.ArgumentError: a flag that does not parse; the caller reduces it to a line.
+    """
+    if argv[0] == "predict":
+        from recsys.pipelines.predict import main as predict
+
+        predict(argv[1:])
+        return
+    _run(argv)
+
+
+def _run(argv: list[str]) -> _TrainingCLI:
+    quiet = {"exit_on_error": False}
+    resumed = _resumed(argv)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in _KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        cli = _TrainingCLI(
+            UnifiedModule,
+            PreparedData,
+            args=[resumed[0], "--weights_only=true", *resumed[1:]],
+            seed_everything_default=False,
+            save_config_callback=_SaveConfig,
+            auto_configure_optimizers=False,
+            parser_kwargs={**quiet, **dict.fromkeys(_COMMANDS, quiet)},
+            trainer_defaults={
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+            },
+        )
+    return cli
+
+
+def _say_choice(data: PreparedData, module: UnifiedModule, trainer: L.Trainer) -> None:
+    console = stdout_console()
+    stated = set(module.changes) | ({"batch_tokens"} if data.batch_tokens != data.recipe.batch_tokens else set())
+    chosen = (reason for setting, reason in data.recipe.reasons.items() if setting not in stated)
+    for note in (*data.dataset.manifest.notes, *chosen):
+        console.print(f"· {note}")
+    console.print(f"· run folder {trainer.default_root_dir}, at most {trainer.max_epochs} epochs")
+
+
+def _say_result(data: PreparedData, trainer: L.Trainer) -> None:
+    console = stdout_console()
+    best = Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
+    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    if score is not None:
+        console.print(f"best validation NDCG@10 of dense_learned: {float(score):.4f} (full ranking, history filtered)")
+    console.print("serve it with:")
+    console.print(f"  recsys export --checkpoint {best} --data {data.dataset.path} --output bundle --histories")
+
+
+def fit_dataset(dataset: Dataset, root_dir: Path, **settings: Any) -> Path:
+    """Train on a prepared dataset through the command line's own code.
+
+    Args:
+        root_dir: folder of the run.
+        settings: parameters of :class:`UnifiedModule`, :class:`PreparedData` or of Lightning's ``Trainer``, by name.
+
+    Returns:
+        the checkpoint with the best validation NDCG@10.
+
+    Raises:
+        InputError: an unknown or impossible setting.
+    """
+    homes = {
+        **dict.fromkeys(inspect.signature(L.Trainer.__init__).parameters, "trainer."),
+        **dict.fromkeys(inspect.signature(PreparedData.__init__).parameters, "data."),
+        **dict.fromkeys(inspect.signature(UnifiedModule.__init__).parameters, "model."),
+        "patience": "",
+        "last_every_n_steps": "",
+    }
+    argv = ["fit", "--data.path", str(dataset.path), "--trainer.default_root_dir", str(root_dir)]
+    for name, value in settings.items():
+        if name not in homes or name in ("self", "path", "default_root_dir"):
+            raise InputError(f"fit has no setting {name!r}; see `recsys fit --help`")
+        argv.append(f"--{homes[name]}{name}={value}")
+    _run(argv)
+    return Path(root_dir) / "checkpoints" / "best.ckpt"

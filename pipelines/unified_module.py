@@ -1,0 +1,282 @@
+"""The training loop of the unified model; the network and its losses run without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.events import Requests
+from recsys.metrics import target_ranks
+from recsys.model import UnifiedModel
+from recsys.model_config import ModelConfig
+from recsys.objective import Objective
+from recsys.pipelines.data_module import PreparedData
+from recsys.ranking import predict_slates
+from recsys.training_batches import TrainingBatch
+
+__all__ = ["UnifiedModule"]
+
+_SPLITS = {"val": 1, "test": 2}
+
+
+class UnifiedModule(L.LightningModule):
+    """One stage, one optimiser: L = L_item + L_action. What is None is chosen from the data and said.
+
+    Args:
+        dim: width of the model.
+        num_blocks: encoder layers.
+        num_heads: attention heads of a layer.
+        block: ``softmax`` transformer or ``hstu`` layers.
+        layout: how events become tokens: ``mam``, ``interleaved`` or ``lagged``.
+        window: most events a user state holds; a multiple of 4.
+        dropout: in the encoder.
+        id_dropout: share of items whose id part is dropped in a step, where there is content.
+        mask_prob: share of history actions hidden in training.
+        use_content: False = ids only.
+        use_actions: False = no actions in the tokens and no ranking head.
+        use_surfaces: False = surfaces are not read.
+        use_time: False = no time bias and no time features.
+        retrieval_loss: ``full`` or ``sampled`` softmax.
+        num_negatives: uniform negatives of the sampled softmax.
+        action_weight: weight of L_action.
+        pairwise_weight: weight of the pairwise term inside slates.
+        regress_value: whether a head predicts log(1 + value).
+        lr: peak learning rate of AdamW.
+        weight_decay: of matrices; vectors and norms have none.
+        warmup_steps: steps until the peak.
+        decay_share: last share of the steps over which the rate falls linearly.
+    """
+
+    def __init__(
+        self,
+        dim: int | None = None,
+        num_blocks: int | None = None,
+        num_heads: int | None = None,
+        block: Literal["softmax", "hstu"] | None = None,
+        layout: Literal["mam", "interleaved", "lagged"] | None = None,
+        window: int | None = None,
+        dropout: float | None = None,
+        id_dropout: float | None = None,
+        mask_prob: float | None = None,
+        use_content: bool = True,
+        use_actions: bool | None = None,
+        use_surfaces: bool | None = None,
+        use_time: bool | None = None,
+        retrieval_loss: Literal["full", "sampled"] | None = None,
+        num_negatives: int | None = None,
+        action_weight: float | None = None,
+        pairwise_weight: float | None = None,
+        regress_value: bool | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        warmup_steps: int = 200,
+        decay_share: float = 0.4,
+    ) -> None:
+        super().__init__()
+        self.changes: dict[str, Any] = {
+            name: value
+            for name, value in {
+                "dim": dim,
+                "num_blocks": num_blocks,
+                "num_heads": num_heads,
+                "block": block,
+                "layout": layout,
+                "window": window,
+                "dropout": dropout,
+                "id_dropout": id_dropout,
+                "mask_prob": mask_prob,
+                "use_actions": use_actions,
+                "use_surfaces": use_surfaces,
+                "use_time": use_time,
+                "retrieval_loss": retrieval_loss,
+                "num_negatives": num_negatives,
+                "action_weight": action_weight,
+                "pairwise_weight": pairwise_weight,
+                "regress_value": regress_value,
+            }.items()
+            if value is not None
+        }
+        if not use_content:
+            self.changes["content_dim"] = 0
+        self.lr, self.weight_decay = lr, weight_decay
+        self.warmup_steps, self.decay_share = warmup_steps, decay_share
+        self.net: UnifiedModel | None = None
+        self._objective: Objective | None = None
+        self._ranks: list[np.ndarray] = []  # type: ignore[type-arg]
+        self._items_ID: Tensor | None = None
+
+    # -- building -------------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> PreparedData:
+        module = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(module, PreparedData)
+        return module
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    @property
+    def model(self) -> UnifiedModel:
+        assert self.net is not None, "configure_model() has not run"
+        return self.net
+
+    def configure_model(self) -> None:
+        """Build the network for the data set; its initial weights depend on the seed alone."""
+        if self.net is not None:
+            return
+        self.net = build_network(self.data, self.changes)
+
+    @property
+    def objective(self) -> Objective:
+        if self._objective is None:
+            self._objective = Objective(self.model, torch.from_numpy(self.data.dataset.train_item_counts()))
+            self._objective.to(self.device)
+        return self._objective
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        manifest = self.data.dataset.manifest
+        checkpoint["recsys"] = {"config": self.config.to_dict(), "data_hash": manifest.data_hash}
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> None:
+        # Masks, dropout and negatives are functions of (seed, step): a resumed run draws what was next.
+        torch.manual_seed(self.data.seed * 1_000_003 + self.trainer.global_step)
+
+    def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
+        losses = self.objective(batch)
+        size = max(losses.num_targets, 1)
+        self.log("train/item_nats", losses.item, batch_size=size, prog_bar=True, on_step=True, on_epoch=False)
+        self.log("train/action_nats", losses.action, batch_size=size, on_step=True, on_epoch=False)
+        return losses.total
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_ranks()
+
+    def on_test_epoch_start(self) -> None:
+        self._start_ranks()
+
+    def validation_step(self, batch: Requests, batch_idx: int) -> None:
+        self._rank_batch(batch)
+
+    def test_step(self, batch: Requests, batch_idx: int) -> None:
+        self._rank_batch(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_ranks("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_ranks("test")
+
+    def _start_ranks(self) -> None:
+        self._ranks, self._items_ID = [], self.model.item_vectors()
+
+    def _rank_batch(self, requests: Requests) -> None:
+        """Full-catalogue rank of each target by the learned score, the history filtered out."""
+        assert self._items_ID is not None
+        model, histories = self.model, self.data.histories_of(requests)
+        states = model.encode(histories, keep_cache=False)
+        at_B = torch.from_numpy(np.ascontiguousarray(requests.timestamp)).to(model.device)
+        surface_B = torch.from_numpy(np.ascontiguousarray(requests.surface)).to(model.device)
+        scores = (model.query(states, at_B, surface_B) @ self._items_ID.T).float().cpu().numpy()
+        self._ranks.append(target_ranks(scores, requests.target, [h.item for h in histories]).rank_Q)
+
+    def _log_ranks(self, stage: str) -> None:
+        ranks = np.concatenate(self._ranks) if self._ranks else np.zeros(0)
+        if len(ranks):
+            top = ranks <= 10
+            figures = {
+                "ndcg@10": float((top / np.log2(ranks + 1)).mean()),
+                "recall@10": float(top.mean()),
+                "recall@100": float((ranks <= 100).mean()),
+                "mrr": float((1.0 / ranks).mean()),
+            }
+        else:
+            figures = {"ndcg@10": 0.0}
+        for name, value in figures.items():
+            self.log(f"{stage}/dense_learned/{name}", value, prog_bar=name == "ndcg@10")
+        for name, value in self._slate_figures(_SPLITS[stage]).items():
+            self.log(f"{stage}/{name}", value)
+        self._items_ID = None
+
+    def _slate_figures(self, split: int) -> dict[str, float]:
+        """AUC of every action over the slates of a split."""
+        dataset = self.data.dataset
+        slates = dataset.slates
+        if slates is None or self.model.action_head is None or not (slates.split == split).any():
+            return {}
+        from recsys.ranking_metrics import auc
+
+        predicted = predict_slates(self.model, dataset, split)
+        figures = {}
+        for place, action in enumerate(dataset.manifest.actions):
+            known = ((slates.known[predicted.row_R] >> place) & 1).astype(bool)
+            yes = ((slates.yes[predicted.row_R] >> place) & 1).astype(bool)[known]
+            if yes.any() and not yes.all():
+                figures[f"{action}/auc"] = float(auc(yes, predicted.prob_RA[known, place]))
+        return figures
+
+    # -- optimiser ------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        matrices = [p for p in self.parameters() if p.dim() > 1]
+        others = [p for p in self.parameters() if p.dim() <= 1]
+        optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=self.lr,
+            fused=True,
+        )
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        warmup, decay = min(self.warmup_steps, max(1, total // 5)), max(1.0, self.decay_share * total)
+
+        def factor(step: int) -> float:
+            return min(1.0, (step + 1) / warmup) * min(1.0, max(0.02, (total - step) / decay))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
+    """A fresh network for a data set: the recipe's configuration with ``changes``, initial weights from the seed."""
+    dataset = data.dataset
+    config = replace(data.recipe.model, **changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(data.seed)
+        model = UnifiedModel(config)
+    counts_I = torch.from_numpy(dataset.train_item_counts())
+    content = dataset.content
+    model.items.set_catalogue(
+        torch.from_numpy(np.ascontiguousarray(content)) if config.content_dim and content is not None else None,
+        counts_I > 0,
+    )
+    if model.action_head is not None:
+        model.action_head.set_priors(_action_rates(data), _padded_share(data, config.max_shown_rank))
+    return model
+
+
+def _action_rates(data: PreparedData) -> Tensor:
+    """[A] share of *yes* among known labels of training events."""
+    events, train_end = data.dataset.events, data.dataset.train_end
+    place = np.arange(len(events)) - np.repeat(events.offsets[:-1], np.diff(events.offsets))
+    trains = place < np.repeat(train_end, np.diff(events.offsets))
+    bits = np.arange(len(data.dataset.manifest.actions))
+    yes = ((events.yes[trains, None] >> bits) & 1).sum(0)
+    known = ((events.known[trains, None] >> bits) & 1).sum(0)
+    return torch.from_numpy((yes + 1) / (known + 2)).float()
+
+
+def _padded_share(data: PreparedData, places: int) -> Tensor | None:
+    share = data.shown_rank_share
+    if share is None:
+        return None
+    out = np.zeros(places)
+    out[: min(places, len(share))] = share[:places]
+    out[-1] += share[places:].sum()
+    return torch.from_numpy(out).float()

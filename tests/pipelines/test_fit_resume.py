@@ -1,0 +1,104 @@
+"""A job killed at any step and resumed ends with the bytes of an undisturbed one."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from recsys.pipelines.checkpoint import load_model
+
+FLAGS = (
+    "--trainer.max_epochs=4 --trainer.accelerator=cpu --last_every_n_steps=3 --patience=9 --data.batch_tokens=40"
+    " --model.dim=16 --trainer.enable_progress_bar=false"
+).split()
+SCRIPT = (
+    "import sys, torch; torch.set_num_threads(1); from recsys.pipelines.cli import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+def start(data: Path, run: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", SCRIPT, "fit", "--data.path", str(data), "--trainer.default_root_dir", str(run)]
+    return subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors.decode()[-2000:]
+
+
+def kill_after_writes(process: subprocess.Popen[bytes], last: Path, writes: int) -> bool:
+    """SIGKILL once ``last.ckpt`` was written so many times; whether it came before the end."""
+    seen, stamp = 0, last.stat().st_mtime_ns if last.exists() else 0
+    while process.poll() is None and seen < writes:
+        time.sleep(0.002)
+        now = last.stat().st_mtime_ns if last.exists() else stamp
+        seen, stamp = seen + (now != stamp), now
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return process.returncode == -signal.SIGKILL
+
+
+def test_killed_three_times_ends_bit_equal(toy_dataset, tmp_path):
+    undisturbed = start(toy_dataset.path, tmp_path / "whole", *FLAGS)
+    disturbed = tmp_path / "killed"
+    rng = random.Random(11)
+    for attempt in range(3):
+        more = FLAGS if attempt == 0 else ["--ckpt_path", "last"]
+        process = start(toy_dataset.path, disturbed, *more)
+        assert kill_after_writes(process, disturbed / "checkpoints" / "last.ckpt", rng.randint(1, 4))
+    finish(start(toy_dataset.path, disturbed, "--ckpt_path", "last"))
+    finish(undisturbed)
+    for name in ("last", "best"):
+        whole, killed = (
+            torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+            for run in (tmp_path / "whole", disturbed)
+        )
+        assert whole["global_step"] == killed["global_step"] > 10
+        assert whole["state_dict"].keys() == killed["state_dict"].keys()
+        for key, value in whole["state_dict"].items():
+            assert torch.equal(value, killed["state_dict"][key]), (name, key)
+    assert sorted(p.name for p in (disturbed / "checkpoints").glob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
+
+
+def test_bad_training_flags_are_one_line(toy_dataset, tmp_path, capsys):
+    from recsys.pipelines.cli import main
+
+    for flags, words in (
+        (["--data.path", str(tmp_path / "nothing")], "not a prepared dataset"),
+        (["--data.path", str(toy_dataset.path), "--model.dim", "15"], "must be a multiple of model.num_heads"),
+        (["--data.path", str(toy_dataset.path), "--model.dimm", "16"], "dimm"),
+        (["--data.path", str(toy_dataset.path), "--model.block", "lstm"], "block"),
+        (
+            [
+                "--data.path",
+                str(toy_dataset.path),
+                "--ckpt_path",
+                "last",
+                "--trainer.default_root_dir",
+                str(tmp_path / "no"),
+            ],
+            "no",
+        ),
+    ):
+        code = main(["fit", *flags, "--trainer.accelerator=cpu"])
+        error = capsys.readouterr().err
+        assert code == 2 and words in error and len(error.strip().splitlines()) == 1, error
+
+
+def test_foreign_or_broken_checkpoint_is_one_line(tmp_path):
+    from recsys.errors import InputError
+
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    for name, words in (("foreign", "no checkpoint of"), ("broken", "cannot be read"), ("missing", "does not exist")):
+        with pytest.raises(InputError, match=words):
+            load_model(tmp_path / f"{name}.ckpt")
+    shutil.rmtree(tmp_path)
