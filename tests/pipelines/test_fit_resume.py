@@ -71,6 +71,7 @@ def test_killed_three_times_ends_bit_equal(toy_dataset, tmp_path):
 def test_bad_training_flags_are_one_line(toy_dataset, tmp_path, capsys):
     from recsys.pipelines.cli import main
 
+    absent = str(tmp_path / "absent")
     for flags, words in (
         (["--data.path", str(tmp_path / "nothing")], "not a prepared dataset"),
         (["--data.path", str(toy_dataset.path), "--model.dim", "15"], "must be a multiple of model.num_heads"),
