@@ -114,7 +114,7 @@ class UnifiedModule(L.LightningModule):
 
     @property
     def data(self) -> PreparedData:
-        module = self.trainer.datamodule  # type: ignore[attr-defined]
+        module = self.trainer.datamodule
         assert isinstance(module, PreparedData)
         return module
 

@@ -5,14 +5,14 @@ Suffixes: R = packed rows, B = sequences, L = cached rows, N = new rows, H = hea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from recsys.attention import Group, attend_delta, attend_packed
-from recsys.blocks import init_linear, make_block
+from recsys.blocks import Block, init_linear, make_block
 from recsys.model_config import ModelConfig
 from recsys.packing import CandidateRows
 from recsys.time_features import UNKNOWN_GAP, gap_bucket
@@ -41,6 +41,11 @@ class Encoder(nn.Module):
         self.max_len = config.window + 1
         self.blocks.apply(init_linear)
 
+    def _layers(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
+
     def forward(
         self, x_RD: Tensor, groups: Sequence[Group], time_R: Tensor, time_known_R: Tensor
     ) -> tuple[Tensor, KeysValues]:
@@ -60,9 +65,9 @@ class Encoder(nn.Module):
                 bucket = _difference_bucket(time, known, time, known)
                 buckets.append(_same_row_is_zero(bucket))
         cache: KeysValues = []
-        for block in self.blocks:
+        for block in self._layers():
             q, k, v, gate = block.project(x_RD)
-            bias = [block.time_bias(bucket) for bucket in buckets] if self.use_time else None
+            bias = None if block.time_bias is None else [block.time_bias(bucket) for bucket in buckets]
             attended = attend_packed(q, k, v, groups, bias, kind=block.kind, max_len=self.max_len)
             x_RD = block.finish(x_RD, attended, gate)
             cache.append((k, v))
@@ -96,11 +101,11 @@ class Encoder(nn.Module):
             if own == "causal":
                 bucket_own = _same_row_is_zero(_difference_bucket(time_BN, time_known_BN, time_BN, time_known_BN))
         new_cache: KeysValues = []
-        for block, (k_BLHD, v_BLHD) in zip(self.blocks, cache, strict=True):
+        for block, (k_BLHD, v_BLHD) in zip(self._layers(), cache, strict=True):
             q, k, v, gate = block.project(x_ND)
             q, k, v = rows.pad(q), rows.pad(k), rows.pad(v)
             bias_BHNL = bias_own = None
-            if bucket_BNL is not None:
+            if bucket_BNL is not None and block.time_bias is not None:
                 bias_BHNL = block.time_bias(bucket_BNL)
                 bias_own = block.time_bias.same_time() if bucket_own is None else block.time_bias(bucket_own)
             attended = attend_delta(

@@ -143,4 +143,5 @@ def _hidden_like(hidden: Tensor) -> ActionInput:
 
 def make_layout(name: str) -> Layout:
     """The layout that the configuration names."""
-    return {"mam": MaskedActions, "lagged": LaggedActions, "interleaved": Interleaved}[name]()
+    layouts: dict[str, type[Layout]] = {"mam": MaskedActions, "lagged": LaggedActions, "interleaved": Interleaved}
+    return layouts[name]()

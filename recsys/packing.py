@@ -7,7 +7,8 @@ Sequences are sorted by length, so that equal lengths are neighbours and attenti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from recsys.time_features import UNKNOWN_GAP
 __all__ = ["CandidateRows", "EventBatch", "pack_histories", "pack_windows", "ranges"]
 
 Ints = NDArray[np.int64]
+
+
+_Batch = TypeVar("_Batch", "EventBatch", "CandidateRows")
 
 
 def ranges(start: Ints, length: Ints) -> Ints:
@@ -86,9 +90,7 @@ class CandidateRows:
     value_N: Tensor | None = None
 
     def to(self, device: torch.device | str) -> CandidateRows:
-        return CandidateRows(
-            *(v.to(device) if isinstance(v := getattr(self, f.name), Tensor) else v for f in fields(self))
-        )
+        return _moved(self, device)
 
     def pad(self, rows: Tensor, fill: float = 0.0) -> Tensor:
         """[N, …] to [Q, columns, …]."""
@@ -102,6 +104,11 @@ class CandidateRows:
         """[Q, columns, …] to [N, …]."""
         flat = table.flatten(0, 1)
         return flat if self.place_N is None else flat.index_select(0, self.place_N)
+
+
+def _moved(batch: _Batch, device: torch.device | str) -> _Batch:
+    tensors = {f.name: v for f in fields(batch) if isinstance(v := getattr(batch, f.name), Tensor)}
+    return replace(batch, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 def pack_windows(log: EventLog, user: Ints, start: Ints, end: Ints) -> EventBatch:
@@ -118,8 +125,9 @@ def pack_histories(histories: Sequence[History], previous_time: Ints | None = No
         previous_time: time of the event before each history, or -1; None = the histories start their windows.
     """
     names = ("item", "yes", "known", "surface", "timestamp", "time_known")
-    columns = [np.concatenate([getattr(h, name) for h in histories]) for name in names]
-    return _pack(*columns, lengths=np.array([len(h) for h in histories], dtype=np.int64), previous_time=previous_time)
+    columns: list[Any] = [np.concatenate([getattr(h, name) for h in histories]) for name in names]
+    lengths = np.array([len(h) for h in histories], dtype=np.int64)
+    return _pack(*columns, lengths=lengths, previous_time=previous_time)
 
 
 def _pack(
@@ -142,12 +150,19 @@ def _pack(
     if previous_time is not None:
         before = previous_time[lengths > 0]
         gap[starts] = np.where((before >= 0) & time_known[starts], np.maximum(time[starts] - before, 0), UNKNOWN_GAP)
-    integers = [torch.from_numpy(np.ascontiguousarray(x, dtype=np.int64)) for x in (item, yes, known, surface, time)]
     return EventBatch(
-        *integers,
-        torch.from_numpy(np.ascontiguousarray(time_known)),
-        torch.from_numpy(gap),
-        torch.from_numpy(ranges(np.zeros_like(lengths), lengths)),
-        torch.from_numpy(offsets),
-        equal_length_groups(lengths.tolist()),
+        item_T=_tensor(item),
+        yes_T=_tensor(yes),
+        known_T=_tensor(known),
+        surface_T=_tensor(surface),
+        time_T=_tensor(time),
+        time_known_T=torch.from_numpy(np.ascontiguousarray(time_known)),
+        gap_T=_tensor(gap),
+        position_T=_tensor(ranges(np.zeros_like(lengths), lengths)),
+        offsets_S1=_tensor(offsets),
+        groups=equal_length_groups(lengths.tolist()),
     )
+
+
+def _tensor(values: Ints) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))

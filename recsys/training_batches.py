@@ -7,6 +7,7 @@ Slates are joined to histories here, by user, at load time; no joined table exis
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,8 +44,8 @@ class TrainingBatch:
     candidates: CandidateRows | None
 
     def to(self, device: torch.device | str) -> TrainingBatch:
-        moved = (getattr(self, f.name) for f in fields(self))
-        return TrainingBatch(*(None if v is None else v.to(device) for v in moved))
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return TrainingBatch(**{name: part if part is None else part.to(device) for name, part in parts.items()})
 
 
 def events_before(log: EventLog, user: Ints, time: Ints) -> Ints:
