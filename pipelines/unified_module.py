@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.events import Requests
@@ -107,14 +108,14 @@ class UnifiedModule(L.LightningModule):
         self.warmup_steps, self.decay_share = warmup_steps, decay_share
         self.net: UnifiedModel | None = None
         self._objective: Objective | None = None
-        self._ranks: list[np.ndarray] = []  # type: ignore[type-arg]
+        self._ranks: list[NDArray[np.int64]] = []
         self._items_ID: Tensor | None = None
 
     # -- building -------------------------------------------------------------------------------------------------
 
     @property
     def data(self) -> PreparedData:
-        module = self.trainer.datamodule
+        module = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(module, PreparedData)
         return module
 

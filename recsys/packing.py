@@ -64,9 +64,7 @@ class EventBatch:
         return self.offsets_S1.diff()
 
     def to(self, device: torch.device | str) -> EventBatch:
-        return EventBatch(
-            *(v.to(device) if isinstance(v := getattr(self, f.name), Tensor) else v for f in fields(self))
-        )
+        return _moved(self, device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +105,9 @@ class CandidateRows:
 
 
 def _moved(batch: _Batch, device: torch.device | str) -> _Batch:
-    tensors = {f.name: v for f in fields(batch) if isinstance(v := getattr(batch, f.name), Tensor)}
-    return replace(batch, **{name: tensor.to(device) for name, tensor in tensors.items()})
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+    return replace(batch, **moved)
 
 
 def pack_windows(log: EventLog, user: Ints, start: Ints, end: Ints) -> EventBatch:

@@ -45,7 +45,8 @@ class TrainingBatch:
 
     def to(self, device: torch.device | str) -> TrainingBatch:
         parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return TrainingBatch(**{name: part if part is None else part.to(device) for name, part in parts.items()})
+        moved: dict[str, Any] = {name: part if part is None else part.to(device) for name, part in parts.items()}
+        return TrainingBatch(**moved)
 
 
 def events_before(log: EventLog, user: Ints, time: Ints) -> Ints:
