@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from recsys.dataset import Dataset
+from recsys.errors import InputError
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.export import export_model
 from recsys.pipelines.fit import fit_dataset
 from recsys.pipelines.prepare.build import prepare_frames
+from recsys.pipelines.prepare.settings import PrepareSettings
 from recsys.retrieval.recommender import Recommender
 
 __all__ = ["fit", "prepare"]
@@ -40,6 +42,11 @@ def prepare(
     Raises:
         InputError: the tables or settings are wrong; one line says where.
     """
+    for name in settings:
+        if name not in PrepareSettings.__dataclass_fields__:
+            raise InputError(
+                f"prepare has no setting {name!r}; it has {', '.join(PrepareSettings.__dataclass_fields__)}"
+            )
     if output is not None:
         return prepare_frames(interactions, items, users, impressions, output=Path(output), **settings)
     folder = _temporary("data")
