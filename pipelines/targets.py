@@ -1,0 +1,182 @@
+"""Where the targets of a split stand among the whole catalogue, for anything that scores it.
+
+Suffixes: Q = requests, I = items, K = places of a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recsys.bundle import Bundle
+from recsys.dataset import Dataset
+from recsys.errors import InputError
+from recsys.events import History, Requests
+from recsys.kernels.topk import topk_smaller_id
+from recsys.metrics import target_ranks
+from recsys.model import UnifiedModel
+from recsys.pipelines.scorer import Scorer
+from recsys.retrieval.dense import DenseRetriever
+from recsys.retrieval.memory import MemoryRetriever
+from recsys.retrieval.protocol import Retriever
+from recsys.user_state import UserStates
+
+__all__ = [
+    "LIST_LENGTH",
+    "BatchStates",
+    "RankedTargets",
+    "RetrieverScorer",
+    "bundle_retrievers",
+    "rank_all",
+    "rank_targets",
+]
+
+LIST_LENGTH = 10
+"""Places of the lists that coverage, novelty and the like are taken from."""
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class RankedTargets:
+    """What one scorer made of the requests of a split."""
+
+    name: str
+    requests: Requests
+    rank_Q: Ints
+    """From 1; :data:`recsys.metrics.MISS` for a target in its own history."""
+    reachable_Q: NDArray[np.bool_]
+    tied_Q: NDArray[np.bool_]
+    list_QK: Ints
+    """The first items of each list, history filtered, equal scores by smaller id; -1 = empty place."""
+
+
+class BatchStates:
+    """User states of the batch at hand, encoded once for all retrievers that read them."""
+
+    def __init__(self, model: UnifiedModel, dataset: Dataset) -> None:
+        self.model = model
+        self.dataset = dataset
+        self._requests: Requests | None = None
+        self._states: UserStates | None = None
+
+    def of(self, requests: Requests) -> UserStates:
+        """States of the requests' histories; the same object is encoded once."""
+        if self._states is None or self._requests is not requests:
+            self._requests = requests
+            self._states = self.model.encode(histories_of(self.dataset, requests), keep_cache=False)
+        return self._states
+
+
+class RetrieverScorer:
+    """A retriever as the evaluation sees it: scores of the whole catalogue for requests."""
+
+    def __init__(self, retriever: Retriever, states: BatchStates) -> None:
+        self.name = retriever.name
+        self._retriever = retriever
+        self._states = states
+
+    @torch.inference_mode()
+    def score(self, requests: Requests) -> NDArray[np.float32]:
+        """[Q, I]; -inf for an item that the retriever never returns to this user."""
+        states = self._states.of(requests)
+        device = self._states.model.device
+        at_B = torch.from_numpy(np.ascontiguousarray(requests.timestamp)).to(device)
+        surface_B = torch.from_numpy(np.ascontiguousarray(requests.surface)).to(device)
+        scores_QI = self._retriever.scores(states, at_B=at_B, surface_B=surface_B).float()
+        if isinstance(self._retriever, MemoryRetriever):
+            scores_QI = torch.where(scores_QI > 0, scores_QI, -torch.inf)
+        out: NDArray[np.float32] = scores_QI.cpu().numpy()
+        return out
+
+
+def bundle_retrievers(bundle: Bundle, names: Sequence[str] | None = None) -> list[Retriever]:
+    """Retrievers of a bundle as validation and test use them, with transitions of training events only.
+
+    Args:
+        bundle: a loaded bundle.
+        names: which ones; None = all.
+
+    Raises:
+        InputError: the bundle has no such retriever.
+    """
+    found: list[Retriever] = []
+    for name in bundle.retrievers if names is None else dict.fromkeys(names):
+        if name not in bundle.retrievers:
+            raise InputError(f"there is no retriever {name!r} in {bundle.path}; it has {', '.join(bundle.retrievers)}")
+        if name == "memory":
+            found.append(MemoryRetriever(bundle.graph_train))
+        else:
+            found.append(DenseRetriever(bundle.model, bundle.index, bundle.vectors, name))
+    return found
+
+
+def histories_of(dataset: Dataset, requests: Requests) -> list[History]:
+    """The events that each request may see."""
+    log = dataset.events
+    return [log.history(int(user), int(end)) for user, end in zip(requests.user, requests.end, strict=True)]
+
+
+def rank_targets(scorer: Scorer, dataset: Dataset, split: str, batch: int = 1024) -> RankedTargets:
+    """Rank the target of every request of a split; see :func:`rank_all`."""
+    return rank_all([scorer], dataset, split, batch=batch)[0]
+
+
+def rank_all(
+    scorers: Sequence[Scorer],
+    dataset: Dataset,
+    split: str,
+    *,
+    batch: int = 1024,
+    advance: Callable[[int], None] | None = None,
+) -> list[RankedTargets]:
+    """Rank the targets with several scorers, batch by batch, so that they can share what a batch costs.
+
+    The history filter removes the items of all earlier events, whatever their action; exact ties count against the
+    target.
+
+    Args:
+        scorers: what scores the catalogue.
+        dataset: the prepared data.
+        split: ``validation`` or ``test``.
+        batch: most requests at a time; fewer where the catalogue is large.
+        advance: told how many requests are done, for a progress bar.
+
+    Raises:
+        InputError: the split has no targets.
+    """
+    requests = dataset.requests(split)
+    if not len(requests):
+        raise InputError(f"{dataset.path} has no {split} targets; evaluate another split or prepare more data")
+    batch = max(1, min(batch, 2**26 // max(1, dataset.num_items)))
+    # Histories of like length share a batch: what is padded or packed together is then of one size.
+    order_Q = np.argsort(requests.end, kind="stable")
+    parts: list[list[tuple[Ints, NDArray[np.bool_], NDArray[np.bool_], Ints]]] = [[] for _ in scorers]
+    for low in range(0, len(requests), batch):
+        part = requests.rows(order_Q[low : low + batch])
+        seen = [history.item for history in histories_of(dataset, part)]
+        for found, scorer in zip(parts, scorers, strict=True):
+            scores_QI = scorer.score(part)
+            ranks = target_ranks(scores_QI, part.target, seen)
+            found.append((ranks.rank_Q, ranks.reachable_Q, ranks.tied_Q, _lists(scores_QI)))
+            if advance is not None:
+                advance(len(part))
+    back_Q = np.argsort(order_Q, kind="stable")
+    results = []
+    for scorer, found in zip(scorers, parts, strict=True):
+        rank_Q, reachable_Q, tied_Q, list_QK = (np.concatenate(column)[back_Q] for column in zip(*found, strict=True))
+        results.append(RankedTargets(scorer.name, requests, rank_Q, reachable_Q, tied_Q, list_QK))
+    return results
+
+
+def _lists(scores_QI: NDArray[np.float32]) -> Ints:
+    """[Q, K] the best items by score, equal ones by smaller id; -inf is never listed."""
+    scores = torch.from_numpy(scores_QI)
+    every_QI = torch.arange(scores.shape[1]).expand(len(scores), -1)
+    _, ids_QK = topk_smaller_id(scores, every_QI, LIST_LENGTH)
+    ids: Ints = ids_QK.numpy()
+    return ids
