@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import History, Requests
-from recsys.pipelines.recipe import chosen_recipe, validation_requests
+from recsys.model_config import ModelConfig
+from recsys.pipelines.recipe import chosen_batch_tokens, chosen_recipe, validation_requests
 from recsys.training_batches import TrainingBatch, TrainingExamples
 
 __all__ = ["PreparedData"]
@@ -76,21 +77,30 @@ class PreparedData(L.LightningDataModule):
             raise InputError(f"--data.batch_users must be positive, got {batch_users}")
         self.dataset = Dataset.open(path)
         self.recipe = chosen_recipe(self.dataset)
-        self.batch_tokens = self.recipe.batch_tokens if batch_tokens is None else batch_tokens
+        self.batch_tokens = batch_tokens
         self.batch_users, self.seed, self.slates = batch_users, seed, slates
         if not (self.dataset.train_end > 0).any():
             raise InputError(f"{path} has no training events; choose another split or prepare more data")
 
-    def examples(self, window: int, use_actions: bool) -> TrainingExamples:
-        """Training batches for a model's window; slates are read only where there is a ranking head."""
+    def examples(self, config: ModelConfig) -> TrainingExamples:
+        """Training batches for a model; slates are read only where it has a ranking head."""
         dataset = self.dataset
+        log, train_end, positive = dataset.events, dataset.train_end, dataset.is_positive()
+        if config.positives_only:
+            before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(positive, dtype=np.int64)])
+            train_end = before[log.offsets[:-1] + train_end] - before[log.offsets[:-1]]
+            log, positive = log.only(positive), np.ones(int(positive.sum()), dtype=bool)
+        slates = dataset.slates if self.slates and config.use_actions else None
+        tokens = int(train_end.sum())
+        if slates is not None:
+            tokens += int(np.diff(slates.offsets)[slates.split == 0].sum())
         return TrainingExamples(
-            dataset.events,
-            dataset.train_end,
-            dataset.is_positive(),
-            dataset.slates if self.slates and use_actions else None,
-            window=window,
-            batch_tokens=self.batch_tokens,
+            log,
+            train_end,
+            positive,
+            slates,
+            window=config.window,
+            batch_tokens=chosen_batch_tokens(tokens) if self.batch_tokens is None else self.batch_tokens,
             seed=self.seed,
         )
 
@@ -100,7 +110,7 @@ class PreparedData(L.LightningDataModule):
         assert self.trainer is not None
         module = self.trainer.lightning_module
         assert isinstance(module, UnifiedModule)
-        return _Steps(self, self.examples(module.config.window, module.config.use_actions))
+        return _Steps(self, self.examples(module.config))
 
     def val_dataloader(self) -> _Requests:
         return _Requests(validation_requests(self.dataset), self.batch_users)

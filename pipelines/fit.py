@@ -53,6 +53,7 @@ class _TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--patience", type=int, default=3, help="epochs without a better validation NDCG@10")
+        parser.add_argument("--quiet", type=bool, default=False, help="say nothing of what was chosen")
         parser.add_argument("--last_every_n_steps", type=int, default=100, help="steps between writes of last.ckpt")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -82,11 +83,13 @@ class _TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         assert isinstance(self.datamodule, PreparedData) and isinstance(self.model, UnifiedModule)
-        _say_choice(self.datamodule, self.model, self.trainer)
+        if not self.config_init.fit.quiet:
+            _say_choice(self.datamodule, self.model, self.trainer)
 
     def after_fit(self) -> None:
         assert isinstance(self.datamodule, PreparedData)
-        _say_result(self.datamodule, self.trainer)
+        if not self.config_init.fit.quiet:
+            _say_result(self.datamodule, self.trainer)
 
 
 def _callbacks(folder: Path, data: PreparedData, config: Any) -> list[L.Callback]:
@@ -216,7 +219,7 @@ def _run(argv: list[str]) -> _TrainingCLI:
 
 def _say_choice(data: PreparedData, module: UnifiedModule, trainer: L.Trainer) -> None:
     console = stdout_console()
-    stated = set(module.changes) | ({"batch_tokens"} if data.batch_tokens != data.recipe.batch_tokens else set())
+    stated = set(module.changes) | ({"batch_tokens"} if data.batch_tokens is not None else set())
     chosen = (reason for setting, reason in data.recipe.reasons.items() if setting not in stated)
     for note in (*data.dataset.manifest.notes, *chosen):
         console.print(f"· {note}")
@@ -251,6 +254,7 @@ def fit_dataset(dataset: Dataset, root_dir: Path, **settings: Any) -> Path:
         **dict.fromkeys(inspect.signature(PreparedData.__init__).parameters, "data."),
         **dict.fromkeys(inspect.signature(UnifiedModule.__init__).parameters, "model."),
         "patience": "",
+        "quiet": "",
         "last_every_n_steps": "",
     }
     argv = ["fit", "--data.path", str(dataset.path), "--trainer.default_root_dir", str(root_dir)]

@@ -15,7 +15,7 @@ from recsys.dataset import Dataset
 from recsys.events import Requests
 from recsys.model_config import ModelConfig
 
-__all__ = ["Recipe", "chosen_recipe", "useful_actions", "validation_requests"]
+__all__ = ["Recipe", "chosen_batch_tokens", "chosen_recipe", "useful_actions", "validation_requests"]
 
 _FULL_SOFTMAX_ITEMS = 50_000
 """Catalogues up to this size train with the full softmax."""
@@ -48,6 +48,11 @@ def useful_actions(dataset: Dataset) -> bool:
     return False
 
 
+def chosen_batch_tokens(tokens: int) -> int:
+    """The power of two that makes about 500 steps of an epoch of so many tokens, from 128 to 8192."""
+    return int(min(8192, max(128, 2 ** round(np.log2(max(tokens, 1) / _STEPS_PER_EPOCH)))))
+
+
 def chosen_recipe(dataset: Dataset) -> Recipe:
     """The recipe for a data set."""
     manifest = dataset.manifest
@@ -62,14 +67,12 @@ def chosen_recipe(dataset: Dataset) -> Recipe:
     tokens = num_train
     if dataset.slates is not None:
         tokens += int(np.diff(dataset.slates.offsets)[dataset.slates.split == 0].sum())
-    batch_tokens = int(min(8192, max(128, 2 ** round(np.log2(max(tokens, 1) / _STEPS_PER_EPOCH)))))
+    batch_tokens = chosen_batch_tokens(tokens)
     reasons["batch_tokens"] = f"batches of {batch_tokens} tokens: about {max(1, tokens // batch_tokens)} steps an epoch"
 
     use_actions = useful_actions(dataset)
     if not use_actions:
-        reasons["use_actions"] = (
-            "no action has both outcomes: tokens hold no actions and nothing is trained to rank"
-        )
+        reasons["use_actions"] = "no action has both outcomes: tokens hold no actions and nothing is trained to rank"
     use_time = manifest.clock == "real"
     if not use_time:
         reasons["use_time"] = "timestamps are an order, not a clock: no time bias and no time features"
@@ -83,9 +86,7 @@ def chosen_recipe(dataset: Dataset) -> Recipe:
     )
     num_trained = int((dataset.train_item_counts() > 0).sum())
     full = num_trained <= _FULL_SOFTMAX_ITEMS
-    reasons["retrieval_loss"] = (
-        f"{'full' if full else 'sampled'} softmax over {num_trained:,} trained items"
-    )
+    reasons["retrieval_loss"] = f"{'full' if full else 'sampled'} softmax over {num_trained:,} trained items"
     config = ModelConfig(
         num_items=dataset.num_items,
         num_actions=len(manifest.actions),

@@ -40,6 +40,7 @@ class UnifiedModule(L.LightningModule):
         mask_prob: share of history actions hidden in training.
         use_content: False = ids only.
         use_actions: False = no actions in the tokens and no ranking head.
+        positives_only: the encoder sees positive events only.
         use_surfaces: False = surfaces are not read.
         use_time: False = no time bias and no time features.
         retrieval_loss: ``full`` or ``sampled`` softmax.
@@ -66,6 +67,7 @@ class UnifiedModule(L.LightningModule):
         mask_prob: float | None = None,
         use_content: bool = True,
         use_actions: bool | None = None,
+        positives_only: bool | None = None,
         use_surfaces: bool | None = None,
         use_time: bool | None = None,
         retrieval_loss: Literal["full", "sampled"] | None = None,
@@ -92,6 +94,7 @@ class UnifiedModule(L.LightningModule):
                 "id_dropout": id_dropout,
                 "mask_prob": mask_prob,
                 "use_actions": use_actions,
+                "positives_only": positives_only,
                 "use_surfaces": use_surfaces,
                 "use_time": use_time,
                 "retrieval_loss": retrieval_loss,

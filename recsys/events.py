@@ -54,16 +54,24 @@ class History:
     def __len__(self) -> int:
         return len(self.item)
 
+    def at(self, rows: slice | NDArray[np.bool_]) -> History:
+        """Some of the events, in order."""
+        return History(
+            self.item[rows],
+            self.timestamp[rows],
+            self.yes[rows],
+            self.known[rows],
+            self.surface[rows],
+            self.time_known[rows],
+        )
+
     def prefix(self, end: int) -> History:
         """The first ``end`` events."""
-        return History(
-            self.item[:end],
-            self.timestamp[:end],
-            self.yes[:end],
-            self.known[:end],
-            self.surface[:end],
-            self.time_known[:end],
-        )
+        return self.at(slice(end))
+
+    def positives(self, positive_mask: int) -> History:
+        """The positive events."""
+        return self.at((self.yes & positive_mask) != 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,20 @@ class EventLog:
 
     def __len__(self) -> int:
         return len(self.item)
+
+    def only(self, rows: NDArray[np.bool_]) -> EventLog:
+        """A log of some of the events, the users kept."""
+        before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(rows, dtype=np.int64)])
+        return EventLog(
+            before[self.offsets],
+            self.item[rows],
+            self.timestamp[rows],
+            self.yes[rows],
+            self.known[rows],
+            self.surface[rows],
+            self.value[rows],
+            self.time_known[rows],
+        )
 
     def history(self, user: int, end: int | None = None) -> History:
         """The first ``end`` events of one user (all where ``end`` is None), without a copy."""

@@ -102,10 +102,11 @@ class UnifiedModel(nn.Module):
             keep_cache: False leaves keys and values out, for retrieval alone.
         """
         config, device = self.config, self.device
+        histories = self._seen(histories)
         first = np.array([config.first_visible(len(h)) for h in histories], dtype=np.int64)
         shown = np.array([len(h) for h in histories], dtype=np.int64) - first
         order = np.argsort(shown, kind="stable")
-        batch = pack_histories([_from(histories[i], first[i]) for i in order]).to(device)
+        batch = pack_histories([histories[i].at(slice(first[i], None)) for i in order]).to(device)
         z_RD, packed = self.encode_packed(batch, torch.zeros_like(batch.time_known_T), self.items.rows)
         place = torch.from_numpy(np.argsort(order, kind="stable")).to(device)
         length_B = torch.from_numpy(shown).to(device)
@@ -138,6 +139,11 @@ class UnifiedModel(nn.Module):
             recent_BM=recent_positives(histories, config.positive_mask, config.recent).to(device),
         )
 
+    def _seen(self, histories: Sequence[History]) -> Sequence[History]:
+        if not self.config.positives_only:
+            return histories
+        return [history.positives(self.config.positive_mask) for history in histories]
+
     def can_append(self, states: UserStates, num_new: Sequence[int]) -> list[bool]:
         """Whether each state stays valid with so many more events, i.e. its window does not move."""
         total = states.num_events_B.tolist()
@@ -153,6 +159,7 @@ class UnifiedModel(nn.Module):
         Raises:
             ValueError: a window would move; encode the whole history instead (see :meth:`can_append`).
         """
+        new_events = self._seen(new_events)
         counts = [len(h) for h in new_events]
         for user, fits in enumerate(self.can_append(states, counts)):
             if not fits:
@@ -320,14 +327,6 @@ class UnifiedModel(nn.Module):
             line = str(error).splitlines()[-1].strip()
             raise InputError(f"{folder} holds weights of another model ({line}); export the bundle again") from None
         return model.to(device).eval()
-
-
-def _from(history: History, first: int) -> History:
-    if not first:
-        return history
-    return History(
-        *(getattr(history, name)[first:] for name in ("item", "timestamp", "yes", "known", "surface", "time_known"))
-    )
 
 
 def _gap(at_B: Tensor, last_time_B: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ class ModelConfig:
     """Positive items a user state remembers for the memory terms (m)."""
     use_actions: bool = True
     """Whether actions enter the tokens and the action head is trained."""
+    positives_only: bool = False
+    """Whether the encoder sees positive events only, as classical sequence models do."""
     use_surfaces: bool = True
     use_time: bool = True
     """Whether there is a clock: time bias, gap and calendar features."""
@@ -77,6 +79,8 @@ class ModelConfig:
             raise InputError(f"model.dim = {self.dim} must be a multiple of model.num_heads = {self.num_heads}")
         if self.window % 4:
             raise InputError(f"model.window = {self.window} must be a multiple of 4, since it moves by a quarter")
+        if self.positives_only and self.use_actions:
+            raise InputError("model.positives_only leaves nothing to rank; set model.use_actions to false with it")
         if not 0 <= self.num_actions <= 31:
             raise InputError(f"model.num_actions = {self.num_actions}; at most 31 actions fit")
         for name in ("mask_prob", "dropout", "id_dropout"):

@@ -113,7 +113,7 @@ def _moved(batch: _Batch, device: torch.device | str) -> _Batch:
 def pack_windows(log: EventLog, user: Ints, start: Ints, end: Ints) -> EventBatch:
     """Events ``start`` to ``end`` of users, which the caller has sorted by ``end - start``."""
     rows = ranges(log.offsets[user] + start, end - start)
-    columns = (log.item, log.yes, log.known, log.surface, log.timestamp, log.time_known)
+    columns: Any = (log.item, log.yes, log.known, log.surface, log.timestamp, log.time_known)
     return _pack(*(column[rows] for column in columns), lengths=end - start)
 
 

@@ -11,6 +11,7 @@ from recsys.pipelines.baselines.item_knn import item_knn
 from recsys.pipelines.baselines.lightgbm_rates import lightgbm_rates
 from recsys.pipelines.baselines.past_rates import past_rates
 from recsys.pipelines.baselines.popularity import popularity, recent_popularity
+from recsys.pipelines.baselines.sasrec import sasrec
 from recsys.pipelines.scorer import RankingScorer, Scorer
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ RETRIEVAL: dict[str, Callable[[Dataset], Scorer]] = {
     "recent_popularity": recent_popularity,
     "item_knn": item_knn,
     "ease": ease,
+    "sasrec": sasrec,
 }
 """Factories of scorers fitted on training events, settings chosen on validation."""
 
