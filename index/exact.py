@@ -134,7 +134,7 @@ class ExactIndex:
         # An item outside the candidates scores at most the weakest of them plus what rounding can hide. Where places
         # stayed empty there is none outside.
         weakest_Q = found_QC.amin(1)
-        reach_Q = weakest_Q + self._slip(query_QD) * self._largest_norm
+        reach_Q = weakest_Q + self.most_slip(query_QD)
         unsure_Q = ((weakest_Q > -torch.inf) & (score_QK[:, -1] <= reach_Q)).nonzero().squeeze(1)
         if len(unsure_Q):
             exclude = None if exclude_QE is None else exclude_QE[unsure_Q]
@@ -146,6 +146,10 @@ class ExactIndex:
     def _slip(self, query_QD: Tensor) -> Tensor:
         """[Q] bound of |float32 score - exact score| per unit of item norm (Cauchy-Schwarz), twice over."""
         return 2 * (2 * _rounding() + (self.dim + 2) * 2.0**-24) * torch.linalg.vector_norm(query_QD, dim=1)
+
+    def most_slip(self, query_QD: Tensor) -> Tensor:
+        """[Q] bound of |float32 score - exact score| of any item; ``query_QD`` on the index's device."""
+        return self._slip(query_QD) * self._largest_norm
 
     def _settle(
         self,
