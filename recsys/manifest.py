@@ -87,7 +87,8 @@ class Manifest:
         if missing:
             raise InputError(f"{path} has no {missing[0]!r}; {_AGAIN}")
         lists = ("actions", "positives", "negatives", "surfaces", "notes", "item_features", "user_features")
-        manifest = cls(raw=raw, **{name: tuple(raw[name]) if name in lists else raw[name] for name in names})
+        fields: dict[str, Any] = {name: tuple(raw[name]) if name in lists else raw[name] for name in names}
+        manifest = cls(raw=raw, **fields)
         expected = data_hash_of(manifest.files, manifest.split, manifest.actions, manifest.positives)
         if manifest.data_hash != expected:
             raise InputError(f"{path} was changed: its data hash does not fit its files; {_AGAIN}")

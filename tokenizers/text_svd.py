@@ -79,7 +79,7 @@ class TextSvd:
         """
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfVectorizer
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
 
         given = [text for text in texts if text and _WORD.search(text.lower())]
         if not given:
@@ -94,18 +94,23 @@ class TextSvd:
             except ValueError:  # no term in so many texts
                 continue
         dim = min(dim, *rows_NV.shape)
-        # One thread: sums in another order would give other bytes, and with them another data hash.
-        with threadpool_limits(limits=1):
-            svd = TruncatedSVD(dim, n_iter=7, random_state=seed).fit(rows_NV)
+        if rows_NV.shape[1] == 1:
+            projection_VK = np.ones((1, 1))
+        else:
+            # One thread: sums in another order would give other bytes, and with them another data hash.
+            with threadpool_limits(limits=1), np.errstate(invalid="ignore"):
+                projection_VK = TruncatedSVD(dim, n_iter=7, random_state=seed).fit(rows_NV).components_.T
         return cls(
             vectorizer.get_feature_names_out().tolist(),
             vectorizer.idf_.astype(np.float32),
-            np.ascontiguousarray(svd.components_.T, dtype=np.float32),
+            np.ascontiguousarray(projection_VK, dtype=np.float32),
         )
 
     def sparse(self, texts: Sequence[str | None]) -> scipy.sparse.csr_matrix:
         """[N, V] TF-IDF rows of unit length; a zero row for a text without a known term."""
-        indptr, indices, counts = [0], [], []
+        indptr = [0]
+        indices: list[int] = []
+        counts: list[int] = []
         for text in texts:
             found = Counter(place for term in _terms(text or "") if (place := self._place.get(term)) is not None)
             row = sorted(found.items())
@@ -127,7 +132,7 @@ class TextSvd:
         Args:
             texts: the texts, or what :meth:`sparse` made of them.
         """
-        rows_NV = texts if scipy.sparse.issparse(texts) else self.sparse(texts)
+        rows_NV = texts if isinstance(texts, scipy.sparse.csr_matrix) else self.sparse(texts)
         vector_NK = np.asarray(rows_NV @ self.projection_VK, dtype=np.float32)
         length_N1 = np.linalg.norm(vector_NK, axis=1, keepdims=True)
         return np.where(length_N1 > 1e-6, vector_NK / np.maximum(length_N1, 1e-6), 0.0).astype(np.float32)

@@ -185,15 +185,15 @@ def _look(clean: Clean, settings: PrepareSettings) -> None:
     """What the tables turn out to hold: surfaces, clock, counts and notes."""
     events, flat = clean.events, clean.slates
     names = events["surface"].drop_nulls().unique().to_list()
-    times = [events["timestamp"].max()]
+    times = [events["timestamp"].to_numpy().max()]
     if flat is not None and flat.height:
         names += flat["surface"].drop_nulls().unique().to_list()
-        times += [flat["timestamp"].max(), flat["time"].max()]
+        times += [flat["timestamp"].to_numpy().max(), flat["time"].to_numpy().max()]
     clean.surfaces = ["", *sorted(set(names) - {""})]
     if len(clean.surfaces) > 2**16:
         raise InputError(f"{len(clean.surfaces) - 1} different surfaces occur; check the column surface")
-    clean.max_timestamp = max(int(time) for time in times)  # type: ignore[call-overload]
-    median = float(events["timestamp"].median())  # type: ignore[arg-type]
+    clean.max_timestamp = int(max(times))
+    median = float(np.median(events["timestamp"].to_numpy()))
     if settings.clock == "auto":
         clean.clock = "order" if median < ORDER_CLOCK_BELOW else "real"
     if clean.clock == "order":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 
@@ -17,7 +18,7 @@ TIME = "__time"
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
-def is_text(kind: pl.DataType) -> bool:
+def is_text(kind: Any) -> bool:
     """Whether a column type holds text."""
     return kind == pl.String or kind == pl.Categorical or isinstance(kind, pl.Enum)
 

@@ -107,7 +107,7 @@ def item_content(items: pl.DataFrame, settings: PrepareSettings, file: str) -> C
 
 def _encoded(texts: list[str | None], folder: Path) -> Floats:
     try:
-        from sentence_transformers import SentenceTransformer
+        from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise InputError("--text-encoder needs sentence-transformers; pip install 'recsys[text]'") from None
     if not folder.is_dir():
@@ -175,9 +175,10 @@ def _categories(flat: pl.DataFrame, num_items: int) -> tuple[Floats, dict[str, A
 
 def _vectors(column: pl.Series, file: str) -> Floats:
     length = column.list.len()
-    expected = length.drop_nulls().max()
+    longest = length.drop_nulls().max()
+    expected = int(longest) if isinstance(longest, int) else 0
     broken = length.is_not_null() & (length != expected) | column.list.eval(~pl.element().is_finite()).list.any()
-    if expected is None or expected == 0:
+    if expected == 0:
         return np.zeros((len(column), 0), dtype=np.float32)
     if broken.fill_null(False).any():
         row = int(broken.fill_null(False).arg_true()[0]) + 1
@@ -186,5 +187,5 @@ def _vectors(column: pl.Series, file: str) -> Floats:
             "mend it or leave it empty"
         )
     given_I = column.is_not_null().to_numpy()
-    vector_GK = np.array(column.drop_nulls().explode().to_numpy(), dtype=np.float64).reshape(-1, int(expected))
+    vector_GK = np.array(column.drop_nulls().explode().to_numpy(), dtype=np.float64).reshape(-1, expected)
     return _directions(vector_GK, given_I)

@@ -127,8 +127,13 @@ def _pandas_series(name: str, column: Any) -> pl.Series:
     values = column.to_numpy()
     if values.dtype.kind in "biufM":
         return pl.Series(name, values, nan_to_null=True)
-    plain = [None if column_null else value for value, column_null in zip(column.tolist(), column.isna(), strict=True)]
-    return pl.Series(name, [value.tolist() if hasattr(value, "tolist") else value for value in plain], strict=False)
+    plain = [None if missing else value for value, missing in zip(column.tolist(), column.isna(), strict=True)]
+    return pl.Series(name, [_plain(value) for value in plain], strict=False)
+
+
+def _plain(value: Any) -> Any:
+    """A cell without numpy's types; arrays become lists."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def map_columns(tables: Mapping[str, Table], columns: Mapping[str, str]) -> dict[str, Table]:

@@ -6,6 +6,7 @@ A flat frame has one row per item shown; ``bad_rows.ROW`` is the row of its slat
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import polars as pl
 
@@ -112,12 +113,18 @@ def _json_list(text: str | None) -> list[str | None] | None | bool:
     ]
 
 
+def _entry(kind: Any) -> pl.DataType:
+    """Type of the entries of a list type."""
+    inner: pl.DataType = kind.inner
+    return inner
+
+
 def _flat(frame: pl.DataFrame, table: Table, lists: list[str], bad: BadRows) -> pl.DataFrame:
     slate = ["slate_id", "user_id", "timestamp", _ORDER, ROW, *([UNKNOWN] if UNKNOWN in frame.columns else [])]
     length = pl.col("item_ids").list.len()
     padded = [
         pl.when(pl.col(name).is_null())
-        .then(pl.lit(None, dtype=frame.schema[name].inner).repeat_by(length))  # type: ignore[union-attr]
+        .then(pl.lit(None, dtype=_entry(frame.schema[name])).repeat_by(length))
         .otherwise(pl.col(name))
         .alias(_LISTS[name])
         for name in lists

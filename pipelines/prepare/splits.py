@@ -38,9 +38,9 @@ def leave_one_out(offsets_U1: Ints, positive_N: Bools) -> Split:
     row_P = np.flatnonzero(positive_N & ~first_N)
     low_U = np.searchsorted(row_P, start_U)
     high_U = np.searchsorted(row_P, end_U)
-    padded_P = np.append(row_P, 0)  # a place to read from where a user has no positive
-    test_at_U = np.where(high_U - low_U >= 1, padded_P[high_U - 1] - start_U, -1)
-    valid_at_U = np.where(high_U - low_U >= 2, padded_P[high_U - 2] - start_U, -1)
+    padded_P = np.concatenate([[0, 0], row_P])  # two places to read from where a user has no positive
+    test_at_U = np.where(high_U - low_U >= 1, padded_P[high_U + 1] - start_U, -1)
+    valid_at_U = np.where(high_U - low_U >= 2, padded_P[high_U] - start_U, -1)
     train_end_U = np.where(valid_at_U >= 0, valid_at_U, np.where(test_at_U >= 0, test_at_U, end_U - start_U))
     return Split(train_end_U, valid_at_U, test_at_U)
 
