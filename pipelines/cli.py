@@ -189,10 +189,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 on success, 2 on bad input (one line on stderr says what), 130 when interrupted.
     """
+    words = sys.argv[1:] if argv is None else argv
     try:
-        _run(sys.argv[1:] if argv is None else argv)
+        _run(words)
     except InputError as error:
-        sys.stderr.write(f"recsys: {' '.join(str(error).split())}\n")
+        command = f"recsys {words[0]}" if words and words[0] in COMMANDS else "recsys"
+        sys.stderr.write(f"{command}: {' '.join(str(error).split())}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("recsys: interrupted\n")

@@ -78,6 +78,7 @@ def parse_call(function: Callable[..., object], argv: Sequence[str], *, prog: st
 
 _KEY = re.compile(r"""^Parser key ["']([\w.]+)["']:\s*""")
 _EXPECTED = re.compile(r"Expected an? (.+?)\. Got value: (.*)$")
+_UNION = re.compile(r"Subtypes: \[(.*)\] Errors: .* Given value: (.*)$")
 _TYPE = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
 
 
@@ -94,24 +95,28 @@ def one_line(message: str, *, prog: str, flags: Sequence[str] = ()) -> str:
     if text.startswith("unrecognized arguments: "):
         wrong = text.removeprefix("unrecognized arguments: ").split()[0]
         if not wrong.startswith("-"):
-            return f"{prog}: {wrong!r} stands alone, but every value follows a flag; {help_hint}"
+            return f"{wrong!r} stands alone, but every value follows a flag; {help_hint}"
         close = get_close_matches(wrong.split("=")[0].replace("_", "-"), flags, n=1)
-        return f"{prog}: unknown flag {wrong}; " + (f"did you mean {close[0]}?" if close else help_hint)
+        return f"unknown flag {wrong}; " + (f"did you mean {close[0]}?" if close else help_hint)
     if "arguments are required: " in text:
         names = text.split("arguments are required: ")[1].split(", ")
-        needed = ", ".join(_known_flag(name, flags) for name in names)
-        return f"{prog}: {needed} must be given; {help_hint}"
+        return f"{', '.join(_known_flag(name, prog, flags) for name in names)} must be given; {help_hint}"
     key = _KEY.match(text)
     if key:
-        text = _TYPE.sub(r"\1", text[key.end() :]).replace("typing.", "")
-        expected = _EXPECTED.search(text)
-        if expected:
-            text = f"expected {expected[1]}, got {expected[2]!r}"
-        return f"{prog}: {_known_flag(key[1], flags)}: {text}"
-    return f"{prog}: {text}; {help_hint}"
+        return f"{_known_flag(key[1], prog, flags)}: {_expectation(text[key.end() :])}"
+    return f"{text}; {help_hint}"
 
 
-def _known_flag(parameter: str, flags: Sequence[str]) -> str:
-    """The spelling of a parameter on this command line; training commands keep dots and underscores."""
+def _expectation(text: str) -> str:
+    """What was expected and what came, from jsonargparse's words for it."""
+    text = _TYPE.sub(r"\1", text).replace("typing.", "")
+    union, expected = _UNION.search(text), _EXPECTED.search(text)
+    if union:
+        return f"expected {union[1].replace(', NoneType', ' or null')}, got {union[2]!r}"
+    return f"expected {expected[1]}, got {expected[2]!r}" if expected else text
+
+
+def _known_flag(parameter: str, prog: str, flags: Sequence[str]) -> str:
+    """The spelling of a parameter on this command line; those of training commands keep dots and underscores."""
     flag = flag_of(parameter)
-    return flag if not flags or flag in flags else f"--{parameter}"
+    return flag if flag in flags else f"--{parameter.removeprefix(prog.split()[-1] + '.')}"

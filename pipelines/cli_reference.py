@@ -1,0 +1,108 @@
+"""``docs/commands.md``, written from the table of commands and the functions behind it.
+
+``python -P -m recsys.pipelines.cli_reference`` writes the page of the repository in the current folder.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+
+from recsys.files import atomic_file
+from recsys.pipelines.cli import COMMANDS, Command
+from recsys.pipelines.command_parser import flag_of
+
+__all__ = ["PAGE", "command_reference"]
+
+PAGE = Path("docs") / "commands.md"
+_HEAD = """# Commands
+
+Written by `python -P -m recsys.pipelines.cli_reference` from the functions behind the commands; `recsys COMMAND --help`
+says the same. Every command exits with 0 on success and with 2 on bad input, after one line that says what is wrong,
+where, and what to do.
+"""
+_TRAINING_FLAGS = (
+    ("--config FILE", "settings as YAML; flags given after it win. A run keeps its own in `RUN/config.yaml`"),
+    ("--ckpt_path last\\|FILE", "`fit`: resume the run in `--trainer.default_root_dir`; others: the checkpoint to use"),
+    ("--trainer.default_root_dir DIR", "folder of the run; default `runs/<time>`"),
+    ("--trainer.max_epochs N", "most passes over the training events; chosen from the data where it is not given"),
+    ("--patience N", "epochs without a better validation NDCG@10 before training stops"),
+    ("--trainer.…", "every other setting of Lightning's Trainer"),
+)
+
+
+def command_reference() -> str:
+    """The page's text."""
+    parts = [_HEAD]
+    training = [name for name, command in COMMANDS.items() if command.takes_argv]
+    for name, command in COMMANDS.items():
+        if not command.takes_argv:
+            parts.append("\n".join(_section(name, command)))
+        elif name == training[0]:
+            parts.append("\n".join(_training_section(training)))
+    return "\n".join(parts)
+
+
+def _section(name: str, command: Command) -> Iterator[str]:
+    function = command.load()
+    yield from _heading(f"recsys {name}", inspect.getdoc(function) or "", [command.example])
+    yield from _flag_table(function, lambda parameter: flag_of(parameter.name))
+
+
+def _training_section(names: list[str]) -> Iterator[str]:
+    from recsys.pipelines.data_module import PreparedData
+    from recsys.pipelines.unified_module import UnifiedModule
+
+    text = (
+        "Training and its metrics, by the Lightning command line. `recsys fit --data.path DATA` alone chooses sizes, "
+        "batches and schedule for the data at hand and says what it chose."
+    )
+    title = "recsys " + ", ".join(names)
+    yield from _heading(title, text, [COMMANDS[name].example for name in names])
+    yield "| flag | meaning |"
+    yield "| --- | --- |"
+    yield from (f"| `{flag}` | {meaning} |" for flag, meaning in _TRAINING_FLAGS)
+    yield ""
+    for prefix, owner in (("--data.", PreparedData), ("--model.", UnifiedModule)):
+        yield from _flag_table(owner, lambda parameter, prefix=prefix: f"{prefix}{parameter.name}")  # type: ignore[misc]
+
+
+def _heading(title: str, docstring: str, examples: list[str]) -> Iterator[str]:
+    parsed = docstring_parser.parse(docstring)
+    yield from (f"## {title}", "", parsed.short_description or "", "")
+    if parsed.long_description:
+        yield from (" ".join(parsed.long_description.split()), "")
+    yield from ("```bash", *examples, "```", "")
+
+
+def _flag_table(owner: Callable[..., Any], flag: Callable[[inspect.Parameter], str]) -> Iterator[str]:
+    doc = {param.arg_name: param.description for param in docstring_parser.parse(inspect.getdoc(owner) or "").params}
+    yield "| flag | type | default | meaning |"
+    yield "| --- | --- | --- | --- |"
+    for parameter in inspect.signature(owner).parameters.values():
+        kind = str(parameter.annotation).replace("|", "\\|")
+        required = parameter.default is inspect.Parameter.empty
+        default = "required" if required else "" if parameter.default is None else f"`{parameter.default}`"
+        meaning = " ".join((doc.get(parameter.name) or "").split()).replace("|", "\\|")
+        name = flag(parameter)
+        if kind == "bool" and not name.startswith(("--data.", "--model.")):
+            name, kind, default = (f"--no-{name[2:]}" if parameter.default else name), "switch", ""
+        yield f"| `{name}` | {kind} | {default} | {meaning} |"
+    yield ""
+
+
+def main() -> int:
+    """Write the page."""
+    with atomic_file(PAGE) as partial:
+        partial.write_text(command_reference(), encoding="utf-8")
+    sys.stdout.write(f"{PAGE}: written\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
