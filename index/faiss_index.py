@@ -14,7 +14,7 @@ from math import isqrt
 from pathlib import Path
 from typing import Any, Self
 
-import faiss
+import faiss as _faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from recsys.index.protocol import check_lists, check_queries
 from recsys.kernels.topk import topk_smaller_id
 
 __all__ = ["FaissIndex", "FaissOptions"]
+
+faiss: Any = _faiss
+"""Untyped on purpose: its annotations are those of the generated wrappers, not of the Python functions over them."""
 
 _FAISS_PART = "faiss.index"
 _FEWEST_ITEMS = 64

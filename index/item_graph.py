@@ -343,6 +343,6 @@ def _interleaved(num_items: int, tables: Mapping[str, Table], max_neighbours: in
     neighbours = torch.empty(int(indptr[-1]), dtype=torch.int32)
     values = torch.empty(int(indptr[-1]), dtype=torch.float32)
     for at, (_, id_T, value_T) in enumerate(tables.values()):
-        _, edge_T = _ranges(indptr[:-1].view(num_items, -1)[:, at], count_X[:, at])
+        _, edge_T = _ranges(indptr[:-1].view(num_items, num_relations)[:, at], count_X[:, at])
         neighbours[edge_T], values[edge_T] = id_T.int(), value_T
     return ItemGraph(tuple(tables), max_neighbours, indptr, neighbours, values)

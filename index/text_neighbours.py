@@ -19,9 +19,12 @@ from recsys.kernels.topk import topk_smaller_id
 
 __all__ = ["nearest_by_cosine"]
 
-_PAIRS_AT_ONCE = 2**23
+_PAIRS_AT_ONCE = 2**22
 """Pairs of items held at once; a pair costs some 50 bytes while its block is sorted."""
 _ROWS_AT_ONCE = 1024
+_MOST_ITEMS_OF_A_WORD = 2**15
+"""A word that more items share (of a category, say) adds to cosines but brings no pair up: pairs would grow with the
+square of the catalogue. Smaller catalogues are exact."""
 
 
 def nearest_by_cosine(
@@ -35,7 +38,8 @@ def nearest_by_cosine(
 
     Yields:
         [B] items of the block, then [B, M] float32 cosines and [B, M] int64 ids, best first; unfilled = (-inf, -1).
-        An item is no neighbour of itself. Every item comes exactly once, in no particular order.
+        An item is no neighbour of itself. Every item comes exactly once, in no particular order. Of sparse vectors,
+        pairs that share only words of more than 32,768 items are no neighbours.
     """
     if scipy.sparse.issparse(vectors):
         return _nearest_sparse(vectors, num_neighbours)
@@ -60,9 +64,14 @@ def _nearest_sparse(
     length_I = np.sqrt(np.asarray(unit_IV.multiply(unit_IV).sum(axis=1), dtype=np.float64)).ravel()
     unit_IV.data /= np.repeat(np.maximum(length_I, 1e-12), np.diff(unit_IV.indptr)).astype(np.float32)
     items_of_word = unit_IV.T.tocsr()
+    word_items_V = np.diff(items_of_word.indptr)
+    common_V = np.flatnonzero(word_items_V > _MOST_ITEMS_OF_A_WORD)
+    common_IV = unit_IV[:, common_V]
+    if len(common_V):
+        rare_V = np.flatnonzero(word_items_V <= _MOST_ITEMS_OF_A_WORD)
+        unit_IV, items_of_word, word_items_V = unit_IV[:, rare_V], items_of_word[rare_V], word_items_V[rare_V]
     # Upper bound of the items that share a word with an item. Blocks hold items of alike bounds, so that few places
     # are wasted when their ragged rows are laid side by side.
-    word_items_V = np.diff(items_of_word.indptr)
     bound_I = np.minimum(np.asarray((unit_IV != 0) @ word_items_V).ravel(), len(length_I)).astype(np.int64)
     order_I = np.argsort(bound_I, kind="stable")
     high = len(order_I)
@@ -70,7 +79,17 @@ def _nearest_sparse(
         rows = min(_ROWS_AT_ONCE, max(1, _PAIRS_AT_ONCE // max(1, int(bound_I[order_I[high - 1]]))))
         item_B = order_I[max(0, high - rows) : high]
         high -= len(item_B)
-        yield item_B, *_best_of_block(unit_IV[item_B] @ items_of_word, item_B, num_neighbours)
+        cosine = unit_IV[item_B] @ items_of_word
+        if not len(common_V):
+            yield item_B, *_best_of_block(cosine, item_B, num_neighbours)
+            continue
+        # The best by rare words, a few times over, are scored again with the common ones.
+        cosine_BC, id_BC = _best_of_block(cosine, item_B, 4 * num_neighbours)
+        row_P, place_P = (id_BC >= 0).nonzero(as_tuple=True)
+        ours, theirs = common_IV[item_B[row_P.numpy()]], common_IV[id_BC[row_P, place_P].numpy()]
+        rest_P = np.asarray(ours.multiply(theirs).sum(axis=1)).ravel()
+        cosine_BC[row_P, place_P] = (cosine_BC[row_P, place_P] + torch.from_numpy(rest_P)).clamp(max=1.0)
+        yield item_B, *topk_smaller_id(cosine_BC, id_BC, num_neighbours)
 
 
 def _best_of_block(
