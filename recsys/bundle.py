@@ -87,10 +87,9 @@ class StoredHistories:
         frame = pl.read_parquet(path, glob=False)
         lengths = frame["item"].list.len().fill_null(0).to_numpy().astype(np.int64)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-        rows = frame.filter(pl.Series(lengths > 0)).drop("user_id").explode(pl.all().exclude("user_id"))
-        ints = {
-            name: rows[name].to_numpy().astype(np.int64) for name in ("item", "timestamp", "yes", "known", "surface")
-        }
+        names = ["item", "timestamp", "yes", "known", "surface"]
+        rows = frame.filter(pl.Series(lengths > 0)).select(*names, "time_known").explode(*names, "time_known")
+        ints = {name: rows[name].to_numpy().astype(np.int64) for name in names}
         events = EventLog(
             offsets=offsets,
             **ints,

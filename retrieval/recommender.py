@@ -194,7 +194,8 @@ class Recommender:
         if users is None:
             wanted = self.user_ids.to_list()
         else:
-            column: Any = users["user_id"] if hasattr(users, "columns") else users
+            given: Any = users
+            column = given["user_id"] if hasattr(given, "columns") else given
             wanted = column.to_list() if hasattr(column, "to_list") else list(column)
         histories = self._stored()
         rows: list[tuple[Any, ...]] = []

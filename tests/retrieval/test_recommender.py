@@ -345,6 +345,24 @@ def test_a_fresh_process_answers_alike_and_needs_no_extra(toy_bundle: Path, rec:
             assert hit.retriever == row[3]
 
 
+@pytest.mark.gpu
+def test_a_gpu_answers_as_the_cpu_does(toy_bundle: Path, rec: Recommender):
+    there = Recommender.load(toy_bundle, device="cuda")
+    assert there.bundle.vectors.is_cuda
+    requests = [
+        Request(user_id=f"u{row}", at=AT, retrievers=("dense", "memory"), exclude=["i1"], allow=None)
+        for row in range(12)
+    ]
+    for page, expected in zip(there.recommend_batch(requests), rec.recommend_batch(requests), strict=True):
+        wanted = {hit.item_id: hit for hit in expected}
+        assert len(set(page.item_ids) & set(wanted)) >= 9  # scores that are equal to rounding may change places
+        for hit in page:
+            if hit.item_id in wanted:
+                assert hit.score == pytest.approx(wanted[hit.item_id].score, abs=1e-3)
+                assert hit.actions == pytest.approx(wanted[hit.item_id].actions, abs=1e-3)
+    assert there.similar_items("i3", 3).item_ids == rec.similar_items("i3", 3).item_ids
+
+
 def _hammer(rec: Recommender, seconds: float) -> int:
     """16 threads ask in different orders; returns how many answers were compared."""
     requests = [
