@@ -1,0 +1,205 @@
+"""Retrieval and ranking for the users of one shard, batch by batch.
+
+Suffixes: Q = requests of the shard, B = requests of a batch, K = hits, E = exclusions, C = ranked hits, A = actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recsys.bundle import Bundle
+from recsys.dataset import Dataset
+from recsys.errors import InputError
+from recsys.events import EventLog, Requests
+from recsys.packing import ranges
+from recsys.recent import recent_positives
+from recsys.retrieval.dense import DenseRetriever
+from recsys.retrieval.memory import MemoryRetriever, RecentItems
+from recsys.retrieval.protocol import Retriever
+from recsys.user_state import UserStates
+
+__all__ = ["CandidateLists", "CandidateSearch", "length_batches"]
+
+Ints = NDArray[np.int64]
+
+_EXCLUSIONS_AT_ONCE = 1 << 23
+"""Places of one batch's exclusion matrix: 64 MiB. One user's history may be longer still."""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateLists:
+    """Lists of a shard; place k of a row is its k-th hit, empty places are at the end."""
+
+    item_QK: NDArray[np.int32]
+    """Internal items; -1 = empty."""
+    score_QK: NDArray[np.float32]
+    retriever_QK: NDArray[np.uint8]
+    """Which of the retrievers found it."""
+    prob_QCA: NDArray[np.float32]
+    """Probabilities of the first C hits."""
+
+    @property
+    def count_Q(self) -> Ints:
+        """Hits of each row."""
+        counts: Ints = (self.item_QK >= 0).sum(1)
+        return counts
+
+
+class CandidateSearch:
+    """A bundle's retrievers and ranking head, asked for many users at once."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        names: Sequence[str],
+        *,
+        k: int,
+        rank: int,
+        training_only: bool,
+        allow_N: Ints | None,
+        batch_users: int,
+    ) -> None:
+        """Make the retrievers.
+
+        Args:
+            bundle: loaded.
+            names: retrievers; several take turns, an item belongs to the first that brought it.
+            k: hits per user.
+            rank: how many of them get probabilities.
+            training_only: whether transitions of training events alone may be used.
+            allow_N: the only items that may be returned, strictly rising; None = all.
+            batch_users: requests encoded together at most.
+
+        Raises:
+            InputError: the bundle lacks a retriever, or cannot rank.
+        """
+        self._model = bundle.model
+        self._retrievers: list[Retriever | MemoryRetriever] = []
+        for name in names:
+            if name not in bundle.retrievers:
+                raise InputError(
+                    f"--retrievers: there is no {name!r} in {bundle.path}; it has {', '.join(bundle.retrievers)}"
+                )
+            if name == "memory":
+                self._retrievers.append(MemoryRetriever(bundle.graph_train if training_only else bundle.graph_now))
+            else:
+                self._retrievers.append(DenseRetriever(bundle.model, bundle.index, bundle.vectors, name))
+        if rank and bundle.model.action_head is None:
+            raise InputError(f"--rank: the model of {bundle.path} learned no action probabilities; leave --rank out")
+        self._device = bundle.vectors.device
+        self._encodes = bool(rank) or any(name != "memory" for name in names)
+        self._allow_N = None if allow_N is None else torch.from_numpy(allow_N).to(self._device)
+        num_reachable = len(bundle.vectors) if allow_N is None else len(allow_N)
+        self.k, self.rank = min(k, num_reachable), min(rank, k, num_reachable)
+        self.batch_users = batch_users
+
+    @torch.inference_mode()
+    def lists(self, shard: Dataset, requests: Requests, advance: Callable[[int], None]) -> CandidateLists:
+        """The lists of a shard's requests, in their order.
+
+        Args:
+            shard: holds the events.
+            requests: of the shard's users.
+            advance: told how many more requests are done.
+        """
+        num_requests = len(requests)
+        found = CandidateLists(
+            item_QK=np.full((num_requests, self.k), -1, dtype=np.int32),
+            score_QK=np.full((num_requests, self.k), -np.inf, dtype=np.float32),
+            retriever_QK=np.zeros((num_requests, self.k), dtype=np.uint8),
+            prob_QCA=np.full((num_requests, self.rank, self._model.config.num_actions), np.nan, dtype=np.float32),
+        )
+        for row_B in length_batches(requests.end, self.batch_users):
+            if self.k:
+                self._batch(shard.events, requests.rows(row_B), row_B, found)
+            advance(len(row_B))
+        return found
+
+    def _batch(self, log: EventLog, requests: Requests, row_B: Ints, found: CandidateLists) -> None:
+        histories = [
+            log.history(user, end) for user, end in zip(requests.user.tolist(), requests.end.tolist(), strict=True)
+        ]
+        states: UserStates | None = None
+        recent: UserStates | RecentItems
+        if self._encodes:
+            recent = states = self._model.encode(histories, keep_cache=self.rank > 0)
+        else:
+            config = self._model.config
+            recent = RecentItems(recent_positives(histories, config.positive_mask, config.recent).to(self._device))
+        at_B, surface_B = self._tensor(requests.timestamp), self._tensor(requests.surface)
+        exclude_BE = self._tensor(_earlier_items(log, requests))
+        items, scores, labels = [], [], []
+        for label, retriever in enumerate(self._retrievers):
+            hits = retriever.search(  # type: ignore[arg-type]  # only memory is asked without encoded states
+                recent, self.k, at_B=at_B, surface_B=surface_B, exclude_QE=exclude_BE, allow_N=self._allow_N
+            )
+            items.append(hits.ids_QK.cpu().numpy())
+            scores.append(hits.scores_QK.cpu().numpy())
+            labels.append(np.full(items[-1].shape, label, dtype=np.uint8))
+        if len(items) == 1:
+            item_BK, score_BK = items[0], scores[0]
+        else:
+            item_BK, place_BK = _take_turns(items, self.k)
+            flat_BM = [np.stack(parts, 2).reshape(len(row_B), -1) for parts in (scores, labels)]
+            score_BK = np.take_along_axis(flat_BM[0], place_BK, 1)
+            found.retriever_QK[row_B] = np.take_along_axis(flat_BM[1], place_BK, 1)
+        found.item_QK[row_B] = item_BK
+        found.score_QK[row_B] = score_BK
+        if self.rank and states is not None:
+            item_BC = torch.from_numpy(np.ascontiguousarray(item_BK[:, : self.rank])).to(self._device)
+            logits = self._model.rank(states, item_BC, at_B, surface_B[:, None].expand_as(item_BC))
+            prob_BCA = torch.sigmoid(logits).float().masked_fill(item_BC[..., None] < 0, torch.nan)
+            found.prob_QCA[row_B] = prob_BCA.cpu().numpy()
+
+    def _tensor(self, values: Ints) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+
+
+def length_batches(length_Q: Ints, batch_users: int) -> Iterator[Ints]:
+    """Rows of requests whose histories are about equally long: little padding, and exclusions of bounded size."""
+    order_Q = np.argsort(length_Q, kind="stable")
+    sorted_Q = length_Q[order_Q]
+    low = 0
+    while low < len(order_Q):
+        high = min(low + batch_users, len(order_Q))
+        while high > low + 1 and (high - low) * int(sorted_Q[high - 1]) > _EXCLUSIONS_AT_ONCE:
+            high = low + (high - low) // 2
+        yield order_Q[low:high]
+        low = high
+
+
+def _earlier_items(log: EventLog, requests: Requests) -> Ints:
+    """[B, E] items of the whole histories, whatever was done with them; -1 padded."""
+    exclude_BE = np.full((len(requests), int(requests.end.max(initial=0))), -1, dtype=np.int64)
+    line_N = np.repeat(np.arange(len(requests)), requests.end)
+    column_N = ranges(np.zeros_like(requests.end), requests.end)
+    exclude_BE[line_N, column_N] = log.item[ranges(log.offsets[requests.user], requests.end)]
+    return exclude_BE
+
+
+def _take_turns(items: Sequence[Ints], k: int) -> tuple[Ints, Ints]:
+    """Best of each list, then second of each, and so on; an item stays where it first came up.
+
+    Args:
+        items: per retriever [B, K], -1 padded.
+
+    Returns:
+        [B, k] items, -1 padded, and [B, k] their places among the interleaved columns.
+    """
+    turn_BM = np.stack(items, 2).reshape(len(items[0]), -1)
+    order_BM = np.argsort(turn_BM, axis=1, kind="stable")
+    sorted_BM = np.take_along_axis(turn_BM, order_BM, 1)
+    repeated_BM = np.zeros(turn_BM.shape, dtype=np.bool_)
+    repeated_BM[:, 1:] = sorted_BM[:, 1:] == sorted_BM[:, :-1]
+    gone_BM = np.zeros_like(repeated_BM)
+    np.put_along_axis(gone_BM, order_BM, repeated_BM, 1)
+    gone_BM |= turn_BM < 0
+    place_BK = np.argsort(gone_BM, axis=1, kind="stable")[:, :k]
+    item_BK = np.take_along_axis(turn_BM, place_BK, 1)
+    return np.where(np.take_along_axis(gone_BM, place_BK, 1), -1, item_BK), place_BK

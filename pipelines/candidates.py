@@ -1,0 +1,194 @@
+"""The command ``candidates``: lists of items for every user, as sharded Parquet.
+
+Suffixes: U = chosen users, Q = requests of a shard, K = hits, C = ranked hits, A = actions.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from recsys.bundle import Bundle
+from recsys.dataset import Dataset
+from recsys.errors import InputError
+from recsys.files import atomic_file, sha256_file
+from recsys.pipelines.candidate_plan import CandidatePlan, open_output, part_name
+from recsys.pipelines.candidate_search import CandidateLists, CandidateSearch
+from recsys.pipelines.console import progress_bar, stdout_console
+from recsys.pipelines.id_list import read_ids
+from recsys.pipelines.user_shard import UserShard
+
+__all__ = ["candidates"]
+
+Ints = NDArray[np.int64]
+
+
+def candidates(
+    bundle: Path,
+    data: Path,
+    output: Path,
+    k: int = 500,
+    rank: int = 0,
+    split: str = "now",
+    at: int | None = None,
+    retrievers: str = "dense",
+    users: Path | None = None,
+    allow: Path | None = None,
+    exclude: Path | None = None,
+    batch_users: int = 512,
+    shard_users: int = 50000,
+    resume: bool = False,
+) -> None:
+    """Write candidates for every user: one row each, items in the order of retrieval, as sharded Parquet.
+
+    Columns: user_id and the parallel lists item_ids, retriever and retrieval_scores; with --rank also rank_scores (the
+    sum of the probabilities of the positive actions) and prob_ACTION for every action, null beyond the ranked ones.
+    Items of a user's earlier events are never returned. A row is shorter than k where fewer items are left.
+
+    Args:
+        bundle: what `recsys export` wrote.
+        data: the prepared dataset with the users and their events.
+        output: folder for part-00000.parquet and so on; it must be empty unless a run is resumed.
+        k: items per user.
+        rank: how many of the first items get probabilities; 0 = none.
+        split: now (everything known), or validation or test (every history up to its target).
+        at: time of the requests of the split now; default the largest timestamp in the data.
+        retrievers: who finds the items, A,B: dense, dense_learned, memory; several take turns.
+        users: only these: Parquet or CSV with a column user_id, or text with one id per line.
+        allow: return only these items: Parquet or CSV with a column item_id, or text with one id per line.
+        exclude: never return these items; a file as for --allow.
+        batch_users: users encoded together.
+        shard_users: users per part file.
+        resume: go on with what a killed run left; parts already complete are kept.
+    """
+    for flag, number, least in (
+        ("--k", k, 1), ("--rank", rank, 0), ("--batch-users", batch_users, 1), ("--shard-users", shard_users, 1)
+    ):  # fmt: skip
+        if number < least:
+            raise InputError(f"{flag} must be at least {least}, got {number}")
+    if at is not None and split != "now":
+        raise InputError(f"--at sets the time of the split now; the requests of {split} have their targets' times")
+    names = list(dict.fromkeys(name.strip() for name in retrievers.split(",")))
+    dataset = Dataset.open(data)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = Bundle.open(bundle, device)
+    loaded.check_data(dataset.manifest.data_hash, data)
+    search = CandidateSearch(
+        loaded,
+        names,
+        k=k,
+        rank=rank,
+        training_only=split != "now",
+        allow_N=_allowed(loaded, allow, exclude),
+        batch_users=batch_users,
+    )
+    user_U = _chosen(dataset, split, users)
+    plan = CandidatePlan(
+        bundle_hash=str(loaded.manifest["checksum"]),
+        data_hash=dataset.manifest.data_hash,
+        split=split,
+        at=(dataset.manifest.max_timestamp if at is None else at) if split == "now" else None,
+        k=k,
+        rank=rank,
+        retrievers=names,
+        users=None if users is None else sha256_file(users),
+        allow=None if allow is None else sha256_file(allow),
+        exclude=None if exclude is None else sha256_file(exclude),
+        batch_users=batch_users,
+        shard_users=shard_users,
+        num_parts=max(1, -(-len(user_U) // shard_users)),
+        device=device,
+    )
+    done = open_output(output, plan, resume)
+    began, num_written = time.perf_counter(), 0
+    with progress_bar("candidates", len(user_U), unit="users") as advance:
+        for number in range(plan.num_parts):
+            part_U = user_U[number * shard_users : (number + 1) * shard_users]
+            if number in done:
+                advance(len(part_U))
+                continue
+            shard = UserShard(dataset, part_U)
+            requests = shard.requests(split, at=plan.at)
+            lists = search.lists(shard, requests, advance)
+            frame = _frame(shard.user_ids.gather(requests.user), lists, loaded, names)
+            with atomic_file(output / part_name(number)) as partial:
+                frame.write_parquet(partial, compression="zstd", compression_level=1, statistics=False)
+            num_written += len(frame)
+    seconds = time.perf_counter() - began
+    stdout_console().print(
+        f"candidates {output}: {len(user_U):,} users in {plan.num_parts} parts, {num_written:,} of them written now "
+        f"in {seconds:.1f} s ({num_written / max(seconds, 1e-9):,.0f} users/s)"
+    )
+
+
+def _chosen(dataset: Dataset, split: str, users: Path | None) -> Ints:
+    """Internal users that get a row, strictly rising."""
+    if split == "now":
+        user_U = np.arange(dataset.num_users, dtype=np.int64)
+    elif split in ("validation", "test"):
+        at_U = dataset.valid_at if split == "validation" else dataset.test_at
+        user_U = np.flatnonzero(at_U >= 0)
+    else:
+        raise InputError(f"--split: there is no split {split!r}; choose now, validation or test")
+    if users is None:
+        return user_U
+    asked = dataset.user_index(read_ids(users, "user_id", "--users"))
+    if not (asked >= 0).any():
+        raise InputError(f"--users: {dataset.path} holds none of the {len(asked)} users of {users}")
+    num_strange = int((asked < 0).sum())
+    if num_strange:
+        stdout_console().print(f"note: {num_strange} users of {users} are not in {dataset.path} and get no row")
+    return np.intersect1d(user_U, asked[asked >= 0])
+
+
+def _allowed(bundle: Bundle, allow: Path | None, exclude: Path | None) -> Ints | None:
+    """Internal items that may be returned, strictly rising; None = all."""
+    if allow is None and exclude is None:
+        return None
+    words = bundle.vocabulary.items
+    allow_N = np.arange(len(words), dtype=np.int64)
+    if allow is not None:
+        allow_N = np.intersect1d(allow_N, words.index(read_ids(allow, "item_id", "--allow")))
+        if not len(allow_N):
+            raise InputError(f"--allow: the catalogue of {bundle.path} holds none of the items of {allow}")
+    if exclude is not None:
+        allow_N = np.setdiff1d(allow_N, words.index(read_ids(exclude, "item_id", "--exclude")))
+    return allow_N
+
+
+def _frame(user_ids: pl.Series, lists: CandidateLists, bundle: Bundle, names: list[str]) -> pl.DataFrame:
+    """The table of a shard, in the callers' ids."""
+    item_QK, count_Q = lists.item_QK, lists.count_Q
+    found_QK = item_QK >= 0
+    labels = pl.Series(names, dtype=pl.Enum(names)).gather(lists.retriever_QK.reshape(-1))
+    columns = {
+        "item_ids": _nested(bundle.vocabulary.items.ids.gather(np.where(found_QK, item_QK, 0).reshape(-1)), item_QK),
+        "retriever": _nested(labels, item_QK),
+        "retrieval_scores": _nested(pl.Series(lists.score_QK.reshape(-1)), item_QK),
+    }
+    if lists.prob_QCA.shape[1]:
+        positive = bundle.manifest["positives"]
+        weight_A = np.array([name in positive for name in bundle.vocabulary.actions], dtype=np.float32)
+        ranked = {"rank_scores": lists.prob_QCA @ weight_A}
+        ranked |= {f"prob_{name}": lists.prob_QCA[..., a] for a, name in enumerate(bundle.vocabulary.actions)}
+        for name, value_QC in ranked.items():
+            value_QK = np.full(item_QK.shape, np.nan, dtype=np.float32)
+            value_QK[:, : value_QC.shape[1]] = value_QC
+            columns[name] = _nested(pl.Series(value_QK.reshape(-1)).fill_nan(None), item_QK)
+    frame = pl.DataFrame({"user_id": user_ids, **columns})
+    if found_QK.all():
+        return frame
+    cut = pl.lit(pl.Series("count", count_Q))
+    return frame.with_columns(pl.col(name).list.head(cut) for name in columns)
+
+
+def _nested(flat: pl.Series, item_QK: NDArray[np.int32]) -> pl.Series:
+    """Rows of K values as a column of lists."""
+    if not item_QK.size:
+        return pl.Series([[] for _ in item_QK], dtype=pl.List(flat.dtype))
+    return flat.reshape(item_QK.shape).arr.to_list()
