@@ -44,7 +44,7 @@ def simulate(output: Path, users: int = 2000, items: int = 600, seed: int = 0) -
         raise InputError(f"no such world: {error}; change --users or --items") from None
     world = World.draw(config)
     visits = draw_visits(world)
-    with atomic_folder(Path(output), marker="truth") as folder:
+    with atomic_folder(Path(output), marker="truth/world.json") as folder:
         truth = folder / "truth"
         truth.mkdir()
         interaction_table(world, visits).write_parquet(folder / "interactions.parquet")

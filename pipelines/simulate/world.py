@@ -40,28 +40,28 @@ class WorldConfig:
     seed: int = 0
     num_types: int = 6
     num_clusters: int = 24
-    favourites: int = 6
+    favourites: int = 4
     """Clusters a type looks for most."""
-    favourite_share: float = 0.85
+    favourite_share: float = 0.9
     """Share of a type's searches, among those led by taste, that go to its favourites."""
-    follow_share: float = 0.35
+    follow_share: float = 0.3
     """Share of searches that go to the one cluster which follows the last item's cluster for this type."""
     stay_share: float = 0.1
     """Share of searches that stay in the last positive item's cluster."""
-    successor_share: float = 0.1
+    successor_share: float = 0.03
     """Share of searches that go to one of the last positive item's own successors, whatever the type."""
     popular_share: float = 0.1
     """Share of searches that go to popular items."""
-    num_successors: int = 3
-    popularity_sigma: float = 1.1
+    num_successors: int = 1
+    popularity_sigma: float = 1.2
     """Standard deviation of log popularity."""
-    drift_days: float = 60.0
+    drift_days: float = 20.0
     """Mean time until a user's type jumps."""
     near_jump_share: float = 0.8
     """Share of jumps that go to one of the two neighbouring types."""
-    action_bias: tuple[float, ...] = (-1.0, -2.6, -3.2, -2.9)
+    action_bias: tuple[float, ...] = (-1.0, -2.6, -3.2, -2.6)
     """Per action: log odds of a middling item for a middling type at the first place of ``feed``."""
-    action_affinity: tuple[float, ...] = (1.3, 1.5, 1.4, -1.4)
+    action_affinity: tuple[float, ...] = (1.3, 1.5, 1.4, -1.6)
     """Per action: weight of the taste of the type for the cluster."""
     action_quality: tuple[float, ...] = (0.5, 0.6, 0.6, -0.6)
     """Per action: weight of the item's quality, which all types judge alike."""
