@@ -175,8 +175,15 @@ def rank_all(
 
 def _lists(scores_QI: NDArray[np.float32]) -> Ints:
     """[Q, K] the best items by score, equal ones by smaller id; -inf is never listed."""
+    scores_QI = np.ascontiguousarray(scores_QI, dtype=np.float32)
     scores = torch.from_numpy(scores_QI)
-    every_QI = torch.arange(scores.shape[1]).expand(len(scores), -1)
-    _, ids_QK = topk_smaller_id(scores, every_QI, LIST_LENGTH)
+    best_QW, item_QW = scores.topk(min(LIST_LENGTH + 1, scores.shape[1]), dim=1)
+    _, ids_QK = topk_smaller_id(best_QW[:, :LIST_LENGTH], item_QW[:, :LIST_LENGTH], LIST_LENGTH)
+    if best_QW.shape[1] > LIST_LENGTH:
+        # Sorting whole rows by (score, id) is slow and matters only where a tie lies across the end of the list.
+        last_Q, next_Q = best_QW[:, LIST_LENGTH - 1], best_QW[:, LIST_LENGTH]
+        row_T = ((last_Q == next_Q) & (next_Q > -torch.inf)).nonzero().squeeze(1)
+        every_TI = torch.arange(scores.shape[1]).expand(len(row_T), -1)
+        ids_QK[row_T] = topk_smaller_id(scores[row_T], every_TI, LIST_LENGTH)[1]
     ids: Ints = ids_QK.numpy()
     return ids

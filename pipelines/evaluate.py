@@ -1,0 +1,219 @@
+"""The command ``evaluate``: figures of a bundle, or of anyone's lists, under the one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recsys.bundle import Bundle
+from recsys.dataset import Dataset
+from recsys.errors import InputError
+from recsys.files import write_json
+from recsys.index.item_graph import ItemGraph
+from recsys.pipelines.baselines import RANKING
+from recsys.pipelines.console import progress_bar, stdout_console
+from recsys.pipelines.evaluation_baselines import baseline_names, ranked_baseline, slate_baseline
+from recsys.pipelines.evaluation_lists import ranked_lists
+from recsys.pipelines.evaluation_ranking import (
+    ActionFigures,
+    SlateRows,
+    action_minus,
+    model_probabilities,
+    slate_rows,
+)
+from recsys.pipelines.evaluation_retrieval import ndcg_minus, retrieval_row, segment_rows
+from recsys.pipelines.evaluation_tables import show
+from recsys.pipelines.targets import BatchStates, RankedTargets, RetrieverScorer, bundle_retrievers, rank_all
+
+__all__ = ["evaluate", "evaluate_bundle", "evaluate_lists"]
+
+SPLITS = {"validation": 1, "test": 2}
+HISTORY_FILTER = "items of all earlier events, whatever their action; a target among them is a miss"
+TIE_RULE = "ties count against the target"
+
+
+def evaluate(
+    data: Path,
+    bundle: Path | None = None,
+    lists: Path | None = None,
+    split: str = "test",
+    retrievers: str | None = None,
+    baselines: str | None = None,
+    json: Path | None = None,
+    seed: int = 0,
+) -> None:
+    """Measure a bundle, or anyone's lists, on held-out targets and slates.
+
+    Every target is ranked against the whole catalogue; figures carry 95 % intervals over users. With --lists, a
+    Parquet file with the columns user_id and item_ids (lists, best first) is measured in the bundle's place.
+
+    Args:
+        data: the prepared dataset that the bundle was made from.
+        bundle: what `recsys export` wrote.
+        lists: a Parquet file of lists, or a folder of such files, instead of a bundle.
+        split: test or validation.
+        retrievers: which of the bundle's retrievers get a row, A,B; default all.
+        baselines: run these beside it, A,B or all; results are kept in RECSYS_CACHE (default ~/.cache/recsys).
+        json: write all figures to this file too.
+        seed: of the intervals.
+    """
+    if (bundle is None) == (lists is None):
+        raise InputError("give either --bundle or --lists to say what to measure")
+    if lists is not None and retrievers is not None:
+        raise InputError("--retrievers chooses among those of a bundle; leave it out with --lists")
+    dataset = Dataset.open(data)
+    if bundle is not None:
+        names = None if retrievers is None else [name.strip() for name in retrievers.split(",") if name.strip()]
+        result = evaluate_bundle(bundle, dataset, split=split, retrievers=names, baselines=baselines, seed=seed)
+    else:
+        assert lists is not None
+        result = evaluate_lists(lists, dataset, split=split, baselines=baselines, seed=seed)
+    if json is not None:
+        write_json(json, result)
+    show(result, stdout_console())
+
+
+def evaluate_bundle(
+    bundle: Bundle | Path | str,
+    data: Dataset | Path | str,
+    *,
+    split: str = "test",
+    retrievers: Sequence[str] | None = None,
+    baselines: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Figures of a bundle as the command's JSON holds them.
+
+    Args:
+        bundle: a bundle or its folder.
+        data: the dataset that it was made from, or its folder.
+        split: ``validation`` or ``test``.
+        retrievers: names of those that get a row; None = all of the bundle.
+        baselines: names separated by commas, or ``all``; None = none, and nothing is trained.
+        seed: of the bootstrap intervals.
+        device: for a bundle given by its folder.
+
+    Raises:
+        InputError: an unknown name, another dataset, or a split without targets.
+    """
+    _check_split(split)
+    dataset = data if isinstance(data, Dataset) else Dataset.open(data)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, device)
+    bundle.check_data(dataset.manifest.data_hash, dataset.path)
+    names, notes = baseline_names(baselines, dataset)
+    found = bundle_retrievers(bundle, retrievers)
+    if not found:
+        raise InputError(f"--retrievers names none; {bundle.path} has {', '.join(bundle.retrievers)}")
+    states = BatchStates(bundle.model, dataset)
+    scorers = [RetrieverScorer(retriever, states) for retriever in found]
+    with _progress("ranking targets", len(scorers) * len(dataset.requests(split))) as advance:
+        ranked = {one.name: one for one in rank_all(scorers, dataset, split, advance=advance)}
+    default = ranked.get("dense") or next(iter(ranked.values()))
+    result = _result(dataset, split, seed, default, "full")
+    result["retrieval"] = {name: retrieval_row(one, dataset, seed=seed) for name, one in ranked.items()}
+    result["segments"] = segment_rows(default, dataset, seed=seed)
+    result["notes"] = notes
+    rows = slate_rows(dataset, SPLITS[split])
+    ours: dict[str, ActionFigures] = {}
+    if rows is not None and bundle.model.action_head is not None:
+        ours = _action_figures(dataset, rows, model_probabilities(bundle.model, dataset, rows, SPLITS[split]), seed)
+        result["ranking"] = {action: figures.row() for action, figures in ours.items()}
+    if names:
+        compared = ranked.get("dense_learned") or default
+        result["baselines"] = _baselines(names, dataset, split, seed, compared, rows, ours, bundle.graph_train)
+    return result
+
+
+def evaluate_lists(
+    lists: Path | str,
+    data: Dataset | Path | str,
+    *,
+    split: str = "test",
+    baselines: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Figures of anyone's lists as the command's JSON holds them; see :func:`evaluate_bundle`.
+
+    Figures that look further than the longest list are absent; a target that a list lacks is a miss.
+
+    Raises:
+        InputError: the lists are at fault, an unknown name, or a split without targets.
+    """
+    _check_split(split)
+    dataset = data if isinstance(data, Dataset) else Dataset.open(data)
+    names, notes = baseline_names(baselines, dataset)
+    listed = ranked_lists(Path(lists), dataset, split)
+    result = _result(dataset, split, seed, listed.ranked, "lists")
+    result["retrieval"] = {"lists": retrieval_row(listed.ranked, dataset, seed=seed, depth=listed.depth)}
+    result["segments"] = segment_rows(listed.ranked, dataset, seed=seed, depth=listed.depth)
+    result["notes"] = [*notes, *listed.notes]
+    if names:
+        rows = slate_rows(dataset, SPLITS[split])
+        result["baselines"] = _baselines(names, dataset, split, seed, listed.ranked, rows, {}, None)
+    return result
+
+
+def _result(dataset: Dataset, split: str, seed: int, default: RankedTargets, candidates: str) -> dict[str, Any]:
+    protocol = {
+        "split": split,
+        "history_filter": HISTORY_FILTER,
+        "tie_rule": TIE_RULE,
+        "candidates": candidates,
+        "num_users": len(np.unique(default.requests.user)),
+        "num_items": dataset.num_items,
+        "num_unreachable": int((~default.reachable_Q).sum()),
+        "num_tied": int(default.tied_Q.sum()),
+        "segments_of": default.name,
+        "data_hash": dataset.manifest.data_hash,
+        "seed": seed,
+    }
+    return {"protocol": protocol}
+
+
+def _baselines(
+    names: Sequence[str],
+    dataset: Dataset,
+    split: str,
+    seed: int,
+    compared: RankedTargets,
+    rows: SlateRows | None,
+    ours: dict[str, ActionFigures],
+    graph: ItemGraph | None,
+) -> dict[str, Any]:
+    """A row per baseline: of targets like a retriever's, or of slates per action."""
+    out: dict[str, Any] = {}
+    with _progress("baselines", len(names)) as advance:
+        for name in names:
+            if name not in RANKING:
+                other = ranked_baseline(name, dataset, split, graph=graph)
+                out[name] = retrieval_row(other, dataset, seed=seed) | ndcg_minus(compared, other, seed=seed)
+            elif rows is not None:
+                figures = _action_figures(dataset, rows, slate_baseline(name, dataset, split, rows), seed)
+                out[name] = {
+                    action: one.row() | (action_minus(ours[action], one) if action in ours else {})
+                    for action, one in figures.items()
+                }
+            advance(1)
+    return out
+
+
+def _action_figures(dataset: Dataset, rows: SlateRows, prob_SA: Any, seed: int) -> dict[str, ActionFigures]:
+    """Figures of every action that some row knows the label of."""
+    found = {
+        action: ActionFigures(rows, place, prob_SA[:, place], seed=seed)
+        for place, action in enumerate(dataset.manifest.actions)
+    }
+    return {action: figures for action, figures in found.items() if figures.num_rows}
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise InputError(f"--split {split}: choose test or validation")
+
+
+def _progress(label: str, total: int) -> Any:
+    return progress_bar(label, total, "baselines" if label == "baselines" else "requests")
