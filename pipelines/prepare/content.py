@@ -44,6 +44,8 @@ class Content:
 
 def item_texts(items: pl.DataFrame) -> list[str | None]:
     """Title and text of every item as one text; None where both are missing."""
+    if "title" not in items.columns and "text" not in items.columns:
+        return [None] * items.height
     title, text = (
         pl.col(name) if name in items.columns else pl.lit(None, dtype=pl.String) for name in ("title", "text")
     )

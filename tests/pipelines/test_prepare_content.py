@@ -1,0 +1,157 @@
+"""Item content: text, the columns that were asked for, and nothing unasked."""
+
+from __future__ import annotations
+
+import math
+from datetime import date
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recsys.dataset import Dataset
+from recsys.errors import InputError
+from recsys.pipelines.prepare.build import prepare_frames
+from recsys.pipelines.prepare.content import MAX_CATEGORIES, item_texts
+from recsys.tokenizers.text_svd import TextSvd
+
+ITEMS = pl.DataFrame(
+    {
+        "item_id": ["a", "b", "c", "d"],
+        "title": ["red train", "blue train", None, "green train"],
+        "text": ["red train. made of wood", "steel", "", None],
+        "price": [10.0, 20.0, None, 30.0],
+        "likes_ever": [5, 6, 7, 8],
+    }
+)
+EVENTS = pl.DataFrame(
+    {"user_id": [1, 1, 2, 2], "item_id": ["a", "b", "d", "new"], "timestamp": [1, 2, 3, 4], "action": "click"}
+)
+
+
+def made(tmp_path: Path, items: pl.DataFrame | None = ITEMS, **flags: Any) -> Dataset:
+    return prepare_frames(EVENTS, items, output=tmp_path / "data", **flags)
+
+
+def block(data: Dataset, name: str) -> np.ndarray:
+    (found,) = [part for part in data.manifest.raw["content"] if part["name"] == name]
+    assert data.content is not None
+    return data.content[:, found["start"] : found["stop"]]
+
+
+def test_title_and_text_become_one_text() -> None:
+    assert item_texts(ITEMS) == ["red train. made of wood", "blue train\nsteel", "", "green train"]
+    assert item_texts(ITEMS.drop("title")) == ["red train. made of wood", "steel", "", None]
+    assert item_texts(ITEMS.drop("text")) == ["red train", "blue train", None, "green train"]
+    assert item_texts(ITEMS.select("item_id")) == [None] * 4
+
+
+def test_text_is_content_by_default_and_other_columns_are_not(tmp_path: Path) -> None:
+    data = made(tmp_path)
+    assert [part["name"] for part in data.manifest.raw["content"]] == ["text"]
+    assert data.content is not None and data.content.dtype == np.float32
+    assert data.content.shape == (5, data.manifest.text["dim"]) if data.manifest.text else False
+    assert not data.content[[2, 4]].any()  # no text, and no row in the items table
+    # Entries of about 1: rows of length sqrt(dim).
+    np.testing.assert_allclose(
+        np.linalg.norm(data.content[[0, 1, 3]], axis=1), math.sqrt(data.content.shape[1]), rtol=1e-4
+    )
+    assert data.items["likes_ever"].to_list() == [5, 6, 7, 8, None]  # kept all the same
+
+
+def test_stored_transform_makes_the_stored_rows(tmp_path: Path) -> None:
+    data = made(tmp_path)
+    assert data.text_transform is not None and data.sparse_text is not None and data.content is not None
+    transform = TextSvd.load(data.text_transform)
+    texts = item_texts(data.items)
+    assert (transform.sparse(texts) != data.sparse_text).nnz == 0
+    np.testing.assert_allclose(transform.dense(texts) * math.sqrt(transform.dim), data.content, atol=1e-5)
+    length = np.sqrt(data.sparse_text.multiply(data.sparse_text).sum(axis=1)).A1
+    np.testing.assert_allclose(length, [1, 1, 0, 1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "items", [None, ITEMS.select("item_id"), ITEMS.with_columns(title=pl.lit(None, pl.String), text=pl.lit("  "))]
+)
+def test_no_text_is_no_content(items: pl.DataFrame | None, tmp_path: Path) -> None:
+    data = made(tmp_path, items)
+    assert data.content is None and data.sparse_text is None and data.text_transform is None
+    assert data.manifest.text is None
+    said = any("No item has a word of text" in note for note in data.manifest.notes)
+    assert said == (items is not None and "text" in items.columns)
+
+
+def test_numbers_are_standardised_and_missing_ones_are_the_mean(tmp_path: Path) -> None:
+    data = made(
+        tmp_path, ITEMS.with_columns(same=pl.lit(3), day=pl.lit(date(2024, 1, 1))), item_features=("price", "same")
+    )
+    spread = math.sqrt(200 / 3)
+    np.testing.assert_allclose(block(data, "price")[:, 0], [-10 / spread, 0, 0, 10 / spread, 0], rtol=1e-5)
+    assert not block(data, "same").any()
+    assert any("item feature same says nothing" in note for note in data.manifest.notes)
+    assert data.manifest.item_features == ("price", "same")
+
+
+def test_categories_are_the_most_frequent_values(tmp_path: Path) -> None:
+    items = pl.DataFrame(
+        {
+            "item_id": [f"i{at}" for at in range(6)],
+            "shelf": ["x", "x", "y", "y", "x", "once"],
+            "tags": [["p", "q"], ["q", "q"], None, [], ["p", None], ["once"]],
+            "codes": [[1, 2], [2], [2], [3], None, [1]],
+        }
+    )
+    data = made(tmp_path, items, item_features=("shelf", "tags", "codes"))
+    assert block(data, "shelf")[:6].tolist() == [[1, 0], [1, 0], [0, 1], [0, 1], [1, 0], [0, 0]]
+    assert block(data, "tags")[:6].tolist() == [[1, 1], [0, 1], [0, 0], [0, 0], [1, 0], [0, 0]]
+    assert [part.get("categories") for part in data.manifest.raw["content"]] == [["x", "y"], ["p", "q"], ["2", "1"]]
+    many = pl.DataFrame({"item_id": [f"i{at}" for at in range(400)], "shelf": [str(at % 100) for at in range(400)]})
+    assert block(made(tmp_path, many, item_features=("shelf",)), "shelf").shape[1] == MAX_CATEGORIES
+
+
+def test_vector_columns_are_centred_directions(tmp_path: Path) -> None:
+    vectors = [[1.0, 0.0], [0.0, 1.0], None, [1.0, 1.0]]
+    data = made(tmp_path, ITEMS.with_columns(vec=pl.Series(vectors)), item_features=("vec",))
+    rows = block(data, "vec")
+    np.testing.assert_allclose(np.linalg.norm(rows[[0, 1, 3]], axis=1), math.sqrt(2), rtol=1e-5)
+    assert not rows[[2, 4]].any()
+    centred = np.array([[1, 0], [0, 1], [1, 1]]) - np.array([2 / 3, 2 / 3])
+    np.testing.assert_allclose(
+        (rows[[0, 1, 3]] * centred).sum(1), math.sqrt(2) * np.linalg.norm(centred, axis=1), rtol=1e-5
+    )
+    for broken in ([1.0], [math.nan, 0.0]):
+        with pytest.raises(InputError, match="items, column vec, row 2: a vector must hold 2 finite numbers"):
+            made(tmp_path, ITEMS.with_columns(vec=pl.Series([[1.0, 0.0], broken, None, None])), item_features=("vec",))
+
+
+def test_feature_of_a_type_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="items, column odd: a feature of type Struct"):
+        made(tmp_path, ITEMS.with_columns(odd=pl.struct("price")), item_features=("odd",))
+
+
+def test_text_encoder_adds_its_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the package, which is not part of what the tests install."""
+
+    class Encoder:
+        def __init__(self, folder: str, device: str) -> None:
+            assert Path(folder).is_dir() and device == "cpu"
+
+        def encode(self, texts: list[str], **_: Any) -> np.ndarray:
+            return np.array([[len(text), text.count("e"), 1.0] for text in texts])
+
+    module = ModuleType("sentence_transformers")
+    module.SentenceTransformer = Encoder  # type: ignore[attr-defined]
+    monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", module)
+    folder = tmp_path / "small-encoder"
+    with pytest.raises(InputError, match="is no folder; give the folder of a sentence-transformers model"):
+        made(tmp_path, text_encoder=str(folder))
+    folder.mkdir()
+    data = made(tmp_path, text_encoder=f"{folder}/")
+    rows = block(data, "text_encoder")
+    np.testing.assert_allclose(np.linalg.norm(rows[[0, 1, 3]], axis=1), math.sqrt(3), rtol=1e-5)
+    assert not rows[[2, 4]].any()
+    assert data.manifest.text is not None and data.manifest.text["encoder"] == {"name": "small-encoder", "dim": 3}
+    assert data.manifest.settings["text_encoder"] == "small-encoder"  # no path of this machine
