@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from recsys.recent import recent_positives
 from recsys.retrieval.dense import DenseRetriever
 from recsys.retrieval.memory import MemoryRetriever, RecentItems
 from recsys.retrieval.protocol import Retriever
-from recsys.user_state import UserStates
 
 __all__ = ["CandidateLists", "CandidateSearch", "length_batches"]
 
@@ -125,19 +125,18 @@ class CandidateSearch:
         histories = [
             log.history(user, end) for user, end in zip(requests.user.tolist(), requests.end.tolist(), strict=True)
         ]
-        states: UserStates | None = None
-        recent: UserStates | RecentItems
+        states: Any  # memory alone reads recent items and nothing else
         if self._encodes:
-            recent = states = self._model.encode(histories, keep_cache=self.rank > 0)
+            states = self._model.encode(histories, keep_cache=self.rank > 0)
         else:
             config = self._model.config
-            recent = RecentItems(recent_positives(histories, config.positive_mask, config.recent).to(self._device))
+            states = RecentItems(recent_positives(histories, config.positive_mask, config.recent).to(self._device))
         at_B, surface_B = self._tensor(requests.timestamp), self._tensor(requests.surface)
         exclude_BE = self._tensor(_earlier_items(log, requests))
         items, scores, labels = [], [], []
         for label, retriever in enumerate(self._retrievers):
-            hits = retriever.search(  # type: ignore[arg-type]  # only memory is asked without encoded states
-                recent, self.k, at_B=at_B, surface_B=surface_B, exclude_QE=exclude_BE, allow_N=self._allow_N
+            hits = retriever.search(
+                states, self.k, at_B=at_B, surface_B=surface_B, exclude_QE=exclude_BE, allow_N=self._allow_N
             )
             items.append(hits.ids_QK.cpu().numpy())
             scores.append(hits.scores_QK.cpu().numpy())
@@ -151,7 +150,7 @@ class CandidateSearch:
             found.retriever_QK[row_B] = np.take_along_axis(flat_BM[1], place_BK, 1)
         found.item_QK[row_B] = item_BK
         found.score_QK[row_B] = score_BK
-        if self.rank and states is not None:
+        if self.rank:
             item_BC = torch.from_numpy(np.ascontiguousarray(item_BK[:, : self.rank])).to(self._device)
             logits = self._model.rank(states, item_BC, at_B, surface_B[:, None].expand_as(item_BC))
             prob_BCA = torch.sigmoid(logits).float().masked_fill(item_BC[..., None] < 0, torch.nan)
