@@ -6,11 +6,11 @@ import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from recsys.pipelines.baselines.ease import MAX_ITEMS, ease
-from recsys.pipelines.baselines.item_knn import item_knn
-from recsys.pipelines.baselines.lightgbm_rates import lightgbm_rates
-from recsys.pipelines.baselines.past_rates import past_rates
-from recsys.pipelines.baselines.popularity import popularity, recent_popularity
+from recsys.pipelines.baselines.ease import MAX_ITEMS, fit_ease
+from recsys.pipelines.baselines.item_knn import fit_item_knn
+from recsys.pipelines.baselines.lightgbm_rates import fit_lightgbm_rates
+from recsys.pipelines.baselines.past_rates import fit_past_rates
+from recsys.pipelines.baselines.popularity import fit_popularity, fit_recent_popularity
 from recsys.pipelines.baselines.sasrec import sasrec
 from recsys.pipelines.scorer import RankingScorer, Scorer
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 __all__ = ["RANKING", "RETRIEVAL", "skip_reason"]
 
 RETRIEVAL: dict[str, Callable[[Dataset], Scorer]] = {
-    "popularity": popularity,
-    "recent_popularity": recent_popularity,
-    "item_knn": item_knn,
-    "ease": ease,
+    "popularity": fit_popularity,
+    "recent_popularity": fit_recent_popularity,
+    "item_knn": fit_item_knn,
+    "ease": fit_ease,
     "sasrec": sasrec,
 }
 """Factories of scorers fitted on training events, settings chosen on validation."""
 
 RANKING: dict[str, Callable[[Dataset], RankingScorer]] = {
-    "past_rates": past_rates,
-    "lightgbm_rates": lightgbm_rates,
+    "past_rates": fit_past_rates,
+    "lightgbm_rates": fit_lightgbm_rates,
 }
 """Factories of slate scorers fitted on training slates."""
 

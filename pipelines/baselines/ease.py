@@ -19,7 +19,7 @@ from recsys.pipelines.baselines.training_matrix import training_matrix
 if TYPE_CHECKING:
     from recsys.dataset import Dataset
 
-__all__ = ["MAX_ITEMS", "ease"]
+__all__ = ["MAX_ITEMS", "fit_ease"]
 
 MAX_ITEMS = 20_000
 """Larger catalogues need more than some 5 GiB and minutes for the inverse."""
@@ -28,7 +28,7 @@ FEW_LAMBDAS = (30.0, 300.0)
 """Tried above 3,000 items, where one inverse takes seconds."""
 
 
-def ease(dataset: Dataset) -> LinearScorer:
+def fit_ease(dataset: Dataset) -> LinearScorer:
     """The L2 weight, then the decay of the history chosen on validation.
 
     Raises:

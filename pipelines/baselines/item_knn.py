@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from recsys.dataset import Dataset
     from recsys.events import Requests
 
-__all__ = ["LinearScorer", "item_knn"]
+__all__ = ["LinearScorer", "fit_item_knn"]
 
 SHRINKS = (0.0, 10.0, 50.0)
 DECAYS = (1.0, 0.9, 0.8, 0.7, 0.5)
@@ -51,7 +51,7 @@ class LinearScorer:
         return np.asarray(score_QI, dtype=np.float32)
 
 
-def item_knn(dataset: Dataset) -> LinearScorer:
+def fit_item_knn(dataset: Dataset) -> LinearScorer:
     """Cosine over positive training events; shrinkage, then the decay of the history chosen on validation."""
     matrix_UI = training_matrix(dataset)
     count_I = np.asarray(matrix_UI.sum(0), dtype=np.float32).ravel()

@@ -23,7 +23,7 @@ from recsys.pipelines.baselines.past_rates import (
 if TYPE_CHECKING:
     from recsys.dataset import Dataset
 
-__all__ = ["LightGBMRates", "lightgbm_rates", "rate_features"]
+__all__ = ["LightGBMRates", "fit_lightgbm_rates", "rate_features"]
 
 STRENGTH = 20.0
 MAX_ROUNDS = 1000
@@ -107,7 +107,7 @@ class LightGBMRates:
         return out
 
 
-def lightgbm_rates(dataset: Dataset) -> LightGBMRates:
+def fit_lightgbm_rates(dataset: Dataset) -> LightGBMRates:
     """One booster per action.
 
     Raises:

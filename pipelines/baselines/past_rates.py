@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from recsys.dataset import Dataset
     from recsys.events import SlateLog
 
-__all__ = ["GROUPS", "PastCounts", "PastRates", "known_bits", "past_counts", "past_rates", "slates_of"]
+__all__ = ["GROUPS", "PastCounts", "PastRates", "known_bits", "past_counts", "fit_past_rates", "slates_of"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -140,7 +140,7 @@ class PastRates:
         return out
 
 
-def past_rates(dataset: Dataset) -> PastRates:
+def fit_past_rates(dataset: Dataset) -> PastRates:
     """Settings chosen per action by log loss on the validation slates."""
     return PastRates(dataset)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from recsys.dataset import Dataset
     from recsys.events import Requests
 
-__all__ = ["PopularityScorer", "popularity", "recent_popularity"]
+__all__ = ["PopularityScorer", "fit_popularity", "fit_recent_popularity"]
 
 HALF_LIFE_SHARES = (0.01, 0.03, 0.1, 0.3)
 """Half-lives tried for recent popularity, as shares of the time that the training events span."""
@@ -36,14 +36,14 @@ class PopularityScorer:
         return np.tile(self._score_I, (len(requests), 1))
 
 
-def popularity(dataset: Dataset) -> PopularityScorer:
+def fit_popularity(dataset: Dataset) -> PopularityScorer:
     """Number of positive training events of each item."""
     row_N = np.flatnonzero(is_training(dataset) & dataset.is_positive())
     count_I = np.bincount(dataset.events.item[row_N], minlength=dataset.num_items)
     return PopularityScorer("popularity", count_I, {})
 
 
-def recent_popularity(dataset: Dataset) -> PopularityScorer:
+def fit_recent_popularity(dataset: Dataset) -> PopularityScorer:
     """The same count, an event weighing half as much a half-life earlier; half-life chosen on validation."""
     row_N = np.flatnonzero(is_training(dataset) & dataset.is_positive())
     item_N, time_N = dataset.events.item[row_N], dataset.events.timestamp[row_N]
