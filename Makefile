@@ -31,8 +31,8 @@ lint: install
 
 # Every benchmark, one after the other; the figures land in docs/results/.
 bench: install
-	$(BIN)/python -P -m recsys.pipelines.bench_all
+	$(BIN)/python -P -m recsys.pipelines.measure bench
 
 # Every test that needs a CUDA device, then the benchmarks on it: docs/results/gpu-<device>.json.
 gpu: install
-	$(BIN)/python -P -m recsys.pipelines.gpu_check
+	$(BIN)/python -P -m recsys.pipelines.measure gpu

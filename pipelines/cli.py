@@ -28,6 +28,8 @@ class Command:
     example: str
     takes_argv: bool = False
     """Whether the function parses the command line itself (the training commands)."""
+    positional: bool = False
+    """Whether parameters without a default are words of their own instead of flags."""
 
     def load(self) -> Callable[..., object]:
         """The function, importing its module."""
@@ -101,6 +103,7 @@ COMMANDS: dict[str, Command] = {
         "bench",
         "compare two ways of doing the same work in one run",
         "recsys bench candidates --json bench.json",
+        positional=True,
     ),
     "report": Command(
         "recsys.pipelines.report",
@@ -163,7 +166,8 @@ def _run(argv: Sequence[str]) -> None:
         return
     from recsys.pipelines.command_parser import parse_call
 
-    function(**parse_call(function, rest, prog=f"recsys {name}", example=command.example))
+    example, positional = command.example, command.positional
+    function(**parse_call(function, rest, prog=f"recsys {name}", example=example, positional=positional))
 
 
 def _run_training(function: Callable[..., object], argv: list[str], example: str) -> None:

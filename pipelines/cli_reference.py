@@ -51,7 +51,12 @@ def command_reference() -> str:
 def _section(name: str, command: Command) -> Iterator[str]:
     function = command.load()
     yield from _heading(f"recsys {name}", inspect.getdoc(function) or "", [command.example])
-    yield from _flag_table(function, lambda parameter: flag_of(parameter.name))
+    yield from _flag_table(function, lambda parameter: _word_of(parameter, command))
+
+
+def _word_of(parameter: inspect.Parameter, command: Command) -> str:
+    positional = command.positional and parameter.default is inspect.Parameter.empty
+    return parameter.name.upper() if positional else flag_of(parameter.name)
 
 
 def _training_section(names: list[str]) -> Iterator[str]:

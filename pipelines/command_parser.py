@@ -19,7 +19,7 @@ class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter)
     """Leaves the example below the flags as it is written."""
 
 
-class CommandParser(ArgumentParser):  # type: ignore[misc]  # jsonargparse's base is chosen at run time
+class CommandParser(ArgumentParser):
     """Flags with ``-`` where the parameters have ``_``, and switches for bools; errors are raised, not printed."""
 
     def add_argument(self, *args: str, **kwargs: Any) -> Any:
@@ -41,7 +41,9 @@ def flag_of(parameter: str) -> str:
     return "--" + parameter.rstrip("_").replace("_", "-")
 
 
-def command_parser(function: Callable[..., object], *, prog: str, example: str) -> CommandParser:
+def command_parser(
+    function: Callable[..., object], *, prog: str, example: str, positional: bool = False
+) -> CommandParser:
     """The parser of one command: types and defaults from the signature, help from the Google docstring."""
     parser = CommandParser(
         prog=prog,
@@ -52,7 +54,7 @@ def command_parser(function: Callable[..., object], *, prog: str, example: str) 
         allow_abbrev=False,
         print_config=None,
     )
-    parser.add_function_arguments(function, as_group=False)
+    parser.add_function_arguments(function, as_group=False, as_positional=positional)
     return parser
 
 
@@ -60,18 +62,28 @@ def _first_paragraph(function: Callable[..., object]) -> str:
     return " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
 
 
-def parse_call(function: Callable[..., object], argv: Sequence[str], *, prog: str, example: str) -> dict[str, Any]:
+def parse_call(
+    function: Callable[..., object], argv: Sequence[str], *, prog: str, example: str, positional: bool = False
+) -> dict[str, Any]:
     """The keyword arguments that a command line states for ``function``.
+
+    Args:
+        function: whose parameters are the flags.
+        argv: the words after the command.
+        prog: the command, for its help.
+        example: a line for its help.
+        positional: whether parameters without a default are words of their own instead of flags.
 
     Raises:
         InputError: the command line is wrong; its text is one line.
     """
-    parser = command_parser(function, prog=prog, example=example)
+    parser = command_parser(function, prog=prog, example=example, positional=positional)
     try:
         values = parser.parse_args(list(argv))
     except argparse.ArgumentError as error:
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        raise InputError(one_line(str(error), prog=prog, flags=flags)) from None
+        words = [action.dest for action in parser._actions if not action.option_strings]
+        raise InputError(one_line(str(error), prog=prog, flags=flags, positionals=words)) from None
     # Not vars(): there keys such as `items`, which are methods of the namespace too, stand under other names.
     return dict(values.as_dict())
 
@@ -82,13 +94,14 @@ _UNION = re.compile(r"Subtypes: \[(.*)\] Errors: .* Given value: (.*)$")
 _TYPE = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
 
 
-def one_line(message: str, *, prog: str, flags: Sequence[str] = ()) -> str:
+def one_line(message: str, *, prog: str, flags: Sequence[str] = (), positionals: Sequence[str] = ()) -> str:
     """Reduce a parser's message to one line that names the flag and what to do.
 
     Args:
         message: as argparse or jsonargparse words it, on any number of lines.
         prog: the command, for the way to its help.
         flags: known flags, among which a mistyped one is looked up.
+        positionals: parameters that are words of their own.
     """
     text = " ".join(message.split())
     help_hint = f"`{prog} --help` lists the flags"
@@ -100,7 +113,8 @@ def one_line(message: str, *, prog: str, flags: Sequence[str] = ()) -> str:
         return f"unknown flag {wrong}; " + (f"did you mean {close[0]}?" if close else help_hint)
     if "arguments are required: " in text:
         names = text.split("arguments are required: ")[1].split(", ")
-        return f"{', '.join(_known_flag(name, prog, flags) for name in names)} must be given; {help_hint}"
+        words = [name if name in positionals else _known_flag(name, prog, flags) for name in names]
+        return f"{', '.join(words)} must be given; {help_hint}"
     key = _KEY.match(text)
     if key:
         return f"{_known_flag(key[1], prog, flags)}: {_expectation(text[key.end() :])}"

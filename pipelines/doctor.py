@@ -123,8 +123,8 @@ def _install(needs: Iterable[Requirement]) -> str:
 
 def _extra(name: str, extras: Mapping[str, list[Requirement]], installed: Mapping[str, str]) -> dict[str, object]:
     missing = [need for need in extras[name] if not _met(need, installed)]
-    other = EITHER_OR.get(name)
-    replaced = bool(missing) and other in extras and all(_met(need, installed) for need in extras[other])
+    other = extras.get(EITHER_OR.get(name, ""), [])
+    replaced = bool(missing) and bool(other) and all(_met(need, installed) for need in other)
     return {
         "missing": [f"{need.name}{need.specifier}" for need in missing],
         "install": _install(missing) if missing and not replaced else None,

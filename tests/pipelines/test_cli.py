@@ -45,6 +45,15 @@ def sample(
     CALLS.append(dict(locals()))
 
 
+def named(name: str, long: bool = False) -> None:
+    """Take one word.
+
+    Args:
+        name: Which one.
+    """
+    CALLS.append({"name": name, "long": long})
+
+
 UNION = """Parser key "train.data.path":
   Does not validate against any of the Union subtypes
   Subtypes: [int, NoneType]
@@ -64,10 +73,11 @@ def failing_training(argv: list[str]) -> None:
 @pytest.fixture(autouse=True)
 def sample_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("recsys_sample_commands")
-    module.__dict__.update(sample=sample, failing_training=failing_training)
+    module.__dict__.update(sample=sample, failing_training=failing_training, named=named)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     table = {
         "sample": cli.Command(module.__name__, "sample", "make a sample", "recsys sample --output here"),
+        "named": cli.Command(module.__name__, "named", "one word", "recsys named it", positional=True),
         "train": cli.Command(module.__name__, "failing_training", "train", "recsys train", takes_argv=True),
     }
     monkeypatch.setattr(cli, "COMMANDS", table)
@@ -112,6 +122,13 @@ def test_bad_input_is_one_line_and_exit_2(words: str, line: str, capsys: pytest.
     assert out == "" and err.count("\n") == 1 and err.startswith("recsys sample: ")
     assert line in err
     assert CALLS == []
+
+
+def test_a_word_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["named", "it", "--long"]) == 0
+    assert CALLS == [{"name": "it", "long": True}]
+    assert cli.main(["named"]) == 2
+    assert capsys.readouterr().err == "recsys named: name must be given; `recsys named --help` lists the flags\n"
 
 
 def test_interrupt_is_exit_130(capsys: pytest.CaptureFixture[str]) -> None:
