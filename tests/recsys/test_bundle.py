@@ -82,6 +82,14 @@ def test_a_flipped_bit_in_any_part_is_noticed(copy: Path):
     Bundle.open(copy)
 
 
+def test_a_changed_word_of_the_manifest_is_noticed(copy: Path):
+    manifest = (copy / "bundle.json").read_text()
+    assert '"hide"' in manifest
+    (copy / "bundle.json").write_text(manifest.replace('"hide"', '"hype"'))
+    with pytest.raises(InputError, match="bundle.json was changed after it was written"):
+        Bundle.open(copy)
+
+
 def test_a_missing_or_truncated_part_is_named(copy: Path):
     for part in parts_of(copy):
         good = part.read_bytes()
