@@ -15,7 +15,7 @@ from difflib import get_close_matches
 
 from recsys.errors import InputError
 
-__all__ = ["COMMANDS", "Command", "main"]
+__all__ = ["COMMANDS", "Command", "main", "run_command"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,13 @@ def overview() -> str:
     )
 
 
-def _run(argv: Sequence[str]) -> None:
+def run_command(argv: Sequence[str]) -> None:
+    """Run one command and raise what it raises.
+
+    Raises:
+        InputError: bad input, in one line.
+        SystemExit: help was asked for and shown.
+    """
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(overview())
         return
@@ -195,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else argv
     try:
-        _run(words)
+        run_command(words)
     except InputError as error:
         command = f"recsys {words[0]}" if words and words[0] in COMMANDS else "recsys"
         sys.stderr.write(f"{command}: {' '.join(str(error).split())}\n")

@@ -17,7 +17,7 @@ from torch import Tensor
 from recsys.events import EventLog, SlateLog
 from recsys.packing import CandidateRows, EventBatch, pack_windows, ranges
 
-__all__ = ["TrainingBatch", "TrainingExamples", "events_before"]
+__all__ = ["TrainingBatch", "TrainingExamples", "chunk_sorted_batches", "events_before"]
 
 Ints = NDArray[np.int64]
 _TRAIN = 0
@@ -118,7 +118,7 @@ class TrainingExamples:
             rng = np.random.default_rng((self.seed, 0, number))
             self._windows = user, start, end = self._cut_windows(rng)
             tokens = (end - start) + self._candidates_in(user, start, end)
-            self._cuts = _batches(end - start, tokens, self.batch_tokens, rng)
+            self._cuts = chunk_sorted_batches(end - start, tokens, self.batch_tokens, rng)
             self._pass = number
         return self._cuts
 
@@ -223,7 +223,9 @@ def _next_positive(target: NDArray[np.bool_], offsets: Ints) -> Ints:
     return found
 
 
-def _batches(length: Ints, tokens: Ints, budget: int, rng: np.random.Generator, chunk: int = 32) -> list[Ints]:
+def chunk_sorted_batches(
+    length: Ints, tokens: Ints, budget: int, rng: np.random.Generator, chunk: int = 32
+) -> list[Ints]:
     """Windows in batches of about ``budget`` tokens, each sorted by length; lengths are alike inside a batch."""
     order = rng.permutation(len(length))
     cuts: list[Ints] = []

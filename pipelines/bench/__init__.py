@@ -1,0 +1,1 @@
+"""Benchmarks: each compares at least two ways of doing the same work in one run."""

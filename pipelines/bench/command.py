@@ -1,0 +1,66 @@
+"""``recsys bench``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from recsys.errors import InputError
+from recsys.files import write_json
+from recsys.pipelines.bench.case import Case
+from recsys.pipelines.console import stdout_console
+from recsys.pipelines.machine import device_name, versions
+
+__all__ = ["BENCHES", "bench", "run_bench"]
+
+BENCHES = ("train", "candidates")
+
+
+def run_bench(name: str, *, long: bool = False) -> dict[str, object]:
+    """Run one benchmark; the first case is its headline.
+
+    Raises:
+        InputError: there is no benchmark of that name.
+    """
+    if name not in BENCHES:
+        raise InputError(f"there is no benchmark {name!r}; choose from {', '.join(BENCHES)}")
+    function: Callable[..., list[Case]] = getattr(
+        importlib.import_module(f"recsys.pipelines.bench.{name}"), f"bench_{name}"
+    )
+    cases = function(long=long)
+    return {
+        "bench": name,
+        "device": device_name(),
+        "versions": versions(),
+        "cases": [asdict(case) for case in cases],
+        "headline": {"name": cases[0].name, "ratio": cases[0].ratio},
+    }
+
+
+def bench(name: str, json: Path | None = None, long: bool = False) -> None:
+    """Compare two ways of doing the same work in one run; a ratio above 1 means that ours is so many times better.
+
+    Args:
+        name: train or candidates.
+        json: file for the figures.
+        long: more repeats.
+    """
+    result = run_bench(name, long=long)
+    table = Table("case", "ours", "other", "ratio", title=f"{name} on {result['device']}")
+    cases = result["cases"]
+    assert isinstance(cases, list)
+    for case in cases:
+        table.add_row(case["name"], _line(case["ours"]), _line(case["other"]), f"{case['ratio']:.2f}×")
+    stdout_console().print(table)
+    if json is not None:
+        write_json(json, result)
+
+
+def _line(figures: dict[str, object]) -> str:
+    parts = [str(figures.get("what", ""))]
+    parts += [f"{name} {value:,.3g}" for name, value in figures.items() if isinstance(value, int | float)]
+    return "\n".join(part for part in parts if part)
