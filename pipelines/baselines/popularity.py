@@ -5,7 +5,7 @@ Suffixes: N = events, I = items, Q = requests.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ HALF_LIFE_SHARES = (0.01, 0.03, 0.1, 0.3)
 class PopularityScorer:
     """Scores every item alike for everybody."""
 
-    def __init__(self, name: str, score_I: NDArray[np.float64], settings: dict[str, float]) -> None:
+    def __init__(self, name: str, score_I: NDArray[Any], settings: dict[str, float]) -> None:
         self.name = name
         self.settings = settings
         self._score_I = score_I.astype(np.float32)
@@ -50,7 +50,7 @@ def fit_recent_popularity(dataset: Dataset) -> PopularityScorer:
     newest = int(time_N.max(initial=0))
     span = max(newest - int(time_N.min(initial=newest)), 1)
     requests = validation_sample(dataset)
-    tried = []
+    tried: list[tuple[float, int, PopularityScorer]] = []
     for share in HALF_LIFE_SHARES:
         weight_N = np.exp2((time_N - newest) / (share * span))
         count_I = np.bincount(item_N, weight_N, minlength=dataset.num_items)

@@ -83,7 +83,7 @@ def draw_visits(world: World) -> Visits:
     surface_UT = np.where(kind_UT == SEARCH, 0, rng.integers(1, len(SURFACES), kind_UT.shape))
     item_UTK = np.full((num_users, num_steps, config.slate_size), -1)
     yes_UTKA = np.zeros((num_users, num_steps, config.slate_size, len(ACTIONS)), dtype=bool)
-    type_U = rng.integers(0, config.num_types, num_users)
+    type_U: Ints = rng.integers(0, config.num_types, size=(num_users,))
     for step in range(num_steps):
         if step > 0:
             drift_UZ = world.drift(time_UT[:, step] - time_UT[:, step - 1])[np.arange(num_users), type_U]
@@ -102,18 +102,18 @@ def draw_visits(world: World) -> Visits:
         yes_UTKA[at, step] = (rng.random(prob_QKA.shape) < prob_QKA) & (item_QK >= 0)[:, :, None]
         logged = at[kind_UT[at, step] != PROBE]
         memory.add(logged, item_UTK[logged, step], yes_UTKA[logged, step])
-    user, step = np.nonzero(kind_UT >= SEARCH)
+    user, place = np.nonzero(kind_UT >= SEARCH)
     row_UT = np.full(kind_UT.shape, -1)
-    row_UT[user, step] = np.arange(len(user))
+    row_UT[user, place] = np.arange(len(user))
     return Visits(
         user=user,
-        step=step,
-        kind=kind_UT[user, step],
-        time=time_UT[user, step],
-        type=type_UT[user, step],
-        surface=surface_UT[user, step],
-        item_VK=item_UTK[user, step],
-        yes_VKA=yes_UTKA[user, step],
+        step=place,
+        kind=kind_UT[user, place],
+        time=time_UT[user, place],
+        type=type_UT[user, place],
+        surface=surface_UT[user, place],
+        item_VK=item_UTK[user, place],
+        yes_VKA=yes_UTKA[user, place],
         valid_at_U=row_UT[np.arange(num_users), valid_at_U],
         test_at_U=row_UT[np.arange(num_users), test_at_U],
     )
