@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.bundle import Bundle
-from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import EventLog, Requests
 from recsys.packing import ranges
@@ -100,12 +99,12 @@ class CandidateSearch:
         self.batch_users = batch_users
 
     @torch.inference_mode()
-    def lists(self, shard: Dataset, requests: Requests, advance: Callable[[int], None]) -> CandidateLists:
+    def lists(self, log: EventLog, requests: Requests, advance: Callable[[int], None]) -> CandidateLists:
         """The lists of a shard's requests, in their order.
 
         Args:
-            shard: holds the events.
-            requests: of the shard's users.
+            log: the events of the shard's users, in the bundle's numbers.
+            requests: of these users.
             advance: told how many more requests are done.
         """
         num_requests = len(requests)
@@ -117,7 +116,7 @@ class CandidateSearch:
         )
         for row_B in length_batches(requests.end, self.batch_users):
             if self.k:
-                self._batch(shard.events, requests.rows(row_B), row_B, found)
+                self._batch(log, requests.rows(row_B), row_B, found)
             advance(len(row_B))
         return found
 

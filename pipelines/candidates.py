@@ -21,6 +21,7 @@ from recsys.pipelines.candidate_plan import CandidatePlan, open_output, part_nam
 from recsys.pipelines.candidate_search import CandidateLists, CandidateSearch
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.id_list import read_ids
+from recsys.pipelines.newer_data import Translation
 from recsys.pipelines.user_shard import UserShard
 
 __all__ = ["candidates"]
@@ -52,7 +53,7 @@ def candidates(
 
     Args:
         bundle: what `recsys export` wrote.
-        data: the prepared dataset with the users and their events.
+        data: the prepared dataset with the users and their events; for the split now it may be newer than the bundle.
         output: folder for part-00000.parquet and so on; it must be empty unless a run is resumed.
         k: items per user.
         rank: how many of the first items get probabilities; 0 = none.
@@ -77,7 +78,7 @@ def candidates(
     dataset = Dataset.open(data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = Bundle.open(bundle, device)
-    loaded.check_data(dataset.manifest.data_hash, data)
+    newer = _translation(dataset, loaded, split)
     search = CandidateSearch(
         loaded,
         names,
@@ -114,7 +115,8 @@ def candidates(
                 continue
             shard = UserShard(dataset, part_U)
             requests = shard.requests(split, at=plan.at)
-            lists = search.lists(shard, requests, advance)
+            events = shard.events if newer is None else newer.events(shard.events)
+            lists = search.lists(events, requests, advance)
             frame = _frame(shard.user_ids.gather(requests.user), lists, loaded, names)
             with atomic_file(output / part_name(number)) as partial:
                 frame.write_parquet(partial, compression="zstd", compression_level=1, statistics=False)
@@ -144,6 +146,21 @@ def _chosen(dataset: Dataset, split: str, users: Path | None) -> Ints:
     if num_strange:
         stdout_console().print(f"note: {num_strange} users of {users} are not in {dataset.path} and get no row")
     return np.intersect1d(user_U, asked[asked >= 0])
+
+
+def _translation(dataset: Dataset, bundle: Bundle, split: str) -> Translation | None:
+    """How to read events of other data than the bundle was made from; None where it is the same."""
+    data_hash = dataset.manifest.data_hash
+    if split != "now":
+        bundle.check_data(data_hash, dataset.path)
+    if data_hash == bundle.data_hash:
+        return None
+    newer = Translation(dataset.vocabulary, bundle.vocabulary)
+    stdout_console().print(
+        f"note: {dataset.path} is not the data that {bundle.path} was made from; ids, actions and surfaces are matched "
+        f"by name, and {newer.num_strange_items:,} of {dataset.num_items:,} items are unknown to the bundle"
+    )
+    return newer
 
 
 def _allowed(bundle: Bundle, allow: Path | None, exclude: Path | None) -> Ints | None:
