@@ -5,76 +5,75 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from recsys.pipelines.evaluation_ranking import FIGURES
+from recsys.pipelines.targets import LIST_LENGTH
 
 __all__ = ["show"]
 
-RETRIEVAL_COLUMNS = ("recall@10", "ndcg@10", "recall@100", "mrr", "coverage@10", "novelty@10", "popularity_bias@10")
-SEGMENT_COLUMNS = ("recall@10", "ndcg@10", "recall@100", "mrr")
+TARGET_COLUMNS = ("recall@10", "ndcg@10", "recall@100", "mrr")
+_LISTS = ("coverage", "novelty", "intra_list_diversity", "popularity_bias")
+LIST_COLUMNS = tuple(f"{name}@{LIST_LENGTH}" for name in _LISTS)
+WITH_INTERVAL = ("ndcg@10", "auc")
+
+Rows = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
     """Print what :func:`recsys.pipelines.evaluate.evaluate_bundle` returned."""
     protocol = result["protocol"]
     console.print(
-        f"{protocol['split']}: {protocol['num_users']:,} users, {protocol['num_items']:,} items, "
+        f"{protocol['split']}: {protocol['num_users']:,} users, {protocol['num_items']:,} items; "
         f"{protocol['num_unreachable']:,} targets in their own history, {protocol['num_tied']:,} tied; "
-        "intervals are 95 % over users"
+        "± is half a 95 % interval over users",
+        markup=False,
     )
     baselines = result.get("baselines", {})
-    by_item = {name: row for name, row in baselines.items() if "mrr" in row}
-    rows = [(name, row, "") for name, row in result["retrieval"].items()]
-    rows += [(name, row, _difference(row, "ndcg@10")) for name, row in by_item.items()]
-    last = ("ndcg@10 ours − it",) if by_item else ()
-    _table(console, "retrieval", "", RETRIEVAL_COLUMNS, rows, last)
-    if result.get("ranking") or len(by_item) < len(baselines):
-        rows = [(f"{action}", row, "") for action, row in result.get("ranking", {}).items()]
-        for name, actions in baselines.items():
-            if name not in by_item:
-                rows += [(f"{action}: {name}", row, _difference(row, "auc")) for action, row in actions.items()]
-        _table(console, "ranking", "", FIGURES, sorted(rows, key=lambda row: row[0]), ("auc ours − it",))
-    rows = [
-        (f"{name} ({row['num_users']:,}; {row['meaning']})", row, "")
-        for name, row in result["segments"].items()
-        if row["num_users"]
-    ]
-    _table(console, f"segments, {protocol['segments_of']}", "", SEGMENT_COLUMNS, rows, ())
+    of_items = [(name, row) for name, row in baselines.items() if "mrr" in row]
+    retrieval = [*result["retrieval"].items(), *((f"· {name}", row) for name, row in of_items)]
+    _table(console, "retrieval (· = baseline)", TARGET_COLUMNS, retrieval, minus="ndcg@10")
+    _table(console, "lists", LIST_COLUMNS, retrieval)
+    ranking = []
+    for action in dict.fromkeys(name for row in (result.get("ranking", {}), *_slates(baselines)) for name in row):
+        if action in result.get("ranking", {}):
+            ranking.append((action, result["ranking"][action]))
+        ranking += [
+            (f"{action} · {name}", row[action]) for name, row in baselines.items() if "mrr" not in row and action in row
+        ]
+    if ranking:
+        _table(console, "ranking (· = baseline)", FIGURES, ranking, minus="auc")
+    segments = [(f"{name}: {row['num_users']:,}", row) for name, row in result["segments"].items() if row["num_users"]]
+    _table(console, f"segments and their users, {protocol['segments_of']}", TARGET_COLUMNS, segments)
     for note in result.get("notes", []):
         console.print(f"note: {note}", markup=False)
 
 
-def _table(
-    console: Console,
-    title: str,
-    first: str,
-    columns: Sequence[str],
-    rows: Sequence[tuple[str, Mapping[str, Any], str]],
-    last: Sequence[str],
-) -> None:
-    shown = [name for name in columns if any(name in row for _, row, _ in rows)]
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
-    for name in (*shown, *last):
-        table.add_column(name, justify="right")
-    for label, row, extra in rows:
-        table.add_row(label, *(_cell(row, name) for name in shown), *([extra] if last else []))
+def _slates(baselines: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [row for row in baselines.values() if "mrr" not in row]
+
+
+def _table(console: Console, title: str, columns: Sequence[str], rows: Rows, minus: str | None = None) -> None:
+    """One table; ``minus`` adds the difference of that figure to a baseline's where there is one."""
+    shown = [name for name in columns if any(name in row for _, row in rows)]
+    differs = any(f"{minus}_minus" in row for _, row in rows)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in (*shown, *([f"ours − it, {minus}"] if differs else [])):
+        table.add_column(name.replace("_", " "), justify="right")
+    for label, row in rows:
+        cells = [_cell(row, name) for name in shown]
+        table.add_row(label, *cells, *([_cell(row, f"{minus}_minus", sign="+")] if differs else []))
     console.print(table)
 
 
-def _cell(row: Mapping[str, Any], name: str) -> str:
+def _cell(row: Mapping[str, Any], name: str, sign: str = "") -> str:
     if name not in row:
         return ""
-    if name in ("ndcg@10", "auc") and f"{name}_ci" in row:
+    text = f"{row[name]:{sign}.4f}"
+    if name in WITH_INTERVAL or sign:
         low, high = row[f"{name}_ci"]
-        return f"{row[name]:.4f} [{low:.4f}, {high:.4f}]"
-    return f"{row[name]:.2f}" if name.startswith("novelty") else f"{row[name]:.4f}"
-
-
-def _difference(row: Mapping[str, Any], name: str) -> str:
-    if f"{name}_minus" not in row:
-        return ""
-    low, high = row[f"{name}_minus_ci"]
-    return f"{row[f'{name}_minus']:+.4f} [{low:+.4f}, {high:+.4f}]"
+        text += f" ±{(high - low) / 2:.4f}".replace("±0.", "±.")
+    return text
