@@ -5,19 +5,21 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.pipelines.checkpoint import load_model
+from recsys.pipelines.evaluate import evaluate_bundle
 from recsys.pipelines.export import export_model
 from recsys.pipelines.fit import fit_dataset
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.pipelines.prepare.settings import PrepareSettings
 from recsys.retrieval.recommender import Recommender
 
-__all__ = ["fit", "prepare"]
+__all__ = ["evaluate", "fit", "prepare"]
 
 
 def prepare(
@@ -87,6 +89,36 @@ def fit(
     if output is None:
         _remove_with(rec, folder)
     return rec
+
+
+def evaluate(
+    rec: Recommender | Path | str,
+    data: Dataset | Path | str,
+    *,
+    split: str = "test",
+    retrievers: Sequence[str] | None = None,
+    baselines: str | Sequence[str] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure a recommender on held-out targets and slates, as `recsys evaluate` does.
+
+    Args:
+        rec: a recommender, or the folder of a bundle.
+        data: the dataset that it was trained on, or its folder.
+        split: ``test`` or ``validation``.
+        retrievers: names of those that get a row; None = all.
+        baselines: ``"all"`` or names to run beside it; None = none, and nothing is trained.
+        seed: of the bootstrap intervals.
+
+    Returns:
+        What the command's ``--json`` writes: ``result["retrieval"]["dense"]["ndcg@10"]`` and so on.
+
+    Raises:
+        InputError: an unknown name, or data that the recommender was not trained on.
+    """
+    bundle = rec.bundle if isinstance(rec, Recommender) else rec
+    names = baselines if baselines is None or isinstance(baselines, str) else ",".join(baselines)
+    return evaluate_bundle(bundle, data, split=split, retrievers=retrievers, baselines=names, seed=seed)
 
 
 def _temporary(what: str) -> Path:

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recsys.events import Event
-    from recsys.pipelines.frames import fit, prepare
+    from recsys.pipelines.frames import evaluate, fit, prepare
     from recsys.retrieval.recommender import Recommender
 
-__all__ = ["Event", "Recommender", "fit", "prepare"]
+__all__ = ["Event", "Recommender", "evaluate", "fit", "prepare"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Event": "recsys.events",
     "Recommender": "recsys.retrieval.recommender",
+    "evaluate": "recsys.pipelines.frames",
     "fit": "recsys.pipelines.frames",
     "prepare": "recsys.pipelines.frames",
 }

@@ -54,7 +54,10 @@ def test_a_temporary_dataset_lives_as_long_as_its_object(toy_frames: dict[str, A
         recsys.prepare(toy_frames["interactions"], splitt="time")
 
 
-def test_fit_gives_a_recommender_that_can_be_saved(toy_frames: dict[str, Any], tmp_path: Path):
+def test_fit_gives_a_recommender_that_can_be_saved(
+    toy_frames: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RECSYS_CACHE", str(tmp_path / "cache"))
     numbers = toy_frames["interactions"].with_columns(
         pl.col("user_id").str.strip_prefix("u").cast(pl.Int32), pl.col("item_id").str.strip_prefix("i").cast(pl.UInt16)
     )
@@ -67,6 +70,10 @@ def test_fit_gives_a_recommender_that_can_be_saved(toy_frames: dict[str, Any], t
     seen = set(numbers.filter(pl.col("user_id") == 7)["item_id"])
     assert not seen & set(frame["item_id"][:4])
     assert frame["prob_like"].is_between(0, 1).all()
+    result = recsys.evaluate(rec, data, baselines=["popularity"])
+    assert set(result["retrieval"]) == {"dense", "dense_learned", "memory"}
+    assert 0 <= result["retrieval"]["dense"]["ndcg@10"] <= 1
+    assert list(result["baselines"]) == ["popularity"]
     folder = rec.bundle.path
     rec.save(tmp_path / "bundle")
     assert recsys.Recommender.load(tmp_path / "bundle").recommend_frame([7, 9], 4, at=1_702_000_000).equals(frame)
