@@ -1,0 +1,127 @@
+"""Losses against plain computations, and the model's two ways to read item vectors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.losses import action_loss, full_softmax_loss_sum, pairwise_loss, sampled_softmax_loss_sum
+from recsys.model import UnifiedModel
+from recsys.objective import Objective
+from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.unified_module import build_network
+
+
+def test_softmax_in_chunks_is_the_softmax(monkeypatch):
+    torch.manual_seed(0)
+    query, vectors = torch.randn(13, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    target = torch.randint(0, 9, (13,))
+    whole = full_softmax_loss_sum(query, vectors, target)
+    by_hand = -(query @ vectors.T).log_softmax(1)[torch.arange(13), target].sum()
+    grads = torch.autograd.grad(whole, [query, vectors])
+    monkeypatch.setattr("recsys.losses._MAX_LOGITS", 30)
+    parts = full_softmax_loss_sum(query, vectors, target)
+    assert torch.allclose(whole, by_hand) and torch.allclose(whole, parts)
+    for one, other in zip(grads, torch.autograd.grad(parts, [query, vectors]), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_sampled_softmax_with_the_whole_catalogue_is_the_full_one():
+    """Every item drawn once and no in-batch repeats: the correction is the same for all and cancels."""
+    torch.manual_seed(0)
+    query, vectors = torch.randn(1, 4), torch.randn(6, 4)
+    target = torch.tensor([2])
+    everything = torch.arange(6)
+    sampled = sampled_softmax_loss_sum(
+        query, vectors[target], target, vectors, everything, torch.zeros(1), torch.zeros(6)
+    )
+    assert torch.allclose(sampled, full_softmax_loss_sum(query, vectors, target))
+
+
+def test_logq_takes_what_is_drawn_more_often_down():
+    query, vectors = torch.ones(1, 1), torch.ones(2, 1)
+    plain = [torch.zeros(1), torch.zeros(1)]
+    popular_negative = [torch.zeros(1), torch.log(torch.tensor([4.0]))]
+    one = [vectors[:1], torch.tensor([0]), vectors[1:], torch.tensor([1])]
+    assert sampled_softmax_loss_sum(query, *one, *plain).item() == pytest.approx(np.log(2))
+    assert sampled_softmax_loss_sum(query, *one, *popular_negative).item() == pytest.approx(np.log(1 + 1 / 4))
+
+
+def test_action_loss_counts_known_labels_only():
+    logits = torch.tensor([[0.0, 2.0], [1.0, -3.0]])
+    yes, known = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    first = (np.log(2) + np.log1p(np.exp(1.0))) / 2
+    second = np.log1p(np.exp(2.0))
+    assert action_loss(logits, yes, known).item() == pytest.approx(first + second, rel=1e-6)
+
+
+def test_pairwise_loss_pairs_inside_a_slate():
+    logits, known = torch.tensor([[1.0], [3.0], [9.0]]), torch.ones(3, 1)
+    yes = torch.tensor([[1.0], [0.0], [0.0]])
+    loss = pairwise_loss(logits, yes, known, torch.tensor([0, 0, 1]))
+    assert loss.item() == pytest.approx(np.log1p(np.exp(2.0)), rel=1e-6)
+
+
+def test_table_and_rows_are_the_same_vectors(toy_model):
+    ids = torch.tensor([[0, 3], [-1, 29]])
+    table = toy_model.items.table()
+    assert torch.allclose(table[ids], toy_model.items.rows(ids), atol=1e-6)
+    assert not table[-1].any() and not toy_model.items.rows(torch.tensor([-1])).any()
+
+
+def test_item_without_events_has_content_alone(toy_model):
+    items = toy_model.items
+    kept = items.has_id_I.clone()
+    items.has_id_I[4] = False
+    try:
+        assert torch.allclose(items.rows(torch.tensor(4)), items.project(items.content_IC[4]), atol=1e-6)
+        assert torch.allclose(items.table()[4], items.project(items.content_IC[4]), atol=1e-6)
+    finally:
+        items.has_id_I.copy_(kept)
+
+
+@pytest.mark.parametrize("layout", ["mam", "lagged", "interleaved"])
+@pytest.mark.parametrize("loss", ["full", "sampled"])
+@pytest.mark.parametrize("block", ["softmax", "hstu"])
+def test_training_lowers_both_losses(toy_dataset, layout, loss, block):
+    data = PreparedData(str(toy_dataset.path), batch_tokens=200)
+    model = build_network(data, {"dim": 16, "layout": layout, "retrieval_loss": loss, "block": block, "dropout": 0.0})
+    objective = Objective(model, torch.from_numpy(toy_dataset.train_item_counts()))
+    examples = data.examples(model.config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    first, last = [], []
+    for step in range(60):
+        torch.manual_seed(step)
+        losses = objective(examples.batch(step))
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        (first if step < 5 else last if step >= 55 else []).append((float(losses.item), float(losses.action)))
+    assert np.mean([i for i, _ in last]) < np.mean([i for i, _ in first]) - 0.1
+    assert np.mean([a for _, a in last]) < np.mean([a for _, a in first])
+
+
+def test_items_without_training_events_stay_out_of_the_denominator(toy_dataset):
+    data = PreparedData(str(toy_dataset.path))
+    model: UnifiedModel = build_network(data, {"dim": 16, "dropout": 0.0, "id_dropout": 0.0, "mask_prob": 0.0}).eval()
+    counts = torch.from_numpy(toy_dataset.train_item_counts()).clone()
+    batch = data.examples(model.config).batch(0)
+    unused = int(torch.tensor([i for i in range(len(counts)) if not (batch.target_T == i).any()])[0])
+    counts[unused] = 0
+    before = float(Objective(model, counts)(batch).item)
+    with torch.no_grad():
+        model.items.ids.weight[unused] += 100.0
+    keep = ~(batch.events.item_T == unused).any()
+    after = float(Objective(model, counts)(batch).item)
+    if keep:
+        assert after == pytest.approx(before, rel=1e-5)
+    counts[unused] = 1
+    assert abs(float(Objective(model, counts)(batch).item) - before) > 1e-3
+
+
+def test_dropout_of_ids_needs_content(toy_model):
+    config = replace(toy_model.config, content_dim=0, id_dropout=0.9)
+    assert UnifiedModel(config).items.id_dropout == 0.0

@@ -1,0 +1,125 @@
+"""Slates see what happened strictly before them, and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from recsys.errors import InputError
+from recsys.events import EventLog
+from recsys.model import UnifiedModel
+from recsys.model_config import ModelConfig
+from recsys.pipelines.prepare.build import prepare_frames
+from recsys.ranking import predict_slates
+
+
+@pytest.fixture(scope="module")
+def slated(toy_frames, tmp_path_factory):
+    """The toy data with slates at the very times of events, before them and after them."""
+    rng = np.random.default_rng(0)
+    events = toy_frames["interactions"]
+    rows = []
+    for number, (user, time) in enumerate(events.select("user_id", "timestamp").iter_rows()):
+        if number % 3 == 0:
+            items = [f"i{i}" for i in rng.choice(29, 3, replace=False)]
+            rows.append((f"s{number}", user, time + [0, 1, -1][number % 9 // 3], items, ["click", "none", "like"]))
+    schema = ["slate_id", "user_id", "timestamp", "item_ids", "actions"]
+    return prepare_frames(
+        events,
+        toy_frames["items"],
+        impressions=pl.DataFrame(rows, schema=schema, orient="row"),
+        output=tmp_path_factory.mktemp("slated") / "data",
+    )
+
+
+@pytest.fixture(scope="module")
+def model(slated):
+    torch.manual_seed(0)
+    config = ModelConfig(
+        num_items=slated.num_items,
+        num_actions=len(slated.manifest.actions),
+        num_surfaces=len(slated.manifest.surfaces),
+        positive_mask=slated.manifest.positive_mask,
+        dim=16,
+        window=12,
+    )
+    model = UnifiedModel(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.3)
+    return model.eval()
+
+
+def predictions(model, dataset, split):
+    found = predict_slates(model, dataset, split, batch_slates=7)
+    return dict(zip(found.row_R.tolist(), found.prob_RA, strict=True))
+
+
+def test_each_slate_of_a_split_is_predicted_once(slated, model):
+    rows = sorted(row for split in (0, 1, 2) for row in predictions(model, slated, split))
+    assigned = np.flatnonzero(np.repeat(slated.slates.split, np.diff(slated.slates.offsets)) < 3)
+    assert rows == assigned.tolist() and len(rows) > 100
+
+
+def test_batches_of_any_size_predict_the_same(slated, model):
+    one, many = (predict_slates(model, slated, 0, batch_slates=size) for size in (1, 500))
+    order = np.argsort(one.row_R), np.argsort(many.row_R)
+    assert np.array_equal(one.row_R[order[0]], many.row_R[order[1]])
+    assert np.allclose(one.prob_RA[order[0]], many.prob_RA[order[1]], atol=1e-5)
+
+
+def test_events_at_or_after_a_slate_change_nothing_bit_for_bit(slated, model):
+    before = predictions(model, slated, 0)
+    slates, log = slated.slates, slated.events
+    chosen = [
+        s for s in np.flatnonzero(slates.split == 0) if slates.timestamp[s] in log.history(slates.user[s]).timestamp
+    ]
+    assert len(chosen) > 20
+    for slate in chosen[:10]:
+        user, time = slates.user[slate], slates.timestamp[slate]
+        later = (np.arange(len(log)) >= log.offsets[user]) & (np.arange(len(log)) < log.offsets[user + 1])
+        later &= log.timestamp >= time
+        assert later.any()
+        changed = EventLog(
+            log.offsets,
+            np.where(later, 5, log.item),
+            np.where(later, log.timestamp + 777, log.timestamp),
+            np.where(later, 1, log.yes),
+            log.known,
+            np.where(later, 1, log.surface),
+            log.value,
+            log.time_known,
+        )
+        rows = range(slates.offsets[slate], slates.offsets[slate + 1])
+        slated.__dict__["events"] = changed
+        try:
+            after = predictions(model, slated, 0)
+        finally:
+            slated.__dict__["events"] = log
+        for row in rows:
+            assert np.array_equal(before[row], after[row])
+
+
+def test_event_just_before_a_slate_does_change_it(slated, model):
+    before = predictions(model, slated, 0)
+    slates, log = slated.slates, slated.events
+    slate = next(
+        s
+        for s in np.flatnonzero(slates.split == 0)
+        if (log.history(slates.user[s]).timestamp < slates.timestamp[s]).any()
+    )
+    seen = int((log.history(slates.user[slate]).timestamp < slates.timestamp[slate]).sum())
+    row = log.offsets[slates.user[slate]] + seen - 1
+    item = log.item[row]
+    log.item[row] = (item + 1) % slated.num_items
+    try:
+        after = predictions(model, slated, 0)
+    finally:
+        log.item[row] = item
+    assert not np.allclose(before[slates.offsets[slate]], after[slates.offsets[slate]], atol=1e-6)
+
+
+def test_data_without_slates_says_so(toy_dataset, model):
+    with pytest.raises(InputError, match="has no slates"):
+        predict_slates(model, toy_dataset, 1)
