@@ -6,7 +6,7 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
@@ -29,11 +29,26 @@ class CommandParser(ArgumentParser):
             args = (flag_of(kwargs["dest"]),)
             if kwargs["dest"].endswith("_"):
                 kwargs.setdefault("metavar", kwargs["dest"].rstrip("_").upper())
+            # jsonargparse hands its own action over, made for the hint of the parameter.
+            num_words = _num_words(getattr(kwargs.get("action"), "_typehint", None))
+            if num_words:
+                del kwargs["action"]
+                kwargs |= {"type": str, "nargs": num_words}
+                if num_words == 2:
+                    kwargs["metavar"] = ("NAME", "PATH")
             if kwargs.get("type") is bool:
                 del kwargs["type"]
                 kwargs["action"] = "store_false" if kwargs["default"] else "store_true"
                 args = (f"--no-{args[0][2:]}",) if kwargs["default"] else args
         return super().add_argument(*args, **kwargs)
+
+
+def _num_words(kind: Any) -> int:
+    """Two for ``tuple[str, str]``, with ``| None`` too: such a flag is followed by as many words; else 0."""
+    for member in (kind, *get_args(kind)):
+        if get_origin(member) is tuple:
+            return len(get_args(member))
+    return 0
 
 
 def flag_of(parameter: str) -> str:

@@ -14,6 +14,7 @@ from recsys.pipelines.console import stdout_console
 from recsys.pipelines.prepare.build import check_tables, prepare_tables
 from recsys.pipelines.prepare.reading import Table, read_table
 from recsys.pipelines.prepare.settings import PrepareSettings, parse_columns, parse_names, parse_time
+from recsys.pipelines.prepare.sources import read_source
 
 __all__ = ["check_data", "prepare"]
 
@@ -37,6 +38,7 @@ def prepare(
     item_features: str | None = None,
     user_features: str | None = None,
     text_encoder: str | None = None,
+    from_: tuple[str, str] | None = None,
 ) -> None:
     """Make a dataset that can be trained on from an interactions table.
 
@@ -59,6 +61,8 @@ def prepare(
         item_features: columns of the items table that the model may read besides the text, A,B.
         user_features: columns of the users table to record as features, A,B.
         text_encoder: folder of a sentence-transformers model for the item texts (extra `text`).
+        from_: a published data set instead of tables: amazon-2014, amazon-2023, movielens, kuairand or goodbooks, and
+            the folder of its unpacked files.
     """
     settings = PrepareSettings(
         split=split,
@@ -75,11 +79,17 @@ def prepare(
         user_features=parse_names(user_features) or (),
         text_encoder=text_encoder,
     )
-    if interactions is None:
-        raise InputError("prepare needs --interactions FILE; `recsys prepare --help` shows an example")
     if output is None:
         raise InputError("prepare needs --output DATA, the folder to write")
-    dataset = prepare_tables(_read(interactions, items, users, impressions), output, settings)
+    if from_ is not None:
+        if any(table is not None for table in (interactions, items, users, impressions)):
+            raise InputError("--from stands in the place of --interactions, --items, --users and --impressions")
+        tables = read_source(from_[0], Path(from_[1]))
+    elif interactions is not None:
+        tables = _read(interactions, items, users, impressions)
+    else:
+        raise InputError("prepare needs --interactions FILE (or --from); `recsys prepare --help` shows an example")
+    dataset = prepare_tables(tables, output, settings)
     _show_dataset(dataset)
 
 

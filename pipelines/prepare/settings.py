@@ -94,6 +94,17 @@ class PrepareSettings:
     """Folder of a sentence-transformers model whose vectors of the item texts are added to the content."""
 
     def __post_init__(self) -> None:
+        # Lists, comma-separated text and dates are taken too, as the command line has them.
+        for name in ("negative", "positive", "item_features", "user_features"):
+            given: Any = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, parse_names(given) if isinstance(given, str) else tuple(given))
+        for name in ("valid_from", "test_from"):
+            object.__setattr__(self, name, parse_time(f"--{name.replace('_', '-')}", getattr(self, name)))
+        if isinstance(self.columns, str):
+            object.__setattr__(self, "columns", parse_columns(self.columns))
+        if self.text_encoder is not None:
+            object.__setattr__(self, "text_encoder", str(self.text_encoder))
         _one_of("split", self.split, ("leave-one-out", "time"))
         _one_of("clock", self.clock, ("auto", "real", "order"))
         _one_of("bad_rows", self.bad_rows, ("error", "drop"))
