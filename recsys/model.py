@@ -247,8 +247,17 @@ class UnifiedModel(nn.Module):
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor:
-        """[I, D] float32 vectors of the catalogue for the retrieval index."""
-        return self.items.table()[:-1].float()
+        """[I, D] float32 vectors of the catalogue for the retrieval index.
+
+        An item without training events and without content has nothing of its own: it stands at the mean of the
+        trained items, so that it scores like an average item and not above those with negative scores.
+        """
+        vectors_ID = self.items.table()[:-1].float()
+        trained_I = self.items.has_id_I
+        blank_I = ~trained_I & ~vectors_ID.any(1)
+        if not trained_I.any():
+            return vectors_ID
+        return torch.where(blank_I[:, None], vectors_ID[trained_I].mean(0), vectors_ID)
 
     @torch.no_grad()
     def rank(self, states: UserStates, item_BC: Tensor, at_B: Tensor, surface_BC: Tensor) -> Tensor:

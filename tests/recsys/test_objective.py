@@ -125,3 +125,13 @@ def test_items_without_training_events_stay_out_of_the_denominator(toy_dataset):
 def test_dropout_of_ids_needs_content(toy_model):
     config = replace(toy_model.config, content_dim=0, id_dropout=0.9)
     assert UnifiedModel(config).items.id_dropout == 0.0
+
+
+def test_item_of_which_nothing_is_known_scores_as_the_average_item(toy_model):
+    config = replace(toy_model.config, content_dim=0)
+    model = UnifiedModel(config).eval()
+    trained = torch.arange(config.num_items) > 1
+    model.items.set_catalogue(None, trained)
+    vectors = model.item_vectors()
+    assert torch.allclose(vectors[:2], vectors[2:].mean(0).expand(2, -1))
+    assert torch.equal(vectors[2:], model.items.table()[2:-1])
