@@ -1,0 +1,36 @@
+"""Tables made from an evaluation say what it says."""
+
+from __future__ import annotations
+
+from recsys.pipelines.published import ranking_rows, retrieval_rows
+
+ROW = {"recall@10": 0.2, "recall@100": 0.4, "mrr": 0.05}
+
+
+def test_rows_are_sorted_and_keep_paired_differences():
+    model = {**ROW, "ndcg@10": 0.10, "ndcg@10_ci": [0.09, 0.11]}
+    better = {
+        **ROW,
+        "ndcg@10": 0.12,
+        "ndcg@10_ci": [0.11, 0.13],
+        "ndcg@10_minus": -0.02,
+        "ndcg@10_minus_ci": [-0.03, -0.01],
+    }
+    slates = {"click": {"auc": 0.7, "auc_ci": [0.6, 0.8]}}
+    evaluation = {
+        "retrieval": {"dense": model, "dense_learned": model},
+        "ranking": {"click": {"auc": 0.9, "auc_ci": [0.8, 1.0]}},
+        "baselines": {"rule": better, "rates": slates},
+    }
+    rows = retrieval_rows(evaluation)
+    assert [row["model"] for row in rows] == ["rule", "dense_learned"]
+    assert rows[0]["dense_learned − it"] == -0.02 and "dense_learned − it" not in rows[1]
+    assert rows[1]["NDCG@10"] == 0.10 and rows[1]["NDCG@10_ci"] == [0.09, 0.11]
+    assert [(row["model"], row["AUC click"]) for row in ranking_rows(evaluation)] == [
+        ("this model", 0.9),
+        ("rates", 0.7),
+    ]
+
+
+def test_data_without_slates_has_no_ranking_table():
+    assert ranking_rows({"retrieval": {}}) == []
