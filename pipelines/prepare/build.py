@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from recsys.dataset import Dataset, offsets_of
+from recsys.errors import InputError
 from recsys.files import atomic_folder, sha256_file, write_json
 from recsys.manifest import FORMAT, FORMAT_VERSION, MANIFEST_FILE, data_hash_of
 from recsys.pipelines.prepare.catalogue import entity_table
@@ -128,12 +129,14 @@ def _split(clean: Clean, settings: PrepareSettings) -> Split:
     if settings.split == "leave-one-out":
         return leave_one_out(_offsets(clean), positive_N)
     assert settings.valid_from is not None and settings.test_from is not None  # PrepareSettings checks it
+    time_N = clean.events["timestamp"].to_numpy()
+    if time_N.min() >= settings.valid_from:
+        raise InputError(
+            f"--valid-from {settings.valid_from}: no event is before it (they run from {time_N.min()} to "
+            f"{time_N.max()}), so that none may train; choose a later time"
+        )
     return split_by_time(
-        _offsets(clean),
-        positive_N,
-        clean.events["timestamp"].to_numpy(),
-        valid_from=settings.valid_from,
-        test_from=settings.test_from,
+        _offsets(clean), positive_N, time_N, valid_from=settings.valid_from, test_from=settings.test_from
     )
 
 

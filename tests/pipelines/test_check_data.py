@@ -164,6 +164,8 @@ def test_bad_items(items: pl.DataFrame, message: str, tmp_path: Path) -> None:
         ({"split": "random"}, "--split random is not known; choose leave-one-out or time"),
         ({"split": "time"}, "needs both --valid-from T and --test-from T"),
         ({"split": "time", "valid_from": 5, "test_from": 5}, "--valid-from 5 must be before --test-from 5"),
+        ({"split": "time", "valid_from": 5, "test_from": 9}, "--valid-from 5: no event is before it .*1700000011"),
+        ({"split": "time", "valid_from": "soon", "test_from": 9}, "--valid-from 'soon' is no time"),
         ({"valid_from": 5}, "belong to --split time"),
         ({"clock": "wall"}, "--clock wall is not known"),
         ({"bad_rows": "mend"}, "--bad-rows mend is not known"),

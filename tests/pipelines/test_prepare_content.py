@@ -21,7 +21,7 @@ from recsys.tokenizers.text_svd import TextSvd
 ITEMS = pl.DataFrame(
     {
         "item_id": ["a", "b", "c", "d"],
-        "title": ["red train", "blue train", None, "green train"],
+        "title": ["red train", "blue train", None, "blue red train"],
         "text": ["red train. made of wood", "steel", "", None],
         "price": [10.0, 20.0, None, 30.0],
         "likes_ever": [5, 6, 7, 8],
@@ -43,9 +43,9 @@ def block(data: Dataset, name: str) -> np.ndarray:
 
 
 def test_title_and_text_become_one_text() -> None:
-    assert item_texts(ITEMS) == ["red train. made of wood", "blue train\nsteel", "", "green train"]
+    assert item_texts(ITEMS) == ["red train. made of wood", "blue train\nsteel", "", "blue red train"]
     assert item_texts(ITEMS.drop("title")) == ["red train. made of wood", "steel", "", None]
-    assert item_texts(ITEMS.drop("text")) == ["red train", "blue train", None, "green train"]
+    assert item_texts(ITEMS.drop("text")) == ["red train", "blue train", None, "blue red train"]
     assert item_texts(ITEMS.select("item_id")) == [None] * 4
 
 
@@ -53,7 +53,8 @@ def test_text_is_content_by_default_and_other_columns_are_not(tmp_path: Path) ->
     data = made(tmp_path)
     assert [part["name"] for part in data.manifest.raw["content"]] == ["text"]
     assert data.content is not None and data.content.dtype == np.float32
-    assert data.content.shape == (5, data.manifest.text["dim"]) if data.manifest.text else False
+    assert data.manifest.text is not None and data.content.shape == (5, data.manifest.text["dim"])
+    assert data.content.shape[1] == 3
     assert not data.content[[2, 4]].any()  # no text, and no row in the items table
     # Entries of about 1: rows of length sqrt(dim).
     np.testing.assert_allclose(

@@ -88,13 +88,21 @@ def test_forms_of_actions_say_the_same(tmp_path: Path) -> None:
 
 
 def test_unknown_is_neither_yes_nor_no(tmp_path: Path) -> None:
-    table = frame(("u", "a", 1, "click"), ("u", "b", 2, "buy"), ("u", "b", 2, "none"), ("u", "c", 3, "none"))
-    table = table.with_columns(pl.Series("unknown", [["buy"], ["buy"], [], ["buy", "click", "dance"]]))
+    table = frame(
+        ("u", "a", 1, "click"),
+        ("u", "b", 2, "none"),
+        ("u", "b", 2, "click"),
+        ("u", "c", 3, "none"),
+        ("u", "d", 4, "buy"),
+    )
+    silent = [["buy"], ["buy", "click"], [], ["buy", "click", "dance"], ["buy"]]
+    table = table.with_columns(pl.Series("unknown", silent))
     data = prepare_frames(table, output=tmp_path / "data")
     assert data.manifest.actions == ("buy", "click")  # what only `unknown` names never happened
-    assert data.events.yes.tolist() == [2, 1, 0]
-    assert data.events.known.tolist() == [2, 3, 0]  # an action that happened is known
-    assert data.manifest.raw["action_counts"]["buy"] == {"yes": 1, "known": 1}
+    assert data.events.yes.tolist() == [2, 2, 0, 1]
+    # United rows know what one of them knows, and an action that happened is known whatever else is said.
+    assert data.events.known.tolist() == [2, 3, 0, 3]
+    assert data.manifest.raw["action_counts"]["buy"] == {"yes": 1, "known": 2}
     text = prepare_frames(table.with_columns(pl.col("unknown").list.join("+")), output=tmp_path / "text")
     assert text.events.known.tolist() == data.events.known.tolist()
 
