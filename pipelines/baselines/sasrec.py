@@ -59,6 +59,8 @@ def sasrec(dataset: Dataset) -> SasRecScorer:
     from recsys.pipelines.fit import fit_dataset
 
     with tempfile.TemporaryDirectory(prefix="recsys-sasrec-") as folder:
-        best = fit_dataset(dataset, Path(folder), quiet=True, accelerator="cpu", **SASREC_SETTINGS)
+        best = fit_dataset(
+            dataset, Path(folder), quiet=True, enable_progress_bar=False, accelerator="cpu", **SASREC_SETTINGS
+        )
         model, _ = load_model(best)
     return SasRecScorer(model, dataset)
