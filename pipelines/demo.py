@@ -103,7 +103,16 @@ def _commands(output: Path, users: int, items: int, seed: int) -> list[list[str]
         ["export", "--checkpoint", f"{run}/checkpoints/best.ckpt", "--data", data, "--output", bundle, "--histories"],
         ["candidates", *served, "--output", str(output / "candidates"), "--k", "100", "--rank", "20"],
         ["evaluate", *served, "--split", "test", "--baselines", "all", "--json", str(output / "eval.json")],
-        ["report", "--run", run, "--output", str(output / "report.html")],
+        [
+            "report",
+            "--run",
+            run,
+            *served,
+            "--evaluation",
+            str(output / "eval.json"),
+            "--output",
+            str(output / "report.html"),
+        ],
     ]
 
 
