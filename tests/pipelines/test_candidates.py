@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 
+from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.model import UnifiedModel
@@ -18,6 +19,8 @@ from recsys.pipelines.candidates import candidates
 from recsys.pipelines.export import export_model
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.pipelines.user_shard import UserShard
+from recsys.recent import recent_positives
+from recsys.retrieval.memory import MemoryRetriever, RecentItems
 from recsys.retrieval.recommender import Recommender
 
 NAMES = ["user_id", "item_ids", "retriever", "retrieval_scores"]
@@ -178,6 +181,22 @@ def test_metrics_from_files_are_those_of_the_model(
     assert len(requests) == len(truth)
     assert hits == expected_hits > 0
     assert ndcg == pytest.approx(expected_ndcg, abs=1e-9)
+
+
+def test_held_out_splits_see_transitions_of_training_alone(
+    toy_bundle: Path, toy_dataset: Dataset, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(toy_bundle)
+    requests, log = toy_dataset.requests("test"), toy_dataset.events
+    pairs = zip(requests.user.tolist(), requests.end.tolist(), strict=True)
+    recent = recent_positives([log.history(user, end) for user, end in pairs], bundle.model.config.positive_mask, 4)
+    expected = [MemoryRetriever(graph).scores(RecentItems(recent)) for graph in (bundle.graph_train, bundle.graph_now)]
+    assert not torch.equal(*expected)
+    candidates(toy_bundle, toy_dataset.path, tmp_path, k=30, split="test", retrievers="memory")
+    table = read(tmp_path).explode("item_ids", "retriever", "retrieval_scores")
+    row = np.searchsorted(requests.user, toy_dataset.user_index(table["user_id"]))
+    ours = expected[0].numpy()[row, toy_dataset.item_index(table["item_ids"])]
+    np.testing.assert_allclose(table["retrieval_scores"], ours, atol=1e-5)
 
 
 def test_newer_data_is_matched_by_name(toy_bundle: Path, toy_dataset: Dataset, toy_frames: Any, tmp_path: Path) -> None:

@@ -75,7 +75,17 @@ def test_output_that_is_not_ours_is_left_alone(toy_bundle: Path, toy_dataset: Da
     before = parts(output)
     with pytest.raises(InputError, match="is not empty; --resume goes on with it"):
         candidates(toy_bundle, toy_dataset.path, output, k=5)
-    for change, name in (({"k": 6}, "k"), ({"k": 5, "at": 1}, "at"), ({"k": 5, "batch_users": 9}, "batch users")):
+    (tmp_path / "two.txt").write_text("u1\nu2\n")
+    changes: list[tuple[dict[str, object], str]] = [
+        ({"k": 6}, "k"),
+        ({"k": 5, "at": 1}, "at"),
+        ({"k": 5, "split": "validation"}, "split"),
+        ({"k": 5, "rank": 2}, "rank"),
+        ({"k": 5, "retrievers": "memory"}, "retrievers"),
+        ({"k": 5, "users": tmp_path / "two.txt"}, "users"),
+        ({"k": 5, "batch_users": 9}, "batch users"),
+    ]
+    for change, name in changes:
         with pytest.raises(InputError, match=f"was begun with another {name};"):
             candidates(toy_bundle, toy_dataset.path, output, resume=True, **change)  # type: ignore[arg-type]
     assert parts(output) == before
