@@ -182,7 +182,7 @@ def _frame(user_ids: pl.Series, lists: CandidateLists, bundle: Bundle, names: li
     """The table of a shard, in the callers' ids."""
     item_QK, count_Q = lists.item_QK, lists.count_Q
     found_QK = item_QK >= 0
-    labels = pl.Series(names, dtype=pl.Enum(names)).gather(lists.retriever_QK.reshape(-1))
+    labels = pl.Series(names, dtype=pl.String).gather(lists.retriever_QK.reshape(-1))
     columns = {
         "item_ids": _nested(bundle.vocabulary.items.ids.gather(np.where(found_QK, item_QK, 0).reshape(-1)), item_QK),
         "retriever": _nested(labels, item_QK),
