@@ -11,10 +11,7 @@ from typing import Any
 
 from recsys.dataset import Dataset
 from recsys.errors import InputError
-from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.evaluate import evaluate_bundle
-from recsys.pipelines.export import export_model
-from recsys.pipelines.fit import fit_dataset
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.pipelines.prepare.settings import PrepareSettings
 from recsys.retrieval.recommender import Recommender
@@ -76,6 +73,11 @@ def fit(
     Raises:
         InputError: a setting is wrong, or the dataset cannot be trained on.
     """
+    # Lightning is loaded by those who train, not by everyone who names `recsys.prepare`.
+    from recsys.pipelines.checkpoint import load_model
+    from recsys.pipelines.export import export_model
+    from recsys.pipelines.fit import fit_dataset
+
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     folder = _temporary("fit") if output is None else Path(output)
     try:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from recsys.dataset import Dataset
 from recsys.events import Requests
 from recsys.model import UnifiedModel
-from recsys.pipelines.checkpoint import load_model
 
 __all__ = ["SASREC_SETTINGS", "SasRecScorer", "sasrec"]
 
@@ -56,6 +55,7 @@ class SasRecScorer:
 
 def sasrec(dataset: Dataset) -> SasRecScorer:
     """Train on the dataset's training events, stopped early on its validation split."""
+    from recsys.pipelines.checkpoint import load_model
     from recsys.pipelines.fit import fit_dataset
 
     with tempfile.TemporaryDirectory(prefix="recsys-sasrec-") as folder:
