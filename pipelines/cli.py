@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -180,9 +181,13 @@ def _run_training(function: Callable[..., object], argv: list[str], example: str
     """Run a command that parses its own flags; its help and its errors look like those of the others."""
     try:
         function(argv)
-    except SystemExit:
+    except SystemExit as stop:
         if {"-h", "--help"} & set(argv):
             sys.stdout.write(f"\nexample:\n  {example}\n")
+        elif type(stop).__name__ == "SIGTERMException":  # Lightning's, which would end the process with code 0
+            resume = "; resume it with --ckpt_path last" if argv[0] == "fit" else ""
+            sys.stderr.write(f"recsys {argv[0]}: terminated before its end{resume}\n")
+            raise SystemExit(128 + signal.SIGTERM) from None
         raise
     except argparse.ArgumentError as error:
         from recsys.pipelines.command_parser import one_line

@@ -31,7 +31,7 @@ _NUM_EVENTS_SHOWN = 4
 _NUM_HITS_SHOWN = 4
 
 
-def demo(output: Path = Path("demo"), users: int = 2000, items: int = 600, seed: int = 0) -> None:
+def demo(output: Path = Path("demo"), users: int = 1000, items: int = 600, seed: int = 0) -> None:
     """Simulate, prepare, fit, export, candidates, evaluate and report, each by its own command.
 
     It ends with a table of the model, the baselines and the ceilings that the simulated truth allows, and with three

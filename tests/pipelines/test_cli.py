@@ -67,6 +67,10 @@ UNION = """Parser key "train.data.path":
 def failing_training(argv: list[str]) -> None:
     if "--help" in argv:
         raise SystemExit(0)
+    if "--terminated" in argv:
+        from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+        raise SIGTERMException
     raise argparse.ArgumentError(None, UNION + argv[0])
 
 
@@ -145,6 +149,13 @@ def test_help_of_a_training_command_ends_with_its_example(capsys: pytest.Capture
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     assert capsys.readouterr().out.endswith("example:\n  recsys train\n")
+
+
+def test_a_terminated_training_does_not_look_like_success(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--terminated"])
+    assert stop.value.code == 143
+    assert capsys.readouterr().err == "recsys train: terminated before its end\n"
 
 
 def test_unknown_command_names_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
