@@ -1,4 +1,4 @@
-"""Checkpoints: the one for resuming, and reading a model out of one without a pickle."""
+"""Reading a model out of a checkpoint, without a pickle and without Lightning."""
 
 from __future__ import annotations
 
@@ -7,32 +7,13 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-import lightning as L
 import torch
 
 from recsys.errors import InputError
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 
-__all__ = ["LastCheckpoint", "load_model"]
-
-
-class LastCheckpoint(L.Callback):
-    """Writes ``last.ckpt`` every so many steps and at the end of every epoch, so that a killed job can go on.
-
-    Inside an epoch it is not written after the last step: a run resumed there would skip that epoch's validation.
-    """
-
-    def __init__(self, folder: Path, every_n_steps: int) -> None:
-        self.path, self.every_n_steps = folder / "last.ckpt", every_n_steps
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
-        is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if trainer.global_step % self.every_n_steps == 0 and not is_last:
-            trainer.save_checkpoint(self.path)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trainer.save_checkpoint(self.path)
+__all__ = ["load_model"]
 
 
 def load_model(path: Path | str, device: str = "cpu") -> tuple[UnifiedModel, dict[str, Any]]:

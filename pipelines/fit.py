@@ -18,9 +18,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.model_config import ModelConfig
-from recsys.pipelines.checkpoint import LastCheckpoint, load_model
+from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.console import stdout_console
 from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.last_checkpoint import LastCheckpoint
 from recsys.pipelines.unified_module import UnifiedModule
 
 __all__ = ["fit_dataset", "main"]
