@@ -139,7 +139,7 @@ def _memory(folder: Path, dataset: Dataset) -> Case:
         users.write_text("\n".join(map(str, dataset.user_ids.head(num_users))), encoding="utf-8")
         flags = {
             "--bundle": folder / "bundle", "--data": dataset.path, "--output": folder / f"memory-{num_users}",
-            "--users": users, "--k": 100, "--shard-users": 512,
+            "--users": users, "--k": 100, "--shard-users": 64,
         }  # fmt: skip
         words = [str(word) for pair in flags.items() for word in pair]
         done = subprocess.run(
@@ -149,7 +149,7 @@ def _memory(folder: Path, dataset: Dataset) -> Case:
     small, large = peaks
     return Case(
         name="peak memory",
-        shape={"users": dataset.num_users, "other_users": dataset.num_users // 8, "shard_users": 512},
+        shape={"users": dataset.num_users, "other_users": dataset.num_users // 8, "shard_users": 64},
         ours={"what": "all users", "peak_mib": large},
         other={"what": "an eighth of the users", "peak_mib": small},
         ratio=small / large,
