@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LinearScorer", "fit_item_knn"]
 
-SHRINKS = (0.0, 10.0, 50.0)
-DECAYS = (1.0, 0.9, 0.8, 0.7, 0.5)
+SHRINKS = (0.0, 5.0, 10.0, 20.0, 50.0)
+DECAYS = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)
 MAX_FULL_ITEMS = 20_000
 """Catalogues above this keep only the nearest :data:`MAX_NEIGHBOURS` of every item."""
 MAX_NEIGHBOURS = 500

@@ -20,7 +20,7 @@ __all__ = ["seen_items", "validation_ndcg", "validation_sample"]
 Ints = NDArray[np.int64]
 
 _CHUNK = 1024
-MAX_USERS = 4000
+MAX_USERS = 20_000
 """Validation users that choose settings; more only cost time."""
 
 
