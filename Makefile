@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 # Two workers with one thread each are faster than one process with two threads.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: install demo test test-slow lint bench gpu
+.PHONY: install demo test test-slow lint docs bench gpu
 
 install: $(INSTALLED)
 
@@ -28,6 +28,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What is generated of the pages: the command reference, and tables from docs/results/.
+docs: install
+	$(BIN)/python -P -m recsys.pipelines.cli_reference
+	$(BIN)/python -P -m recsys.pipelines.results write
 
 # Every benchmark, one after the other; the figures land in docs/results/.
 bench: install
