@@ -23,7 +23,7 @@ __all__ = ["MAX_ITEMS", "fit_ease"]
 
 MAX_ITEMS = 20_000
 """Larger catalogues need more than some 5 GiB and minutes for the inverse."""
-LAMBDAS = (10.0, 30.0, 100.0, 300.0, 1000.0)
+LAMBDAS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 FEW_LAMBDAS = (30.0, 300.0)
 """Tried above 3,000 items, where one inverse takes seconds."""
 
