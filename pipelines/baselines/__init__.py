@@ -11,7 +11,7 @@ from recsys.pipelines.baselines.item_knn import fit_item_knn
 from recsys.pipelines.baselines.lightgbm_rates import fit_lightgbm_rates
 from recsys.pipelines.baselines.past_rates import fit_past_rates
 from recsys.pipelines.baselines.popularity import fit_popularity, fit_recent_popularity
-from recsys.pipelines.baselines.sasrec import sasrec
+from recsys.pipelines.baselines.sasrec import fit_sasrec
 from recsys.pipelines.scorer import RankingScorer, Scorer
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ RETRIEVAL: dict[str, Callable[[Dataset], Scorer]] = {
     "recent_popularity": fit_recent_popularity,
     "item_knn": fit_item_knn,
     "ease": fit_ease,
-    "sasrec": sasrec,
+    "sasrec": fit_sasrec,
 }
 """Factories of scorers fitted on training events, settings chosen on validation."""
 

@@ -17,7 +17,7 @@ from recsys.dataset import Dataset
 from recsys.events import Requests
 from recsys.model import UnifiedModel
 
-__all__ = ["SASREC_SETTINGS", "SasRecScorer", "sasrec"]
+__all__ = ["SASREC_SETTINGS", "SasRecScorer", "fit_sasrec"]
 
 SASREC_SETTINGS: dict[str, object] = {
     "use_content": False,
@@ -53,7 +53,7 @@ class SasRecScorer:
         return scores
 
 
-def sasrec(dataset: Dataset) -> SasRecScorer:
+def fit_sasrec(dataset: Dataset) -> SasRecScorer:
     """Train on the dataset's training events, stopped early on its validation split."""
     from recsys.pipelines.checkpoint import load_model
     from recsys.pipelines.fit import fit_dataset
