@@ -93,6 +93,29 @@ def test_equal_scores_go_to_the_smaller_id(kind):
         assert torch.equal(cut.ids_QK, hits.ids_QK[:, :29])
 
 
+@pytest.mark.parametrize("kind", EXACT_KINDS)
+def test_rounding_of_the_matrix_product_decides_nothing(kind):
+    if kind != "exact":
+        pytest.importorskip("faiss")
+    vectors, queries = catalogue()
+    vectors, queries = vectors * 0.1, queries * 0.1
+    vectors[:, 5], queries[:, 5] = 1000.0, 1000.0  # one float32 step of the scores is wider than what tells items apart
+    hits = build_index(kind, vectors).search(queries, 20)
+    scores = (vectors.double() @ queries.double().T).T.float().numpy()
+    for row in range(len(queries)):
+        assert hits.ids_QK[row].tolist() == np.lexsort((np.arange(3000), -scores[row]))[:20].tolist()
+
+
+@pytest.mark.parametrize("kind", ["ivf", "pq"])
+def test_too_few_proposals_are_made_up_for(kind):
+    """One cluster of 54 holds fewer items than asked for."""
+    pytest.importorskip("faiss")
+    vectors, queries = catalogue()
+    hits = build_index(kind, vectors, nlist=54, nprobe=1, refine=1).search(queries, 300)
+    reference = ExactIndex(vectors).search(queries, 300)
+    assert torch.equal(hits.ids_QK, reference.ids_QK)
+
+
 def test_k_beyond_what_is_left(built):
     index, vectors, queries = built
     hits = index.search(queries, 3005)
