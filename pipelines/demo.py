@@ -29,6 +29,7 @@ _NUM_EPOCHS = "6"
 _NUM_USERS_SHOWN = 3
 _NUM_EVENTS_SHOWN = 4
 _NUM_HITS_SHOWN = 4
+_SURFACE_SHOWN = "feed"
 
 
 def demo(output: Path = Path("demo"), users: int = 1000, items: int = 600, seed: int = 0) -> None:
@@ -127,20 +128,24 @@ def figures_table(evaluation: dict[str, Any], ceilings: dict[str, Any]) -> Table
     """
     ranking = evaluation.get("ranking", {})
     table = Table(
-        *("", "NDCG@10", "Recall@10", *(f"AUC {action}" for action in ranking)),
+        *("", "NDCG@10", "R@10", *(f"AUC {action}" for action in ranking)),
         title="held-out targets and slates of simulated users; full ranking, history filtered",
         title_justify="left",
     )
     # Until memory terms join it, `dense` is `dense_learned` and would stand here twice.
     retrieval = {name: row for name, row in evaluation["retrieval"].items() if name not in ("dense", "memory")}
     for name, row in retrieval.items():
-        table.add_row(f"this model ({name})", *_cells(row, ranking, ranking), style="bold")
+        label = "this model" if name == "dense_learned" else f"this model, {name}"
+        table.add_row(label, *_cells(row, ranking, ranking), style="bold")
     for name, row in evaluation.get("baselines", {}).items():
         retrieves = "ndcg@10" in row
         table.add_row(name, *_cells(row if retrieves else {}, {} if retrieves else row, ranking))
     table.add_section()
-    for name, knows in (("posterior", "knows the world"), ("true", "knows the user's hidden type too")):
-        table.add_row(f"ceiling: {knows}", *_cells(ceilings[name]["retrieval"], ceilings[name]["ranking"], ranking))
+    for name in ("posterior", "true"):
+        table.add_row(f"ceiling: {name}", *_cells(ceilings[name]["retrieval"], ceilings[name]["ranking"], ranking))
+    table.caption = "The posterior knows the world and each user's history; true also knows the user's hidden type."
+    table.caption_justify = "left"
+    table.columns[0].no_wrap = True
     return table
 
 
@@ -164,8 +169,9 @@ def _show_users(console: Console, rec: Recommender) -> None:
             names = [name for bit, name in enumerate(rec.bundle.vocabulary.actions) if events.yes[place] >> bit & 1]
             did.append(f"{title_of[item_id]} ({'+'.join(names) or 'seen'})")
         # The time of the last event stands for now: the simulated days are long past.
-        page = rec.recommend(user_id=user, k=_NUM_HITS_SHOWN, at=int(events.timestamp[-1]))
-        table = Table("recommended", *rec.actions, title=f"{user}: … {', '.join(did)}", title_justify="left")
+        page = rec.recommend(user_id=user, k=_NUM_HITS_SHOWN, at=int(events.timestamp[-1]), surface=_SURFACE_SHOWN)
+        table = Table(f"recommended on {_SURFACE_SHOWN}", *rec.actions, title=f"{user}: … {', '.join(did)}")
+        table.title_justify = "left"
         for hit in page:
             table.add_row(title_of[hit.item_id], *(f"{hit.actions[action]:.2f}" for action in rec.actions))
         console.print(table)

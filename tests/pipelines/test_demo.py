@@ -43,12 +43,12 @@ def test_the_table_holds_model_baselines_and_ceilings_once() -> None:
     lines = [[word for word in line.split("│") if word] for line in text.splitlines() if line.startswith("│")]
     rows = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
     assert rows == {
-        "this model (dense_learned)": ["0.1200", "0.2200", "0.7100"],
+        "this model": ["0.1200", "0.2200", "0.7100"],
         "memory": ["0.0800", "0.1800", "–"],
         "popularity": ["0.0700", "0.1700", "–"],
         "past_rates": ["–", "–", "0.6100"],
-        "ceiling: knows the world": ["0.2200", "0.4200", "0.7800"],
-        "ceiling: knows the user's hidden type too": ["0.2300", "0.4300", "0.7900"],
+        "ceiling: posterior": ["0.2200", "0.4200", "0.7800"],
+        "ceiling: true": ["0.2300", "0.4300", "0.7900"],
     }
     assert text.count("memory") == 1
 
@@ -81,4 +81,4 @@ def test_the_whole_demo_runs_and_leaves_its_report(tmp_path: Path, capsys: pytes
     assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
     candidates = pl.read_parquet(tmp_path / "demo" / "candidates" / "*.parquet")
     assert len(candidates) == 1000
-    assert "ceiling: knows the world" in capsys.readouterr().out
+    assert "ceiling: posterior" in capsys.readouterr().out
