@@ -89,12 +89,15 @@ class _TrainingCLI(LightningCLI):
 
     def after_fit(self) -> None:
         assert isinstance(self.datamodule, PreparedData)
+        best = Path(self.trainer.default_root_dir) / "checkpoints" / "best.ckpt"
+        if not best.exists():  # stopped before the first validation: what there is, is the best
+            self.trainer.save_checkpoint(best)
         if not self.config_init.fit.quiet:
             _say_result(self.datamodule, self.trainer)
 
 
 def _callbacks(folder: Path, data: PreparedData, config: Any) -> list[L.Callback]:
-    judged = len(data.dataset.requests("validation")) > 0
+    judged = len(data.dataset.requests("validation")) > 0 and config["trainer"]["limit_val_batches"] != 0
     best = ModelCheckpoint(
         dirpath=folder,
         filename="best",
@@ -106,7 +109,7 @@ def _callbacks(folder: Path, data: PreparedData, config: Any) -> list[L.Callback
     )
     callbacks: list[L.Callback] = [best]
     if judged:
-        callbacks.append(EarlyStopping(_MONITOR, mode="max", patience=config["patience"]))
+        callbacks.append(EarlyStopping(_MONITOR, mode="max", patience=config["patience"], strict=False))
     if config["trainer"]["enable_progress_bar"] is not False:
         callbacks.append(RichProgressBar())
     return [*callbacks, LastCheckpoint(folder, config["last_every_n_steps"])]

@@ -37,6 +37,7 @@ class UnifiedModule(L.LightningModule):
         window: most events a user state holds; a multiple of 4.
         dropout: in the encoder.
         id_dropout: share of items whose id part is dropped in a step, where there is content.
+        surface_dropout: share of training requests whose surface is hidden.
         mask_prob: share of history actions hidden in training.
         use_content: False = ids only.
         use_actions: False = no actions in the tokens and no ranking head.
@@ -64,6 +65,7 @@ class UnifiedModule(L.LightningModule):
         window: int | None = None,
         dropout: float | None = None,
         id_dropout: float | None = None,
+        surface_dropout: float | None = None,
         mask_prob: float | None = None,
         use_content: bool = True,
         use_actions: bool | None = None,
@@ -92,6 +94,7 @@ class UnifiedModule(L.LightningModule):
                 "window": window,
                 "dropout": dropout,
                 "id_dropout": id_dropout,
+                "surface_dropout": surface_dropout,
                 "mask_prob": mask_prob,
                 "use_actions": use_actions,
                 "positives_only": positives_only,

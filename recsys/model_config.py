@@ -50,6 +50,8 @@ class ModelConfig:
     dropout: float = 0.3
     id_dropout: float = 0.1
     """Share of items whose id embedding is dropped in a training step, so that content carries weight too."""
+    surface_dropout: float = 0.1
+    """Share of training requests whose surface is hidden, so that a request may leave it out."""
     retrieval_loss: RetrievalLoss = "full"
     num_negatives: int = 512
     """Uniform negatives a step of the sampled softmax."""
@@ -83,7 +85,7 @@ class ModelConfig:
             raise InputError("model.positives_only leaves nothing to rank; set model.use_actions to false with it")
         if not 0 <= self.num_actions <= 31:
             raise InputError(f"model.num_actions = {self.num_actions}; at most 31 actions fit")
-        for name in ("mask_prob", "dropout", "id_dropout"):
+        for name in ("mask_prob", "dropout", "id_dropout", "surface_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"model.{name} must be in [0, 1), got {getattr(self, name)!r}")
         for name, allowed in (

@@ -95,12 +95,19 @@ class Objective:
         start_FD = model.start_D.expand(len(batch.start_S), -1)
         query_ND = model.query_packed(
             torch.cat([model.layout.item_reads(z_RD)[at_N], start_FD]),
-            torch.cat([batch.request_surface_T[at_N], batch.start_surface_F]),
+            self._partly_hidden(torch.cat([batch.request_surface_T[at_N], batch.start_surface_F])),
             torch.cat([batch.request_time_T[at_N], batch.start_time_F]),
             torch.cat([batch.request_known_T[at_N], batch.start_known_F]),
             torch.cat([gap_N, torch.full_like(batch.start_time_F, UNKNOWN_GAP)]),
         )
         return query_ND, torch.cat([batch.target_T[at_N], batch.start_target_F])
+
+    def _partly_hidden(self, surface: Tensor) -> Tensor:
+        """Surfaces of requests, some of them unknown: a caller need not name one."""
+        config = self.model.config
+        if not (config.use_surfaces and config.surface_dropout and self.model.training):
+            return surface
+        return torch.where(torch.rand(surface.shape, device=surface.device) < config.surface_dropout, 0, surface)
 
     def _item_loss(self, query_ND: Tensor, target_N: Tensor, table_I1D: Tensor | None) -> Tensor:
         items, config = self.model.items, self.model.config
@@ -151,7 +158,8 @@ class Objective:
         gap_N = torch.where(known_N, (rows.time_N - events.time_T[last_N]).clamp_min(0), UNKNOWN_GAP)
         vector_ND = lookup(rows.item_N)
         last = ActionInput(events.yes_T[last_N], events.known_T[last_N], none_N)
-        x_ND = model.candidate_tokens(vector_ND, last, rows.surface_N, rows.time_N, gap_N, rows.visible_N)
+        surface_N = self._partly_hidden(rows.surface_N)
+        x_ND = model.candidate_tokens(vector_ND, last, surface_N, rows.time_N, gap_N, rows.visible_N)
         time_QC = rows.pad(rows.time_N)
         z_ND, _ = model.encoder.delta(
             x_ND, rows, [(pad(k), pad(v)) for k, v in cache], visible_QC * scale, own="self",

@@ -93,3 +93,13 @@ def test_foreign_or_broken_checkpoint_is_one_line(tmp_path):
         with pytest.raises(InputError, match=words):
             load_model(tmp_path / f"{name}.ckpt")
     shutil.rmtree(tmp_path)
+
+
+def test_a_run_without_validation_still_leaves_a_checkpoint(toy_dataset, tmp_path):
+    from recsys.pipelines.fit import fit_dataset
+
+    for number, settings in enumerate(({"max_steps": 1}, {"max_epochs": 1, "limit_val_batches": 0})):
+        best = fit_dataset(
+            toy_dataset, tmp_path / str(number), quiet=True, enable_progress_bar=False, accelerator="cpu", **settings
+        )
+        assert load_model(best)[1]["data_hash"] == toy_dataset.manifest.data_hash
