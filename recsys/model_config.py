@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from recsys.errors import InputError
 
-__all__ = ["ModelConfig"]
+__all__ = ["ModelConfig", "RetrievalLoss"]
 
 BlockKind = Literal["softmax", "hstu"]
 LayoutKind = Literal["mam", "interleaved", "lagged"]
