@@ -42,7 +42,7 @@ def candidates(
     allow: Path | None = None,
     exclude: Path | None = None,
     batch_users: int = 512,
-    shard_users: int = 50000,
+    shard_users: int = 20000,
     resume: bool = False,
 ) -> None:
     """Write candidates for every user: one row each, items in the order of retrieval, as sharded Parquet.
