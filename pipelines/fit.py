@@ -34,6 +34,7 @@ _KNOWN_WARNINGS = (
     ".*smaller than the logging interval.*",
     "Checkpoint directory .* exists and is not empty",
     ".*treespec.*is deprecated.*",
+    ".*callbacks used to create the checkpoint.*",  # validate and test need none of them
 )
 _COMMANDS = ("fit", "validate", "test")
 
@@ -71,9 +72,7 @@ class _TrainingCLI(LightningCLI):
                 kwargs["logger"] = [CSVLogger(folder, "logs"), TensorBoardLogger(folder, "tensorboard")]
             kwargs["callbacks"] = [*(trainer["callbacks"] or []), *_callbacks(folder / "checkpoints", data, config)]
         elif checkpoint is None:
-            raise InputError(
-                f"recsys {self.subcommand}: --ckpt_path must name a checkpoint, e.g. RUN/checkpoints/best.ckpt"
-            )
+            raise InputError("--ckpt_path must name a checkpoint, e.g. RUN/checkpoints/best.ckpt")
         else:
             kwargs["logger"] = trainer["logger"] or False
         if trainer["enable_checkpointing"] is None and self.subcommand != "fit":
