@@ -42,6 +42,7 @@ def evaluate(
     split: str = "test",
     retrievers: str | None = None,
     baselines: str | None = None,
+    all_positives: bool = False,
     json: Path | None = None,
     seed: int = 0,
 ) -> None:
@@ -57,6 +58,7 @@ def evaluate(
         split: test or validation.
         retrievers: which of the bundle's retrievers get a row, A,B; default all.
         baselines: run these beside it, A,B or all; results are kept in RECSYS_CACHE (default ~/.cache/recsys).
+        all_positives: of a time split, rank every positive of the period too, each after all events before it.
         json: write all figures to this file too.
         seed: of the intervals.
     """
@@ -64,10 +66,14 @@ def evaluate(
         raise InputError("give either --bundle or --lists to say what to measure")
     if lists is not None and retrievers is not None:
         raise InputError("--retrievers chooses among those of a bundle; leave it out with --lists")
+    if lists is not None and all_positives:
+        raise InputError("--all-positives needs a list after every event; leave it out with --lists")
     dataset = Dataset.open(data)
     if bundle is not None:
         names = None if retrievers is None else [name.strip() for name in retrievers.split(",") if name.strip()]
-        result = evaluate_bundle(bundle, dataset, split=split, retrievers=names, baselines=baselines, seed=seed)
+        result = evaluate_bundle(
+            bundle, dataset, split=split, retrievers=names, baselines=baselines, all_positives=all_positives, seed=seed
+        )
     else:
         assert lists is not None
         result = evaluate_lists(lists, dataset, split=split, baselines=baselines, seed=seed)
@@ -83,6 +89,7 @@ def evaluate_bundle(
     split: str = "test",
     retrievers: Sequence[str] | None = None,
     baselines: str | None = None,
+    all_positives: bool = False,
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -94,6 +101,7 @@ def evaluate_bundle(
         split: ``validation`` or ``test``.
         retrievers: names of those that get a row; None = all of the bundle.
         baselines: names separated by commas, or ``all``; None = none, and nothing is trained.
+        all_positives: of a time split, rank every positive of the period too, as a part of its own.
         seed: of the bootstrap intervals.
         device: for a bundle given by its folder.
 
@@ -104,6 +112,8 @@ def evaluate_bundle(
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, device)
     bundle.check_data(dataset.manifest.data_hash, dataset.path)
+    if all_positives and dataset.manifest.split["kind"] != "time":
+        raise InputError(f"--all-positives: {dataset.path} has one target per user; it is for data split by time")
     names, notes = baseline_names(baselines, dataset)
     found = bundle_retrievers(bundle, retrievers)
     if not found:
@@ -116,6 +126,8 @@ def evaluate_bundle(
     result = _result(dataset, split, seed, default, "full")
     result["retrieval"] = {name: retrieval_row(one, dataset, seed=seed) for name, one in ranked.items()}
     result["segments"] = segment_rows(default, dataset, seed=seed)
+    if all_positives:
+        result["all_positives"] = _all_positives(scorers, dataset, split, seed)
     result["notes"] = notes
     rows = slate_rows(dataset, SPLITS[split])
     ours: dict[str, ActionFigures] = {}
@@ -172,6 +184,18 @@ def _result(dataset: Dataset, split: str, seed: int, default: RankedTargets, can
         "seed": seed,
     }
     return {"protocol": protocol}
+
+
+def _all_positives(scorers: Sequence[RetrieverScorer], dataset: Dataset, split: str, seed: int) -> dict[str, Any]:
+    """A row per retriever of every positive of the period; users are drawn with all their targets."""
+    requests = dataset.requests(split, all_positives=True)
+    with _progress("ranking all positives", len(scorers) * len(requests)) as advance:
+        ranked = rank_all(scorers, dataset, split, requests=requests, advance=advance)
+    return {
+        one.name: {"num_targets": len(requests), "num_unreachable": int((~one.reachable_Q).sum())}
+        | retrieval_row(one, dataset, seed=seed)
+        for one in ranked
+    }
 
 
 def _baselines(

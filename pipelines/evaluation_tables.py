@@ -36,6 +36,10 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     retrieval = [*result["retrieval"].items(), *((f"· {name}", row) for name, row in of_items)]
     _table(console, "retrieval (· = baseline)", TARGET_COLUMNS, retrieval, minus="ndcg@10")
     _table(console, "lists", LIST_COLUMNS, retrieval)
+    if result.get("all_positives"):
+        every = list(result["all_positives"].items())
+        title = f"every positive of the period, {every[0][1]['num_targets']:,} targets"
+        _table(console, title, TARGET_COLUMNS, every)
     ranking = []
     for action in dict.fromkeys(name for row in (result.get("ranking", {}), *_slates(baselines)) for name in row):
         if action in result.get("ranking", {}):

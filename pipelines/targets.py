@@ -132,6 +132,7 @@ def rank_all(
     split: str,
     *,
     batch: int = 1024,
+    requests: Requests | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> list[RankedTargets]:
     """Rank the targets with several scorers, batch by batch, so that they can share what a batch costs.
@@ -144,12 +145,13 @@ def rank_all(
         dataset: the prepared data.
         split: ``validation`` or ``test``.
         batch: most requests at a time; fewer where the catalogue is large.
+        requests: of the split, where they are not the one target of each user.
         advance: told how many requests are done, for a progress bar.
 
     Raises:
         InputError: the split has no targets.
     """
-    requests = dataset.requests(split)
+    requests = dataset.requests(split) if requests is None else requests
     if not len(requests):
         raise InputError(f"{dataset.path} has no {split} targets; evaluate another split or prepare more data")
     batch = max(1, min(batch, 2**26 // max(1, dataset.num_items)))

@@ -63,6 +63,17 @@ def slate_bundle(slate_dataset, toy_model, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def period_dataset(toy_frames, tmp_path_factory):
+    """The toy frames, split by time; most users have several positives in the period of the test."""
+    from recsys.pipelines.prepare.build import prepare_frames
+
+    time = toy_frames["interactions"]["timestamp"]
+    valid_from, test_from = (int(time.quantile(share)) for share in (0.5, 0.7))
+    period = {"split": "time", "valid_from": valid_from, "test_from": test_from}
+    return prepare_frames(**toy_frames, output=tmp_path_factory.mktemp("period") / "data", **period)
+
+
 class FixedScores:
     """The same hand-made scores for everybody."""
 
@@ -274,6 +285,37 @@ def test_rank_targets_equals_counting(toy_dataset):
             assert ranked.list_QK[q].tolist() == [*best, *([-1] * (10 - len(best)))]
 
 
+def test_every_positive_of_a_period_stands_beside_the_first_ones(period_dataset, toy_model, tmp_path):
+    from recsys.pipelines.export import export_model
+
+    export_model(toy_model, period_dataset, tmp_path / "bundle")
+    plain = evaluate_bundle(tmp_path / "bundle", period_dataset)
+    result = evaluate_bundle(tmp_path / "bundle", period_dataset, all_positives=True)
+    assert list(result["all_positives"]) == list(result["retrieval"])
+    row = result.pop("all_positives")["dense"]
+    assert result == plain  # absent unasked, and nothing else moves
+    log, test_from = period_dataset.events, period_dataset.manifest.split["test_from"]
+    items, gains, misses = toy_model.item_vectors(), [], 0
+    for user in range(period_dataset.num_users):
+        events = log.history(user)
+        for end in range(len(events.item)):
+            if events.timestamp[end] < test_from or not events.yes[end] & period_dataset.manifest.positive_mask:
+                continue
+            at, surface = torch.tensor([events.timestamp[end]]), torch.tensor([events.surface[end]])
+            with torch.inference_mode():
+                query = toy_model.query(toy_model.encode([log.history(user, end)]), at, surface)
+                scores = (query @ items.T)[0].numpy()
+            left, target = np.setdiff1d(np.arange(30), events.item[:end]), events.item[end]
+            misses += target not in left
+            rank = (scores[left] >= scores[target]).sum() if target in left else MISS
+            gains.append(1 / log2(rank + 1) if rank <= 10 else 0.0)
+    assert row["num_targets"] == len(gains) > result["protocol"]["num_users"]
+    assert row["num_unreachable"] == misses > 0
+    assert row["ndcg@10"] == pytest.approx(np.mean(gains), abs=1e-6)
+    low, high = row["ndcg@10_ci"]
+    assert low < row["ndcg@10"] < high
+
+
 def test_what_a_scorer_never_returns_is_not_listed(toy_dataset):
     score = np.full(toy_dataset.num_items, -np.inf)
     score[[3, 5]] = 1.0
@@ -319,6 +361,8 @@ def test_segment_rows_hold_the_default_retrievers_figures(toy_bundle, toy_datase
         (["--bundle", "BUNDLE", "--lists", "x.parquet"], "either --bundle or --lists"),
         ([], "either --bundle or --lists"),
         (["--lists", "x.parquet", "--retrievers", "dense"], "leave it out with --lists"),
+        (["--lists", "x.parquet", "--all-positives"], "leave it out with --lists"),
+        (["--bundle", "BUNDLE", "--all-positives"], "has one target per user"),
     ],
 )
 def test_bad_input_is_one_line(words, message, toy_bundle, toy_dataset, capsys):
