@@ -35,6 +35,7 @@ _CURVES = {
 }
 _MAIN = ("ndcg@10", "recall@10", "recall@100", "mrr")
 _RANKING = ("auc", "gauc", "logloss", "ndcg@10")
+_HEADS = {"ndcg@10_minus": "ours − it, ndcg@10", "auc_minus": "ours − it, auc"}
 _BINS = 10
 _MAX_POINTS = 400
 
@@ -106,9 +107,12 @@ def retrieval_section(result: Row) -> Section:
             if isinstance(value, float) and name not in _MAIN and not name.endswith(("_minus", "_ci"))
         }
     )
-    body = note(said) + chart + _figures(rows, _MAIN, ours)
+    body = note(said) + chart + _figures(rows, (*_MAIN, "ndcg@10_minus"), ours)
     if further:
         body += "<h3>All other figures</h3>" + _figures(rows, further, ours, intervals=False)
+    every = [(name, row, True) for name, row in result.get("all_positives", {}).items()]
+    if every:
+        body += "<h3>Every positive of the period</h3>" + _figures(every, ("num_targets", *_MAIN), ours)
     return Section("Retrieval", body)
 
 
@@ -132,7 +136,7 @@ def ranking_section(result: Row) -> Section:
             title="AUC with its 95 % interval; dashed: chance",
             chance=0.5,
         )
-        body += f"<h3>{escape(action)}</h3>" + chart + _figures(rows, _RANKING, {})
+        body += f"<h3>{escape(action)}</h3>" + chart + _figures(rows, (*_RANKING, "auc_minus"), {})
     return Section("Ranking", body)
 
 
@@ -203,11 +207,13 @@ def _figures(
     names = [name for name in names if any(name in row for _, row, _ in rows)]
     cells, small = [], {}
     for place, (label, row, mine) in enumerate(rows):
-        cells.append([_label(label, mine, ours), *(_number(row.get(name)) for name in names)])
+        figures = (_number(row.get(name), "+" if name in _HEADS else "") for name in names)
+        cells.append([_label(label, mine, ours), *figures])
         for column, name in enumerate(names, start=1):
             if intervals and f"{name}_ci" in row:
                 small[place, column] = _range(*_interval(row, name))
-    return table(["", *names], cells, ours=[mine for _, _, mine in rows], intervals=small)
+    heads = ["", *(_HEADS.get(name, name) for name in names)]
+    return table(heads, cells, ours=[mine for _, _, mine in rows], intervals=small)
 
 
 def _label(name: str, mine: bool, ours: Row) -> str:
@@ -223,5 +229,5 @@ def _range(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
 
 
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+def _number(value: Any, sign: str = "") -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:{sign}.4f}"

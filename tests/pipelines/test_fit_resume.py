@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from recsys.pipelines.checkpoint import load_model
+from recsys.pipelines.data_module import PreparedData
 
 FLAGS = (
-    "--trainer.max_epochs=4 --trainer.accelerator=cpu --last_every_n_steps=3 --patience=9 --data.batch_tokens=40"
+    "--trainer.max_epochs=3 --trainer.accelerator=cpu --last_every_n_steps=3 --patience=9 --data.batch_tokens=10"
     " --model.dim=16 --trainer.enable_progress_bar=false"
 ).split()
 SCRIPT = (
@@ -46,14 +47,25 @@ def kill_after_writes(process: subprocess.Popen[bytes], last: Path, writes: int)
     return process.returncode == -signal.SIGKILL
 
 
+def epoch_of(dataset) -> range:
+    """The steps of an epoch with the flags above."""
+    data = PreparedData(str(dataset.path), batch_tokens=10)
+    return range(data.examples(data.recipe.model).steps_per_epoch)
+
+
 def test_killed_three_times_ends_bit_equal(toy_dataset, tmp_path):
     undisturbed = start(toy_dataset.path, tmp_path / "whole", *FLAGS)
     disturbed = tmp_path / "killed"
     rng = random.Random(11)
+    epoch_steps = len(epoch_of(toy_dataset))
+    inside_an_epoch = 0
     for attempt in range(3):
         more = FLAGS if attempt == 0 else ["--ckpt_path", "last"]
         process = start(toy_dataset.path, disturbed, *more)
-        assert kill_after_writes(process, disturbed / "checkpoints" / "last.ckpt", rng.randint(1, 4))
+        assert kill_after_writes(process, disturbed / "checkpoints" / "last.ckpt", rng.randint(2, 6))
+        kept = torch.load(disturbed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+        inside_an_epoch += kept % epoch_steps > 0
+    assert inside_an_epoch >= 2
     finish(start(toy_dataset.path, disturbed, "--ckpt_path", "last"))
     finish(undisturbed)
     for name in ("last", "best"):

@@ -92,10 +92,17 @@ def evaluation(data_hash: str) -> dict[str, Any]:
         "ranking": {"click": action},
         "segments": {"cold_items": {"num_users": 0}, "head_items": {**row, "num_users": 17, "meaning": EVIL}},
         "baselines": {
-            "popularity": {**row, "ndcg@10": 0.0123, "coverage@10": 0.25},
+            "popularity": {
+                **row,
+                "ndcg@10": 0.0123,
+                "coverage@10": 0.25,
+                "ndcg@10_minus": 0.0493,
+                "ndcg@10_minus_ci": [0.045, 0.053],
+            },
             "memory": {**row, "ndcg@10": 0.0642},
-            "past_rates": {"click": {**action, "auc": 0.66}},
+            "past_rates": {"click": {**action, "auc": 0.66, "auc_minus": -0.05, "auc_minus_ci": [-0.07, -0.03]}},
         },
+        "all_positives": {"dense": {**row, "num_targets": 1234}},
     }
 
 
@@ -120,6 +127,9 @@ def test_everything_given(run: Path, slate_data: Dataset, toy_model: UnifiedMode
     ]  # fmt: skip
     assert names[4:] == [("ours", "model"), ("other", "past_rates")]
     assert "0.0580 to 0.0650" in text and "0.2500" in text and "39 users of the test split" in text
+    assert "<th>ours − it, ndcg@10</th>" in text and "<td>+0.0493" in text and "0.0450 to 0.0530" in text
+    assert "<th>ours − it, auc</th>" in text and "<td>-0.0500" in text and "-0.0700 to -0.0300" in text
+    assert "<h3>Every positive of the period</h3>" in text and "<td>1,234</td>" in text
     assert all(f"<figcaption>{action}</figcaption>" in text for action in slate_data.manifest.actions)
     requests = slate_data.requests("test")
     shown = re.findall(r"<h3>User (\w+)</h3>", text)
@@ -141,12 +151,12 @@ def test_only_a_run(run: Path, tmp_path: Path) -> None:
 def test_a_run_without_logs_and_an_evaluation_without_slates(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     result = evaluation("any")
-    del result["ranking"], result["segments"], result["baselines"]
+    del result["ranking"], result["segments"], result["baselines"], result["all_positives"]
     (tmp_path / "eval.json").write_text(json.dumps(result))
     report(tmp_path / "run", tmp_path / "report.html", evaluation=tmp_path / "eval.json")
     text = (tmp_path / "report.html").read_text()
     assert headings(text) == ["Training", "Retrieval", "Ranking", "Segments", "Calibration", "Example users"]
-    assert text.count('class="absent"') == 5
+    assert text.count('class="absent"') == 5 and "ours − it" not in text
 
 
 def test_parts_that_do_not_belong_together(run: Path, toy_dataset: Dataset, tmp_path: Path) -> None:
