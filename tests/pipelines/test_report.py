@@ -20,7 +20,9 @@ from recsys.pipelines.export import export_model
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.pipelines.report import report
 from recsys.pipelines.report_charts import IntervalRow, interval_chart, line_chart, ticks
+from recsys.pipelines.report_examples import _Names, examples_section
 from recsys.pipelines.report_sections import calibration_points
+from recsys.retrieval.recommender import Recommender
 
 VOID = {"meta"}
 EVIL = '<script>alert("x")</script> & <b>co</b>'
@@ -77,8 +79,9 @@ def slate_data(toy_frames: Any, tmp_path: Path) -> Dataset:
         events.group_by("user_id").agg(pl.col("timestamp").max()).sort("user_id").rows()
     ):
         items = [f"i{(number * 3 + step) % 30}" for step in range(5)]
-        rows.append((f"s{number}", user, last + 3600, items, ["click", "", "like", "", "click+like"]))
-    impressions = pl.DataFrame(rows, schema=["slate_id", "user_id", "timestamp", "item_ids", "actions"], orient="row")
+        rows.append((f"s{number}", user, last + 3600, items, ["click", "", "like", "", "click+like"], ["home"] * 5))
+    columns = ["slate_id", "user_id", "timestamp", "item_ids", "actions", "surfaces"]
+    impressions = pl.DataFrame(rows, schema=columns, orient="row")
     items = toy_frames["items"].with_columns(title=pl.lit(EVIL))
     return prepare_frames(interactions=events, items=items, impressions=impressions, output=tmp_path / "slates")
 
@@ -134,6 +137,29 @@ def test_everything_given(run: Path, slate_data: Dataset, toy_model: UnifiedMode
     requests = slate_data.requests("test")
     shown = re.findall(r"<h3>User (\w+)</h3>", text)
     assert len(shown) == 4 and set(shown) <= set(slate_data.user_ids.gather(requests.user))
+
+
+def test_examples_show_probabilities_on_the_surface_of_slates(slate_data: Dataset, toy_model: UnifiedModel) -> None:
+    bundle_path = slate_data.path.parent / "bundle"
+    export_model(toy_model, slate_data, bundle_path)
+    rec, requests = Recommender.load(bundle_path), slate_data.requests("test")
+    text = examples_section(rec, slate_data).body
+    assert "on home, the surface of most slates" in text
+    others = 0
+    for block in text.split('<div class="user">')[1:]:
+        user = int(slate_data.user_index([re.findall(r"<h3>User (\w+)</h3>", block)[0]])[0])
+        row = int(np.flatnonzero(requests.user == user)[0])
+        asked = {"at": int(requests.timestamp[row]), "k": 8}
+        events = _Names(slate_data).events(user, int(requests.end[row]))
+        surface = slate_data.manifest.surfaces[requests.surface[row]]
+        assert f"Chosen next, on {surface}" in block
+        page = rec.recommend(history=events, surface=surface, **asked)
+        shown = rec.recommend(history=events, surface="home", **{**asked, "k": 30})
+        on_home = {hit.item_id: hit.actions for hit in shown}
+        expected = [f"{on_home[hit.item_id][action]:.3f}" for hit in page for action in rec.actions]
+        assert re.findall(r"<td>(\d\.\d{3})</td>", block) == expected
+        others += surface != "home" and page[0].actions != on_home[page[0].item_id]
+    assert others > 0
 
 
 def test_only_a_run(run: Path, tmp_path: Path) -> None:
