@@ -45,7 +45,7 @@ class UnifiedModule(L.LightningModule):
         use_surfaces: False = surfaces are not read.
         use_time: False = no time bias and no time features.
         retrieval_loss: ``full`` or ``sampled`` softmax.
-        num_negatives: uniform negatives of the sampled softmax.
+        num_negatives: uniform negatives of the sampled softmax, joined by up to as many targets of the batch.
         action_weight: weight of L_action.
         pairwise_weight: weight of the pairwise term inside slates.
         regress_value: whether a head predicts log(1 + value).

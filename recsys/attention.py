@@ -70,10 +70,13 @@ def attend_packed(
         [T, H, D].
     """
     scale = q_THD.shape[-1] ** -0.5
+    sizes = [group.num_sequences * group.length for group in groups]
+    # One split: its backward pass is one concatenation, where a slice per group would fill a whole gradient each.
+    rows = zip(*(x.split(sizes) for x in (q_THD, k_THD, v_THD)), strict=True)
     parts: list[Tensor] = []
-    for number, group in enumerate(groups):
+    for number, (group, qkv) in enumerate(zip(groups, rows, strict=True)):
         shape = (group.num_sequences, group.length, *q_THD.shape[1:])
-        q, k, v = (x[group.rows].view(shape).transpose(1, 2) for x in (q_THD, k_THD, v_THD))
+        q, k, v = (x.view(shape).transpose(1, 2) for x in qkv)
         if kind == "softmax" and bias is None:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recsys.attention import AttentionKind
+from recsys.dropout import Dropout
 from recsys.model_config import ModelConfig
 from recsys.time_features import TimeBias
 
@@ -52,7 +53,7 @@ class SoftmaxBlock(Block):
         self.norm_attention, self.norm_ffn = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.up, self.down = nn.Linear(dim, config.ffn_factor * dim), nn.Linear(config.ffn_factor * dim, dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def project(self, x_RD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         q, k, v = self.qkv(self.norm_attention(x_RD)).chunk(3, -1)
@@ -73,7 +74,7 @@ class HstuBlock(Block):
         self.dim = config.dim
         self.uvqk = nn.Linear(config.dim, 4 * config.dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def project(self, x_RD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         u, v, q, k = F.silu(self.uvqk(F.layer_norm(x_RD, (self.dim,)))).chunk(4, -1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recsys.dropout import Dropout
 from recsys.embedding_table import EmbeddingTable
 from recsys.layouts import ActionInput
 from recsys.model_config import ModelConfig
@@ -40,7 +41,7 @@ class EventTokens(nn.Module):
         extra = self.context.dim + (2 * self.num_actions + 1 if config.use_actions else 0)
         self.use_actions = config.use_actions
         self.mix = nn.Linear(config.dim + extra, config.dim) if extra else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def reset(self) -> None:
         """Initial values of the mixing map."""

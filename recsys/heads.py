@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recsys.dropout import Dropout
 from recsys.embedding_table import EmbeddingTable
 from recsys.model_config import ModelConfig
 
@@ -51,7 +52,7 @@ class ActionHead(nn.Module):
         width = config.num_actions + (1 if config.regress_value else 0)
         self.item = nn.Linear(config.dim, config.dim)
         self.hidden = nn.Linear(3 * config.dim, 2 * config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.out = nn.Linear(2 * config.dim, width)
         self.rank_bias = EmbeddingTable(config.max_shown_rank, config.num_actions, std=0.0)
         self.register_buffer("rank_share_P", torch.full((config.max_shown_rank,), 1.0 / config.max_shown_rank))

@@ -5,56 +5,77 @@ Suffixes: N = rows, D = width, I = items, A = actions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 __all__ = ["action_loss", "full_softmax_loss_sum", "pairwise_loss", "sampled_softmax_loss_sum"]
 
 _MAX_LOGITS = 1 << 25
-"""Logits held at once by the full softmax (128 MiB in float32); more rows are recomputed in the backward pass."""
+"""Logits held at once by the full softmax (128 MiB in float32)."""
+
+
+class _FullSoftmax(torch.autograd.Function):
+    """Loss and gradients in one go over chunks of rows, so that no logits wait for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, query_ND: Tensor, vectors_ID: Tensor, target_N: Tensor) -> Tensor:
+        chunk = max(1, _MAX_LOGITS // max(1, len(vectors_ID)))
+        loss = query_ND.new_zeros(())
+        grad_ID = torch.zeros_like(vectors_ID)
+        grads: list[Tensor] = []
+        for query, target in zip(query_ND.split(chunk), target_N.split(chunk), strict=True):
+            logits = query @ vectors_ID.T
+            log_p = torch.log_softmax(logits, -1, out=logits)
+            own = log_p.gather(1, target[:, None])
+            loss = loss - own.sum()
+            residual = log_p.exp_()  # d loss / d logits = p − [own]
+            residual.scatter_(1, target[:, None], own.exp() - 1.0)
+            grads.append(residual @ vectors_ID)
+            grad_ID.addmm_(residual.T, query)
+        ctx.save_for_backward(torch.cat(grads) if grads else torch.zeros_like(query_ND), grad_ID)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_ND, grad_ID = ctx.saved_tensors
+        return grad_ND * grad, grad_ID * grad, None
 
 
 def full_softmax_loss_sum(query_ND: Tensor, vectors_ID: Tensor, target_N: Tensor) -> Tensor:
-    """Σ −log softmax(query · vectors)[target], over chunks of rows so that memory stays bounded."""
-    chunk = max(1, _MAX_LOGITS // max(1, len(vectors_ID)))
-    if len(query_ND) <= chunk:
-        return _softmax_sum(query_ND, vectors_ID, target_N)
-    parts = [
-        checkpoint(_softmax_sum, query, vectors_ID, target, use_reentrant=False)
-        for query, target in zip(query_ND.split(chunk), target_N.split(chunk), strict=True)
-    ]
-    return torch.stack(parts).sum()
-
-
-def _softmax_sum(query_ND: Tensor, vectors_ID: Tensor, target_N: Tensor) -> Tensor:
-    return F.cross_entropy(query_ND @ vectors_ID.T, target_N, reduction="sum")
+    """Σ −log softmax(query · vectors)[target]; memory stays bounded whatever the number of rows."""
+    loss: Tensor = _FullSoftmax.apply(query_ND, vectors_ID, target_N)
+    return loss
 
 
 def sampled_softmax_loss_sum(
     query_ND: Tensor,
     target_vectors_ND: Tensor,
     target_N: Tensor,
-    random_vectors_MD: Tensor,
-    random_M: Tensor,
+    negative_vectors_MD: Tensor,
+    negative_M: Tensor,
     log_expected_target_N: Tensor,
-    log_expected_random_M: Tensor,
+    log_expected_negative_M: Tensor,
 ) -> Tensor:
-    """Softmax over in-batch targets and uniform random negatives with the logQ correction (Yi et al. 2019).
+    """Softmax over each row's target and shared sampled negatives, with the logQ correction (Yi et al. 2019).
 
     Args:
-        target_vectors_ND: [N, D] vectors of the targets, which are also every other row's in-batch negatives.
-        random_vectors_MD, random_M: uniform random negatives, shared by the rows.
-        log_expected_…: ln of how often the mixed sampler is expected to draw the item in a step.
+        target_vectors_ND: [N, D] vectors of the targets.
+        negative_vectors_MD, negative_M: negatives of every row; a row's own target among them is left out.
+        log_expected_…: ln of how often the sampler is expected to draw the item in a step.
     """
-    logits_NC = torch.cat([query_ND @ target_vectors_ND.T, query_ND @ random_vectors_MD.T], 1)
-    item_C = torch.cat([target_N, random_M])
-    logits_NC = logits_NC - torch.cat([log_expected_target_N, log_expected_random_M])
-    own = torch.eye(len(target_N), len(item_C), dtype=torch.bool, device=item_C.device)
-    hit = (item_C[None, :] == target_N[:, None]) & ~own
-    logits_NC = logits_NC.masked_fill(hit, float("-inf"))
-    return F.cross_entropy(logits_NC, torch.arange(len(target_N), device=item_C.device), reduction="sum")
+    own_N = (query_ND * target_vectors_ND).sum(-1) - log_expected_target_N
+    # One more component takes the target's own logit off every row of logits; its own column is then a constant 0.
+    query_NE = torch.cat([query_ND, own_N[:, None]], 1)
+    negative_ME = torch.cat([negative_vectors_MD, -torch.ones_like(negative_vectors_MD[:, :1])], 1)
+    logits_NC = torch.addmm(F.pad(-log_expected_negative_M, (1, 0)), query_NE, F.pad(negative_ME, (0, 0, 1, 0)).T)
+    hit_NC = F.pad(negative_M, (1, 0), value=-1) == target_N[:, None]
+    logits_NC = logits_NC.masked_fill_(hit_NC, float("-inf"))
+    return F.cross_entropy(logits_NC, torch.zeros_like(target_N), reduction="sum")
 
 
 def action_loss(logits_NA: Tensor, yes_NA: Tensor, known_NA: Tensor) -> Tensor:

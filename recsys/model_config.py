@@ -53,8 +53,8 @@ class ModelConfig:
     surface_dropout: float = 0.1
     """Share of training requests whose surface is hidden, so that a request may leave it out."""
     retrieval_loss: RetrievalLoss = "full"
-    num_negatives: int = 512
-    """Uniform negatives a step of the sampled softmax."""
+    num_negatives: int = 256
+    """Uniform negatives a step of the sampled softmax; up to as many targets of the batch join them."""
     action_weight: float = 1.0
     """Weight of L_action beside L_item."""
     pairwise_weight: float = 0.0

@@ -114,16 +114,18 @@ class Objective:
         if table_I1D is not None:
             vectors_JD = table_I1D[:-1] if self.all_trained else table_I1D.index_select(0, self.trained_J)
             return full_softmax_loss_sum(query_ND, vectors_JD, self.compact_I[target_N])
-        draw_M = torch.randint(len(self.trained_J), (config.num_negatives,), device=target_N.device)
-        random_M = self.trained_J[draw_M]
-        uniform = config.num_negatives / len(self.trained_J)
+        num_random, num_trained = config.num_negatives, len(self.trained_J)
+        num_shared = min(config.num_negatives, len(target_N))
+        random_M = self.trained_J[torch.randint(num_trained, (num_random,), device=target_N.device)]
+        shared_M = target_N[torch.randperm(len(target_N), device=target_N.device)[:num_shared]]
+        negative_M = torch.cat([shared_M, random_M])
 
         def log_expected(rows: Tensor) -> Tensor:
-            return torch.log(uniform + len(target_N) * self.log_share_I[rows].exp())
+            return torch.log(num_random / num_trained + num_shared * self.log_share_I[rows].exp())
 
         return sampled_softmax_loss_sum(
-            query_ND, items.rows(target_N), target_N, items.rows(random_M), random_M,
-            log_expected(target_N), log_expected(random_M),
+            query_ND, items.rows(target_N), target_N, items.rows(negative_M), negative_M,
+            log_expected(target_N), log_expected(negative_M),
         )  # fmt: skip
 
     # -- ranking --------------------------------------------------------------------------------------------------
