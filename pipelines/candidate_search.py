@@ -19,9 +19,8 @@ from recsys.errors import InputError
 from recsys.events import EventLog, Requests
 from recsys.packing import ranges
 from recsys.recent import recent_positives
-from recsys.retrieval.dense import DenseRetriever
-from recsys.retrieval.memory import MemoryRetriever, RecentItems
-from recsys.retrieval.protocol import Retriever
+from recsys.retrieval.bundle_retrievers import bundle_retrievers
+from recsys.retrieval.memory import RecentItems
 from recsys.user_state import UserStates
 
 __all__ = ["CandidateLists", "CandidateSearch", "length_batches"]
@@ -84,20 +83,14 @@ class CandidateSearch:
             InputError: the bundle lacks a retriever, or cannot rank.
         """
         self._model = bundle.model
-        self._retrievers: list[Retriever | MemoryRetriever] = []
-        for name in names:
-            if name not in bundle.retrievers:
-                raise InputError(
-                    f"--retrievers: there is no {name!r} in {bundle.path}; it has {', '.join(bundle.retrievers)}"
-                )
-            if name == "memory":
-                self._retrievers.append(MemoryRetriever(bundle.graph_train if training_only else bundle.graph_now))
-            else:
-                self._retrievers.append(DenseRetriever(bundle.model, bundle.index, bundle.vectors, name))
+        try:
+            self._retrievers = list(bundle_retrievers(bundle, names, training_only=training_only).values())
+        except InputError as error:
+            raise InputError(f"--retrievers: {error}") from None
         if rank and bundle.model.action_head is None:
             raise InputError(f"--rank: the model of {bundle.path} learned no action probabilities; leave --rank out")
         self._device = bundle.vectors.device
-        self._encodes = bool(rank) or any(name != "memory" for name in names)
+        self._encodes = bool(rank) or any(not name.startswith("memory") for name in names)
         self._allow_N = None if allow_N is None else torch.from_numpy(allow_N).to(self._device)
         num_reachable = len(bundle.vectors) if allow_N is None else len(allow_N)
         self.k, self.rank = min(k, num_reachable), min(rank, k, num_reachable)

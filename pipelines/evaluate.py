@@ -26,7 +26,8 @@ from recsys.pipelines.evaluation_ranking import (
 )
 from recsys.pipelines.evaluation_retrieval import ndcg_minus, retrieval_row, segment_rows
 from recsys.pipelines.evaluation_tables import show
-from recsys.pipelines.targets import BatchStates, RankedTargets, RetrieverScorer, bundle_retrievers, rank_all
+from recsys.pipelines.targets import BatchStates, RankedTargets, RetrieverScorer, rank_all
+from recsys.retrieval.bundle_retrievers import bundle_retrievers
 
 __all__ = ["evaluate", "evaluate_bundle", "evaluate_lists"]
 
@@ -115,11 +116,11 @@ def evaluate_bundle(
     if all_positives and dataset.manifest.split["kind"] != "time":
         raise InputError(f"--all-positives: {dataset.path} has one target per user; it is for data split by time")
     names, notes = baseline_names(baselines, dataset)
-    found = bundle_retrievers(bundle, retrievers)
+    found = bundle_retrievers(bundle, retrievers, training_only=True)
     if not found:
         raise InputError(f"--retrievers names none; {bundle.path} has {', '.join(bundle.retrievers)}")
     states = BatchStates(bundle.model, dataset)
-    scorers = [RetrieverScorer(retriever, states) for retriever in found]
+    scorers = [RetrieverScorer(retriever, states) for retriever in found.values()]
     with _progress("ranking targets", len(scorers) * len(dataset.requests(split))) as advance:
         ranked = {one.name: one for one in rank_all(scorers, dataset, split, advance=advance)}
     default = ranked.get("dense") or next(iter(ranked.values()))

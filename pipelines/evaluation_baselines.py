@@ -25,7 +25,7 @@ from recsys.index.item_graph import ItemGraph
 from recsys.pipelines import baselines, targets
 from recsys.pipelines.baselines import RANKING, RETRIEVAL, skip_reason
 from recsys.pipelines.evaluation_ranking import SlateRows
-from recsys.pipelines.export import item_graphs
+from recsys.pipelines.item_graphs import item_graphs
 from recsys.pipelines.targets import RankedTargets, histories_of, rank_all
 from recsys.recent import recent_positives
 from recsys.retrieval import memory

@@ -6,23 +6,20 @@ import shutil
 import time
 from pathlib import Path
 
-import numpy as np
-import scipy.sparse
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from recsys.bundle import StoredHistories, new_bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
-from recsys.index.item_graph import ItemGraph
+from recsys.index.memory_terms import MemoryWeights
 from recsys.index.registry import build_index
-from recsys.index.transitions import transition_matrix
 from recsys.model import UnifiedModel
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.console import stdout_console
+from recsys.pipelines.item_graphs import item_graphs
 
-__all__ = ["export", "export_model", "item_graphs"]
+__all__ = ["export", "export_model"]
 
 RETRIEVERS = ("dense", "dense_learned", "memory")
 
@@ -45,7 +42,15 @@ def export(checkpoint: Path, data: Path, output: Path, histories: bool = False, 
             f"{dataset.manifest.data_hash[:12]}); give the dataset it was trained on, or fit again"
         )
     began = time.perf_counter()
-    export_model(model, dataset, output, histories=histories, index=index)
+    weights = meta.get("memory_weights")
+    export_model(
+        model,
+        dataset,
+        output,
+        histories=histories,
+        index=index,
+        memory_weights=None if weights is None else MemoryWeights.from_dict(weights),
+    )
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     stdout_console().print(
         f"bundle {output}: {dataset.num_items:,} items, {'with' if histories else 'without'} histories, index {index}, "
@@ -54,7 +59,13 @@ def export(checkpoint: Path, data: Path, output: Path, histories: bool = False, 
 
 
 def export_model(
-    model: UnifiedModel, dataset: Dataset, output: Path, *, histories: bool = False, index: str = "exact"
+    model: UnifiedModel,
+    dataset: Dataset,
+    output: Path,
+    *,
+    histories: bool = False,
+    index: str = "exact",
+    memory_weights: MemoryWeights | None = None,
 ) -> None:
     """Write a bundle of a model in memory; see :func:`export`.
 
@@ -82,6 +93,7 @@ def export_model(
         "split": manifest.split,
         "retrievers": list(RETRIEVERS),
         "index": index,
+        "memory_weights": None if memory_weights is None else memory_weights.to_dict(),
         "text": manifest.text,
     }
     with new_bundle(output, about) as folder:
@@ -100,23 +112,3 @@ def export_model(
             shutil.copytree(dataset.text_transform, folder / "text")
         if histories:
             StoredHistories.write(folder / "histories.parquet", dataset.user_ids, dataset.events)
-
-
-def item_graphs(dataset: Dataset) -> tuple[ItemGraph, ItemGraph]:
-    """The item graphs of a dataset: of transitions of training events, and of those of all known events."""
-    texts: dict[str, scipy.sparse.csr_matrix] = {}
-    if dataset.sparse_text is not None:
-        texts["text"] = dataset.sparse_text
-    train = ItemGraph.build(dataset.num_items, transitions=_transitions(dataset, training_only=True), texts=texts)
-    return train, train.with_transitions(_transitions(dataset, training_only=False))
-
-
-def _transitions(dataset: Dataset, *, training_only: bool) -> scipy.sparse.csr_matrix:
-    events, positive_N = dataset.events, dataset.is_positive()
-    offsets_U1, item_N = events.offsets, events.item
-    if training_only:
-        place_N = np.arange(len(events)) - np.repeat(offsets_U1[:-1], np.diff(offsets_U1))
-        keep_N: NDArray[np.bool_] = place_N < np.repeat(dataset.train_end, np.diff(offsets_U1))
-        offsets_U1 = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(dataset.train_end)])
-        item_N, positive_N = item_N[keep_N], positive_N[keep_N]
-    return transition_matrix(offsets_U1, item_N, positive_N, num_items=dataset.num_items)

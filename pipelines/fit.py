@@ -17,11 +17,13 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from recsys.dataset import Dataset
 from recsys.errors import InputError
+from recsys.index.memory_terms import MemoryWeights
 from recsys.model_config import ModelConfig
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.console import stdout_console
 from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.last_checkpoint import LastCheckpoint
+from recsys.pipelines.memory_weights import ChosenWeights, add_memory_weights
 from recsys.pipelines.unified_module import UnifiedModule
 
 __all__ = ["fit_dataset", "main"]
@@ -56,6 +58,7 @@ class _TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--patience", type=int, default=3, help="epochs without a better validation NDCG@10")
         parser.add_argument("--quiet", type=bool, default=False, help="say nothing of what was chosen")
+        parser.add_argument("--memory", type=bool, default=True, help="choose weights of memory terms on validation")
         parser.add_argument("--last_every_n_steps", type=int, default=100, help="steps between writes of last.ckpt")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -78,7 +81,7 @@ class _TrainingCLI(LightningCLI):
         if trainer["enable_checkpointing"] is None and self.subcommand != "fit":
             kwargs["enable_checkpointing"] = False
         if checkpoint is not None:
-            _take_over(module, data, Path(checkpoint))
+            _take_over(module, data, Path(checkpoint), with_memory=self.subcommand != "fit")
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -91,8 +94,11 @@ class _TrainingCLI(LightningCLI):
         best = Path(self.trainer.default_root_dir) / "checkpoints" / "best.ckpt"
         if not best.exists():  # stopped before the first validation: what there is, is the best
             self.trainer.save_checkpoint(best)
+        chosen = None
+        if self.config_init.fit.memory and self.trainer.is_global_zero and not self.trainer.interrupted:
+            chosen = add_memory_weights(best, self.datamodule.dataset)
         if not self.config_init.fit.quiet:
-            _say_result(self.datamodule, self.trainer)
+            _say_result(self.datamodule, self.trainer, chosen)
 
 
 def _callbacks(folder: Path, data: PreparedData, config: Any) -> list[L.Callback]:
@@ -114,7 +120,7 @@ def _callbacks(folder: Path, data: PreparedData, config: Any) -> list[L.Callback
     return [*callbacks, LastCheckpoint(folder, config["last_every_n_steps"])]
 
 
-def _take_over(module: UnifiedModule, data: PreparedData, checkpoint: Path) -> None:
+def _take_over(module: UnifiedModule, data: PreparedData, checkpoint: Path, *, with_memory: bool) -> None:
     """A checkpoint decides the network; flags that contradict it are an error."""
     model, meta = load_model(checkpoint)
     if meta.get("data_hash") != data.dataset.manifest.data_hash:
@@ -128,6 +134,8 @@ def _take_over(module: UnifiedModule, data: PreparedData, checkpoint: Path) -> N
                 f"{checkpoint} has model.{name} = {stored[name]!r}, not {value!r}; leave the flag out or train anew"
             )
     module.changes = stored
+    if with_memory and meta.get("memory_weights"):
+        module.memory_weights = MemoryWeights.from_dict(meta["memory_weights"])
 
 
 def _resumed(argv: list[str]) -> list[str]:
@@ -229,12 +237,18 @@ def _say_choice(data: PreparedData, module: UnifiedModule, trainer: L.Trainer) -
     console.print(f"· run folder {trainer.default_root_dir}, at most {trainer.max_epochs} epochs")
 
 
-def _say_result(data: PreparedData, trainer: L.Trainer) -> None:
+def _say_result(data: PreparedData, trainer: L.Trainer, chosen: ChosenWeights | None) -> None:
     console = stdout_console()
     best = Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
     score = getattr(trainer.checkpoint_callback, "best_model_score", None)
     if score is not None:
         console.print(f"best validation NDCG@10 of dense_learned: {float(score):.4f} (full ranking, history filtered)")
+    if chosen is not None and chosen.num_requests:
+        about = ", ".join(f"{name} {row[0]:.3g}" for name, row in chosen.weights.relations.items())
+        console.print(
+            f"with memory terms: {chosen.sum_ndcg:.4f} beside {chosen.learned_ndcg:.4f} on {chosen.num_requests:,} "
+            f"requests (learned {chosen.weights.learned:.3g}, {about}; newest item, then decaying)"
+        )
     console.print("serve it with:")
     console.print(f"  recsys export --checkpoint {best} --data {data.dataset.path} --output bundle --histories")
 
@@ -259,6 +273,7 @@ def fit_dataset(dataset: Dataset, root_dir: Path, **settings: Any) -> Path:
         "patience": "",
         "quiet": "",
         "last_every_n_steps": "",
+        "memory": "",
     }
     argv = ["fit", "--data.path", str(dataset.path), "--trainer.default_root_dir", str(root_dir)]
     for name, value in settings.items():

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import History, Requests
@@ -20,7 +19,6 @@ from recsys.kernels.topk import topk_smaller_id
 from recsys.metrics import target_ranks
 from recsys.model import UnifiedModel
 from recsys.pipelines.scorer import Scorer
-from recsys.retrieval.dense import DenseRetriever
 from recsys.retrieval.memory import MemoryRetriever
 from recsys.retrieval.protocol import Retriever
 from recsys.user_state import UserStates
@@ -30,7 +28,6 @@ __all__ = [
     "BatchStates",
     "RankedTargets",
     "RetrieverScorer",
-    "bundle_retrievers",
     "rank_all",
     "rank_targets",
 ]
@@ -92,27 +89,6 @@ class RetrieverScorer:
             scores_QI = torch.where(scores_QI > 0, scores_QI, -torch.inf)
         out: NDArray[np.float32] = scores_QI.cpu().numpy()
         return out
-
-
-def bundle_retrievers(bundle: Bundle, names: Sequence[str] | None = None) -> list[Retriever]:
-    """Retrievers of a bundle as validation and test use them, with transitions of training events only.
-
-    Args:
-        bundle: a loaded bundle.
-        names: which ones; None = all.
-
-    Raises:
-        InputError: the bundle has no such retriever.
-    """
-    found: list[Retriever] = []
-    for name in bundle.retrievers if names is None else dict.fromkeys(names):
-        if name not in bundle.retrievers:
-            raise InputError(f"there is no retriever {name!r} in {bundle.path}; it has {', '.join(bundle.retrievers)}")
-        if name == "memory":
-            found.append(MemoryRetriever(bundle.graph_train))
-        else:
-            found.append(DenseRetriever(bundle.model, bundle.index, bundle.vectors, name))
-    return found
 
 
 def histories_of(dataset: Dataset, requests: Requests) -> list[History]:

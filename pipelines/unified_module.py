@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.events import Requests
+from recsys.index.memory_terms import MemoryTerms, MemoryWeights
 from recsys.metrics import target_ranks
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
@@ -114,7 +115,10 @@ class UnifiedModule(L.LightningModule):
         self.warmup_steps, self.decay_share = warmup_steps, decay_share
         self.net: UnifiedModel | None = None
         self._objective: Objective | None = None
-        self._ranks: list[NDArray[np.int64]] = []
+        self.memory_weights: MemoryWeights | None = None
+        """Of a checkpoint that has them: `validate` and `test` then judge ``dense`` as well."""
+        self._terms: MemoryTerms | None = None
+        self._ranks: dict[str, list[NDArray[np.int64]]] = {}
         self._items_ID: Tensor | None = None
 
     # -- building -------------------------------------------------------------------------------------------------
@@ -183,32 +187,36 @@ class UnifiedModule(L.LightningModule):
         self._log_ranks("test")
 
     def _start_ranks(self) -> None:
-        self._ranks, self._items_ID = [], self.model.item_vectors()
+        self._ranks, self._items_ID = {"dense_learned": []}, self.model.item_vectors()
+        if self.memory_weights is not None and self._terms is None:
+            from recsys.pipelines.item_graphs import training_graph
+
+            graph = training_graph(self.data.dataset).to(self.device)
+            self._terms = MemoryTerms(graph, self.memory_weights.relations)
+        if self._terms is not None:
+            self._ranks["dense"] = []
 
     def _rank_batch(self, requests: Requests) -> None:
-        """Full-catalogue rank of each target by the learned score, the history filtered out."""
+        """Full-catalogue rank of each target, the history filtered out."""
         assert self._items_ID is not None
         model, histories = self.model, self.data.histories_of(requests)
         states = model.encode(histories, keep_cache=False)
         at_B = torch.from_numpy(np.ascontiguousarray(requests.timestamp)).to(model.device)
         surface_B = torch.from_numpy(np.ascontiguousarray(requests.surface)).to(model.device)
-        scores = (model.query(states, at_B, surface_B) @ self._items_ID.T).float().cpu().numpy()
-        self._ranks.append(target_ranks(scores, requests.target, [h.item for h in histories]).rank_Q)
+        learned_BI = (model.query(states, at_B, surface_B) @ self._items_ID.T).float()
+        seen = [h.item for h in histories]
+        found = {"dense_learned": learned_BI}
+        if self._terms is not None and self.memory_weights is not None:
+            found["dense"] = learned_BI * self.memory_weights.learned
+            self._terms.add_to(found["dense"], states.recent_BM)
+        for name, scores_BI in found.items():
+            self._ranks[name].append(target_ranks(scores_BI.cpu().numpy(), requests.target, seen).rank_Q)
 
     def _log_ranks(self, stage: str) -> None:
-        ranks = np.concatenate(self._ranks) if self._ranks else np.zeros(0)
-        if len(ranks):
-            top = ranks <= 10
-            figures = {
-                "ndcg@10": float((top / np.log2(ranks + 1)).mean()),
-                "recall@10": float(top.mean()),
-                "recall@100": float((ranks <= 100).mean()),
-                "mrr": float((1.0 / ranks).mean()),
-            }
-        else:
-            figures = {"ndcg@10": 0.0}
-        for name, value in figures.items():
-            self.log(f"{stage}/dense_learned/{name}", value, prog_bar=name == "ndcg@10")
+        for retriever, parts in self._ranks.items():
+            for name, value in _figures(np.concatenate(parts) if parts else np.zeros(0, np.int64)).items():
+                shown = retriever == "dense_learned" and name == "ndcg@10"
+                self.log(f"{stage}/{retriever}/{name}", value, prog_bar=shown)
         for name, value in self._slate_figures(_SPLITS[stage]).items():
             self.log(f"{stage}/{name}", value)
         self._items_ID = None
@@ -248,6 +256,19 @@ class UnifiedModule(L.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _figures(rank_Q: NDArray[np.int64]) -> dict[str, float]:
+    """Retrieval figures of ranks from 1; only NDCG, of 0, where there are none."""
+    if not len(rank_Q):
+        return {"ndcg@10": 0.0}
+    top = rank_Q <= 10
+    return {
+        "ndcg@10": float((top / np.log2(rank_Q + 1)).mean()),
+        "recall@10": float(top.mean()),
+        "recall@100": float((rank_Q <= 100).mean()),
+        "mrr": float((1.0 / rank_Q).mean()),
+    }
 
 
 def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:

@@ -35,6 +35,7 @@ from recsys.errors import InputError
 from recsys.events import EventLog
 from recsys.files import atomic_folder, read_json, sha256_file, write_json
 from recsys.index.item_graph import ItemGraph
+from recsys.index.memory_terms import MemoryWeights
 from recsys.index.protocol import VectorIndex
 from recsys.index.registry import load_index
 from recsys.model import UnifiedModel
@@ -128,6 +129,11 @@ class Bundle:
         """Names of the retrievers that this bundle can serve."""
         return tuple(self.manifest["retrievers"])
 
+    @property
+    def memory_weights(self) -> MemoryWeights:
+        """Weights of the sum that ``dense`` is; those of the learned part alone where none were chosen."""
+        return MemoryWeights.from_dict(self.manifest.get("memory_weights") or {"learned": 1.0, "relations": {}})
+
     @classmethod
     def open(cls, path: Path | str, device: str | torch.device = "cpu") -> Bundle:
         """Check every part, then load it.
@@ -181,6 +187,11 @@ class Bundle:
                 raise InputError(
                     f"{path}: {name} holds {count} items but bundle.json says {manifest['num_items']}; {_REMEDY}"
                 )
+        for name in MemoryWeights.from_dict(
+            manifest.get("memory_weights") or {"learned": 1, "relations": {}}
+        ).relations:
+            if name not in graphs["graph_now"].relations:
+                raise InputError(f"{path}: its item graph has no relation {name!r}; {_REMEDY}")
         if model.config.num_actions != len(vocabulary.actions) or model.config.num_surfaces != len(vocabulary.surfaces):
             raise InputError(f"{path}: the model's actions and surfaces are not those of bundle.json; {_REMEDY}")
         return cls(

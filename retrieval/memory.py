@@ -38,17 +38,18 @@ class MemoryRetriever:
     no recent item has as a neighbour are not returned; a user without positive events gets nothing.
     """
 
-    name = "memory"
-
-    def __init__(self, graph: ItemGraph, weights: Mapping[str, float] | None = None, decay: float = 0.6) -> None:
+    def __init__(
+        self, graph: ItemGraph, weights: Mapping[str, float] | None = None, decay: float = 0.6, name: str = "memory"
+    ) -> None:
         """Search a graph.
 
         Args:
             graph: of training events' transitions for validation and test, of all known ones otherwise.
             weights: per relation, 0 or absent = off; None = transitions 1, texts 2.
             decay: of each item further back.
+            name: as in flags, JSON and Python.
         """
-        self.graph = graph
+        self.graph, self.name = graph, name
         self.weights = graph.default_weights if weights is None else dict(weights)
         self.decay = decay
 

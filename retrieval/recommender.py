@@ -22,8 +22,7 @@ from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.events import UNKNOWN_ITEM, Event, History
 from recsys.kernels.topk import topk_smaller_id
-from recsys.retrieval.dense import DenseRetriever
-from recsys.retrieval.memory import MemoryRetriever
+from recsys.retrieval.bundle_retrievers import bundle_retrievers
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.protocol import Retriever
 from recsys.retrieval.request import Request
@@ -79,14 +78,7 @@ class Recommender:
         self.bundle = bundle
         self._clock = clock
         self._device = bundle.vectors.device
-        self._retrievers: dict[str, Retriever] = {}
-        for name in bundle.retrievers:
-            if name in ("dense", "dense_learned"):
-                self._retrievers[name] = DenseRetriever(bundle.model, bundle.index, bundle.vectors, name)
-            elif name == "memory":
-                self._retrievers[name] = MemoryRetriever(bundle.graph_now)
-            else:
-                raise InputError(f"{bundle.path} asks for the retriever {name!r}; this recsys has none: upgrade it")
+        self._retrievers: dict[str, Retriever] = bundle_retrievers(bundle)
         self._length_I = bundle.vectors.norm(dim=1)
 
     @classmethod

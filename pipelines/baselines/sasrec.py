@@ -60,7 +60,13 @@ def fit_sasrec(dataset: Dataset) -> SasRecScorer:
 
     with tempfile.TemporaryDirectory(prefix="recsys-sasrec-") as folder:
         best = fit_dataset(
-            dataset, Path(folder), quiet=True, enable_progress_bar=False, accelerator="cpu", **SASREC_SETTINGS
+            dataset,
+            Path(folder),
+            quiet=True,
+            memory=False,
+            enable_progress_bar=False,
+            accelerator="cpu",
+            **SASREC_SETTINGS,
         )
         model, _ = load_model(best)
     return SasRecScorer(model, dataset)

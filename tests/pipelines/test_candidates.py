@@ -244,7 +244,7 @@ def test_a_shard_reads_its_users_only(toy_dataset: Dataset) -> None:
         ({"shard_users": 0}, "--shard-users must be at least 1"),
         ({"split": "train"}, "there is no split 'train'; choose now, validation or test"),
         ({"split": "test", "at": 5}, "--at sets the time of the split now"),
-        ({"retrievers": "dense,oracle"}, "there is no 'oracle'"),
+        ({"retrievers": "dense,oracle"}, "there is no retriever 'oracle'"),
         ({"users": Path("no.csv")}, "--users: no.csv is no file"),
     ],
 )

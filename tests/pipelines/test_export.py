@@ -17,7 +17,8 @@ from recsys.errors import InputError
 from recsys.index.transitions import transition_matrix
 from recsys.model import UnifiedModel
 from recsys.pipelines.cli import main
-from recsys.pipelines.export import export, export_model, item_graphs
+from recsys.pipelines.export import export, export_model
+from recsys.pipelines.item_graphs import item_graphs
 from recsys.retrieval.recommender import Recommender
 
 

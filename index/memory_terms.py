@@ -1,0 +1,109 @@
+"""Memory terms: what the item graph says of every item, given the last positive items of a user.
+
+Suffixes: B = users, M = recent items, R = relations, T = edges, X = distinct (user, item) pairs, I = items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recsys.index.item_graph import ItemGraph
+
+__all__ = ["MemoryTerms", "MemoryWeights"]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryWeights:
+    """Weights of score(i) = w · s(i) + Σ_j Σ_r b_{r,j} · f_r(h_j -> i), s the learned score, h_0 the newest item."""
+
+    learned: float
+    """w; 0 leaves the terms alone."""
+    relations: dict[str, tuple[float, ...]]
+    """b of each relation for h_0, h_1, …; a relation that is not named is off."""
+
+    def __post_init__(self) -> None:
+        numbers = [self.learned, *(b for row in self.relations.values() for b in row)]
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            raise ValueError(f"weights of memory terms must be finite and at least 0, got {self.to_dict()}")
+
+    @classmethod
+    def decaying(cls, learned: float, weights: Mapping[str, float], recent: int, decay: float) -> MemoryWeights:
+        """b_{r,j} = weights[r] · decay^j for ``recent`` items."""
+        return cls(learned, {name: tuple(b * decay**j for j in range(recent)) for name, b in weights.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"learned": self.learned, "relations": {name: list(row) for name, row in self.relations.items()}}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MemoryWeights:
+        """Read what :meth:`to_dict` wrote."""
+        rows = {str(name): tuple(float(b) for b in row) for name, row in values["relations"].items()}
+        return cls(float(values["learned"]), rows)
+
+
+class MemoryTerms:
+    """The terms Σ_j Σ_r b_{r,j} · f_r(h_j -> i) of one graph under fixed weights."""
+
+    def __init__(self, graph: ItemGraph, relations: Mapping[str, Sequence[float]]) -> None:
+        """Keep the graph and lay out the weights.
+
+        Args:
+            graph: whose relations the weights name.
+            relations: b per relation and place; places beyond the end of a row have weight 0.
+        """
+        for name in relations:
+            if name not in graph.relations:
+                raise ValueError(
+                    f"the item graph has no relation {name!r}; it has {', '.join(graph.relations) or 'none'}"
+                )
+        self.graph = graph
+        places = max((len(row) for row in relations.values()), default=0)
+        weight_MR = torch.zeros(places, len(graph.relations))
+        for name, row in relations.items():
+            weight_MR[: len(row), graph.relations.index(name)] = torch.tensor(row)
+        self.weight_MR = weight_MR.to(graph.values.device)
+
+    def edges(self, recent_BM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """User, neighbour and weighted value of every edge from recent items; a pair may occur several times.
+
+        Args:
+            recent_BM: [B, M] int64 last positive items, newest first, -1 padded.
+
+        Returns:
+            [T] int64, [T] int64 and [T] float32; users rising.
+        """
+        graph = self.graph
+        num_relations, places = len(graph.relations), min(recent_BM.shape[1], len(self.weight_MR))
+        recent_BM = recent_BM[:, :places].to(graph.indptr.device)
+        live_BMR = (recent_BM >= 0)[:, :, None] & (self.weight_MR[:places] > 0)
+        user_X, place_X, relation_X = live_BMR.nonzero(as_tuple=True)
+        row_X = recent_BM[user_X, place_X] * num_relations + relation_X
+        start_X = graph.indptr[row_X]
+        count_X = graph.indptr[row_X + 1] - start_X
+        owner_T = torch.repeat_interleave(count_X)
+        shift_X = start_X - (count_X.cumsum(0) - count_X)
+        edge_T = torch.arange(len(owner_T), device=owner_T.device) + shift_X[owner_T]
+        term_T = graph.values[edge_T] * self.weight_MR[place_X, relation_X][owner_T]
+        return user_X[owner_T], graph.neighbours[edge_T].long(), term_T
+
+    def add_to(self, score_BI: Tensor, recent_BM: Tensor) -> None:
+        """Add the terms of every item to [B, I] contiguous float32 scores on the graph's device."""
+        user_T, item_T, term_T = self.edges(recent_BM)
+        score_BI.view(-1).index_add_(0, user_T * score_BI.shape[1] + item_T, term_T)
+
+    def pairs(self, recent_BM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """User, item and sum of the terms of every neighbour of a user's recent items: [X] each, by (user, item)."""
+        user_T, item_T, term_T = self.edges(recent_BM)
+        num_items = max(1, self.graph.num_items)
+        # Stable, so that the terms of one item keep their order and their sum rounds as in `add_to`.
+        key_T, order_T = (user_T * num_items + item_T).sort(stable=True)
+        found_X, place_T = torch.unique_consecutive(key_T, return_inverse=True)
+        sum_X = torch.zeros(len(found_X), dtype=torch.float32, device=key_T.device)
+        sum_X.index_add_(0, place_T, term_T[order_T])
+        return torch.div(found_X, num_items, rounding_mode="floor"), found_X % num_items, sum_X

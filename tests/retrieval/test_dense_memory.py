@@ -1,0 +1,103 @@
+"""Learned score plus memory terms: however the hits are found, they are the sorted list of all sums."""
+
+from __future__ import annotations
+
+import pytest
+import scipy.sparse
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.dataset import Dataset
+from recsys.index.item_graph import ItemGraph
+from recsys.index.memory_terms import MemoryTerms, MemoryWeights
+from recsys.index.registry import build_index
+from recsys.model import UnifiedModel
+from recsys.retrieval import dense
+from recsys.retrieval.dense import DenseRetriever
+
+AT = 1_702_000_000
+WEIGHTS = {"transition": (1.0, 0.6, 0.3), "text": (2.0, 0.5)}
+
+
+@pytest.fixture(scope="module")
+def graph(toy_dataset: Dataset) -> ItemGraph:
+    transitions = scipy.sparse.random(30, 30, 0.3, random_state=1, format="csr")
+    transitions.setdiag(0)
+    transitions.eliminate_zeros()
+    vectors = torch.randn(30, 4, generator=torch.Generator().manual_seed(2))
+    return ItemGraph.build(30, transitions=transitions, texts={"text": vectors}, max_neighbours=5)
+
+
+def _states(model: UnifiedModel, dataset: Dataset):
+    histories = [dataset.events.history(user, user) for user in range(12)]  # of any length, none among them
+    return model.encode(histories, keep_cache=False), torch.full((12,), AT), torch.arange(12) % 3
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("k", [1, 8, 40])
+@pytest.mark.parametrize("cut", [False, True])
+def test_hits_are_the_best_of_all_sums(toy_model, toy_dataset, graph, monkeypatch, whole, k, cut):
+    if not whole:
+        monkeypatch.setattr(dense, "_WHOLE_ITEMS", 0)
+    vectors = toy_model.item_vectors()
+    terms = MemoryTerms(graph, WEIGHTS)
+    retriever = DenseRetriever(toy_model, build_index("exact", vectors), vectors, memory=terms, learned=0.4)
+    states, at_B, surface_B = _states(toy_model, toy_dataset)
+    score_BI = retriever.scores(states, at_B=at_B, surface_B=surface_B)
+    by_hand = 0.4 * toy_model.query(states, at_B, surface_B) @ vectors.T
+    relations = {name: graph.relations.index(name) for name in WEIGHTS}
+    for user in range(12):
+        for name, row in WEIGHTS.items():
+            for b, item in zip(row, states.recent_BM[user].tolist(), strict=False):
+                if item >= 0:
+                    at = item * len(relations) + relations[name]
+                    span = slice(int(graph.indptr[at]), int(graph.indptr[at + 1]))
+                    by_hand[user, graph.neighbours[span].long()] += b * graph.values[span]
+    assert torch.allclose(score_BI, by_hand, atol=1e-5)
+    limits = {}
+    if cut:
+        limits = {
+            "exclude_QE": torch.stack([torch.tensor([user, -1, 29]) for user in range(12)]),
+            "allow_N": torch.arange(5, 30),
+        }
+        score_BI[:, :5] = score_BI[:, 29] = -torch.inf
+        score_BI[torch.arange(12), torch.arange(12)] = -torch.inf
+    hits = retriever.search(states, k, at_B=at_B, surface_B=surface_B, **limits)
+    best = score_BI.sort(dim=1, descending=True, stable=True)
+    count = (best.values > -torch.inf).sum(1).clamp_max(k)
+    for user in range(12):
+        wanted = best.indices[user, : count[user]]
+        assert hits.ids_QK[user].tolist() == wanted.tolist() + [-1] * (k - len(wanted))
+        assert torch.allclose(hits.scores_QK[user, : len(wanted)], best.values[user, : len(wanted)], atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(recent=st.lists(st.lists(st.integers(-1, 29), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_pairs_and_sums_are_the_same_terms(graph: ItemGraph, recent):
+    recent_BM = torch.tensor(recent)
+    terms = MemoryTerms(graph, WEIGHTS)
+    summed_BI = torch.zeros(len(recent), 30)
+    terms.add_to(summed_BI, recent_BM)
+    user_X, item_X, sum_X = terms.pairs(recent_BM)
+    laid_BI = torch.zeros_like(summed_BI)
+    laid_BI[user_X, item_X] = sum_X
+    assert torch.equal(laid_BI, summed_BI)
+    assert (torch.stack([user_X, item_X]).T.unique(dim=0).shape[0]) == len(user_X)
+
+
+def test_the_rule_is_the_terms_with_decaying_weights(graph: ItemGraph):
+    recent_BM = torch.tensor([[3, 8, 8, -1], [-1, -1, -1, -1]])
+    weights = MemoryWeights.decaying(0.5, graph.default_weights, 4, 0.6)
+    score_BI = torch.zeros(2, 30)
+    MemoryTerms(graph, weights.relations).add_to(score_BI, recent_BM)
+    assert torch.allclose(score_BI, graph.scores(recent_BM), atol=1e-6) and score_BI[0].any() and not score_BI[1].any()
+
+
+def test_weights_survive_json_and_refuse_nonsense(graph: ItemGraph):
+    weights = MemoryWeights(0.25, {"text": (1.0, 0.5)})
+    assert MemoryWeights.from_dict(weights.to_dict()) == weights
+    with pytest.raises(ValueError, match="at least 0"):
+        MemoryWeights(0.5, {"text": (-1.0,)})
+    with pytest.raises(ValueError, match="no relation 'colour'"):
+        MemoryTerms(graph, {"colour": (1.0,)})
