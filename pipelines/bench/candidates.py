@@ -17,6 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from recsys.dataset import Dataset
+from recsys.index.memory_terms import MemoryWeights
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.pipelines.bench.case import Case
@@ -45,7 +46,8 @@ def bench_candidates(*, long: bool) -> list[Case]:
     with tempfile.TemporaryDirectory(prefix="recsys-bench-") as name:
         folder = Path(name)
         dataset = _dataset(folder / "data", num_users)
-        export_model(_model(dataset), dataset, folder / "bundle", histories=True)
+        weights = MemoryWeights.decaying(0.5, {"transition": 1.0, "text": 2.0}, recent=4, decay=0.6)
+        export_model(_model(dataset), dataset, folder / "bundle", histories=True, memory_weights=weights)
         retrieval = _case("retrieval", folder, dataset, k=100, rank=0, loop_users=num_users // 20)
         # Ranking costs more a user in both ways: a part of the users says as much.
         ranked = _case("ranking of 500", folder, dataset, k=500, rank=500, loop_users=num_users // 100, share=8)
