@@ -100,6 +100,7 @@ class PreparedData(L.LightningDataModule):
             positive,
             slates,
             window=config.window,
+            crop=config.crop,
             batch_tokens=chosen_batch_tokens(tokens) if self.batch_tokens is None else self.batch_tokens,
             seed=self.seed,
         )

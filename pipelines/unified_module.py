@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 import lightning as L
@@ -17,6 +18,7 @@ from recsys.metrics import target_ranks
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.objective import Objective
+from recsys.pipelines.checkpoint import names_to_store
 from recsys.pipelines.data_module import PreparedData
 from recsys.ranking import predict_slates
 from recsys.training_batches import TrainingBatch
@@ -33,7 +35,7 @@ class UnifiedModule(L.LightningModule):
         dim: width of the model.
         num_blocks: encoder layers.
         num_heads: attention heads of a layer.
-        block: ``softmax`` transformer or ``hstu`` layers.
+        block: ``softmax`` transformer, ``hstu`` or gated ``ligr`` layers.
         layout: how events become tokens: ``mam``, ``interleaved`` or ``lagged``.
         window: most events a user state holds; a multiple of 4.
         dropout: in the encoder.
@@ -45,8 +47,14 @@ class UnifiedModule(L.LightningModule):
         positives_only: the encoder sees positive events only.
         use_surfaces: False = surfaces are not read.
         use_time: False = no time bias and no time features.
+        time_encoding: how attention sees times: ``bias`` of differences, ``rotary`` angles, ``both`` or ``none``.
+        position_bias: whether attention has a learned bias of the distance in rows.
+        positive_recency: whether a token says how many events ago the last positive event was.
+        crop: share of training windows cut in two at a random place.
+        score: retrieval by inner product (``dot``) or by ``cosine`` with a learned temperature.
         retrieval_loss: ``full`` or ``sampled`` softmax.
         num_negatives: uniform negatives of the sampled softmax, joined by up to as many targets of the batch.
+        label_smoothing: of the retrieval softmax.
         action_weight: weight of L_action.
         pairwise_weight: weight of the pairwise term inside slates.
         regress_value: whether a head predicts log(1 + value).
@@ -61,7 +69,7 @@ class UnifiedModule(L.LightningModule):
         dim: int | None = None,
         num_blocks: int | None = None,
         num_heads: int | None = None,
-        block: Literal["softmax", "hstu"] | None = None,
+        block: Literal["softmax", "hstu", "ligr"] | None = None,
         layout: Literal["mam", "interleaved", "lagged"] | None = None,
         window: int | None = None,
         dropout: float | None = None,
@@ -73,8 +81,14 @@ class UnifiedModule(L.LightningModule):
         positives_only: bool | None = None,
         use_surfaces: bool | None = None,
         use_time: bool | None = None,
+        time_encoding: Literal["bias", "rotary", "both", "none"] | None = None,
+        position_bias: bool | None = None,
+        positive_recency: bool | None = None,
+        crop: float | None = None,
+        score: Literal["dot", "cosine"] | None = None,
         retrieval_loss: Literal["full", "sampled"] | None = None,
         num_negatives: int | None = None,
+        label_smoothing: float | None = None,
         action_weight: float | None = None,
         pairwise_weight: float | None = None,
         regress_value: bool | None = None,
@@ -101,8 +115,14 @@ class UnifiedModule(L.LightningModule):
                 "positives_only": positives_only,
                 "use_surfaces": use_surfaces,
                 "use_time": use_time,
+                "time_encoding": time_encoding,
+                "position_bias": position_bias,
+                "positive_recency": positive_recency,
+                "crop": crop,
+                "score": score,
                 "retrieval_loss": retrieval_loss,
                 "num_negatives": num_negatives,
+                "label_smoothing": label_smoothing,
                 "action_weight": action_weight,
                 "pairwise_weight": pairwise_weight,
                 "regress_value": regress_value,
@@ -151,9 +171,17 @@ class UnifiedModule(L.LightningModule):
             self._objective.to(self.device)
         return self._objective
 
+    @cached_property
+    def _names(self) -> dict[str, Any]:
+        return names_to_store(self.data.dataset)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         manifest = self.data.dataset.manifest
-        checkpoint["recsys"] = {"config": self.config.to_dict(), "data_hash": manifest.data_hash}
+        checkpoint["recsys"] = {
+            "config": self.config.to_dict(),
+            "data_hash": manifest.data_hash,
+            "names": self._names,
+        }
 
     # -- steps ----------------------------------------------------------------------------------------------------
 

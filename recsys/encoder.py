@@ -16,6 +16,7 @@ from recsys.blocks import Block, init_linear, make_block
 from recsys.model_config import ModelConfig
 from recsys.packing import CandidateRows
 from recsys.time_features import UNKNOWN_GAP, gap_bucket
+from recsys.time_rotary import Turn, rotate, time_turn
 
 __all__ = ["KeysValues", "Encoder"]
 
@@ -37,7 +38,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList([make_block(config) for _ in range(config.num_blocks)])
         self.norm = nn.LayerNorm(config.dim)
-        self.use_time = config.use_time
+        self.has_time_bias, self.has_rotary_time = config.has_time_bias, config.has_rotary_time
+        self.has_position_bias = config.position_bias
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
         self.max_len = config.window + 1
         self.blocks.apply(init_linear)
 
@@ -46,6 +49,9 @@ class Encoder(nn.Module):
             assert isinstance(block, Block)
             yield block
 
+    def _turn(self, time: Tensor, time_known: Tensor) -> Turn | None:
+        return time_turn(time, time_known, self.num_heads, self.head_dim) if self.has_rotary_time else None
+
     def forward(
         self, x_RD: Tensor, groups: Sequence[Group], time_R: Tensor, time_known_R: Tensor
     ) -> tuple[Tensor, KeysValues]:
@@ -53,21 +59,29 @@ class Encoder(nn.Module):
 
         Args:
             x_RD: tokens. groups: equal-length groups that cover all rows in order.
-            time_R, time_known_R: time of each row, read by the time bias only.
+            time_R, time_known_R: time of each row, read by the time bias and the rotary angles only.
         Returns:
             [R, D] normalised outputs, and packed keys and values per layer.
         """
-        buckets: list[Tensor] = []
-        if self.use_time:
-            for group in groups:
+        buckets: list[Tensor | None] = [None] * len(groups)
+        distances: list[Tensor | None] = [None] * len(groups)
+        for number, group in enumerate(groups):
+            if self.has_time_bias:
                 time = time_R[group.rows].view(group.num_sequences, group.length)
                 known = time_known_R[group.rows].view(group.num_sequences, group.length)
                 bucket = _difference_bucket(time, known, time, known)
-                buckets.append(_same_row_is_zero(bucket))
+                buckets[number] = _same_row_is_zero(bucket)
+            if self.has_position_bias:
+                place_L = torch.arange(group.length, device=x_RD.device)
+                distances[number] = (place_L[:, None] - place_L)[None]
+        turn = self._turn(time_R, time_known_R)
         cache: KeysValues = []
         for block in self._layers():
             q, k, v, gate = block.project(x_RD)
-            bias = None if block.time_bias is None else [block.time_bias(bucket) for bucket in buckets]
+            if turn is not None:
+                q, k = rotate(q, turn), rotate(k, turn)
+            found = [block.bias(*seen) for seen in zip(buckets, distances, strict=True)]
+            bias = [part for part in found if part is not None] or None
             attended = attend_packed(q, k, v, groups, bias, kind=block.kind, max_len=self.max_len)
             x_RD = block.finish(x_RD, attended, gate)
             cache.append((k, v))
@@ -95,19 +109,26 @@ class Encoder(nn.Module):
         Returns:
             [N, D] outputs (packed) and the new rows' keys and values, padded [B, columns, H, head_dim].
         """
-        bucket_BNL = bucket_own = None
-        if self.use_time:
+        bucket_BNL = bucket_own = distance_BNL = distance_own = None
+        if self.has_time_bias:
             bucket_BNL = _difference_bucket(time_BN, time_known_BN, time_BL, time_known_BL)
             if own == "causal":
                 bucket_own = _same_row_is_zero(_difference_bucket(time_BN, time_known_BN, time_BN, time_known_BN))
+        if self.has_position_bias:
+            new_N = torch.arange(visible_BN.shape[1], device=x_ND.device)
+            place_BN = visible_BN if own == "self" else visible_BN + new_N
+            distance_BNL = place_BN[..., None] - torch.arange(cache[0][0].shape[1], device=x_ND.device)
+            if own == "causal":
+                distance_own = (new_N[:, None] - new_N)[None]
+        turn = self._turn(time_BN, time_known_BN)
         new_cache: KeysValues = []
         for block, (k_BLHD, v_BLHD) in zip(self._layers(), cache, strict=True):
             q, k, v, gate = block.project(x_ND)
             q, k, v = rows.pad(q), rows.pad(k), rows.pad(v)
-            bias_BHNL = bias_own = None
-            if bucket_BNL is not None and block.time_bias is not None:
-                bias_BHNL = block.time_bias(bucket_BNL)
-                bias_own = block.time_bias.same_time() if bucket_own is None else block.time_bias(bucket_own)
+            if turn is not None:
+                q, k = rotate(q, turn), rotate(k, turn)
+            bias_BHNL = block.bias(bucket_BNL, distance_BNL)
+            bias_own = block.own_bias() if own == "self" else block.bias(bucket_own, distance_own)
             attended = attend_delta(
                 q, k, v, k_BLHD, v_BLHD, visible_BN,
                 own=own, bias_BHNL=bias_BHNL, bias_own=bias_own, kind=block.kind, max_len=self.max_len,

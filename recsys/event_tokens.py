@@ -12,6 +12,7 @@ from recsys.dropout import Dropout
 from recsys.embedding_table import EmbeddingTable
 from recsys.layouts import ActionInput
 from recsys.model_config import ModelConfig
+from recsys.positive_age import PositiveAge
 from recsys.time_features import ContextFeatures
 
 __all__ = ["EventTokens", "action_bits"]
@@ -38,6 +39,7 @@ class EventTokens(nn.Module):
         self.dim, self.num_actions = config.dim, config.num_actions if config.use_actions else 0
         self.context = ContextFeatures(config)
         self.position = EmbeddingTable(config.window + 1, config.dim)
+        self.positive_age = PositiveAge(config.dim) if config.positive_recency else None
         extra = self.context.dim + (2 * self.num_actions + 1 if config.use_actions else 0)
         self.use_actions = config.use_actions
         self.mix = nn.Linear(config.dim + extra, config.dim) if extra else None
@@ -51,8 +53,15 @@ class EventTokens(nn.Module):
                 self.mix.weight[:, : self.dim] = torch.eye(self.dim) * self.dim**0.5
                 self.mix.bias.zero_()
 
-    def forward(self, vector_RD: Tensor, actions: ActionInput, context: Tensor | None, position: Tensor) -> Tensor:
-        """[..., D] tokens; ``context`` from :class:`ContextFeatures`."""
+    def forward(
+        self,
+        vector_RD: Tensor,
+        actions: ActionInput,
+        context: Tensor | None,
+        position: Tensor,
+        positive_age: Tensor | None = None,
+    ) -> Tensor:
+        """[..., D] tokens; ``context`` from :class:`ContextFeatures`, ``positive_age`` where the model reads it."""
         if self.mix is None:
             x = vector_RD * self.dim**0.5
         else:
@@ -65,5 +74,9 @@ class EventTokens(nn.Module):
             if context is not None:
                 parts.append(context)
             x = self.mix(torch.cat(parts, -1))
-        tokens: Tensor = self.dropout(x + self.position(position))
+        x = x + self.position(position)
+        if self.positive_age is not None:
+            assert positive_age is not None
+            x = x + self.positive_age(positive_age)
+        tokens: Tensor = self.dropout(x)
         return tokens

@@ -5,6 +5,8 @@ Suffixes: R = rows, D = width, A = actions.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,12 +18,20 @@ from recsys.model_config import ModelConfig
 __all__ = ["ActionHead", "QueryHead"]
 
 
+_START_TEMPERATURE, _MAX_SCALE = 0.05, 100.0
+
+
 class QueryHead(nn.Module):
-    """Query vector of a user state at a request: z + MLP(z, surface and time of the request)."""
+    """Query vector of a user state at a request: z + MLP(z, surface and time of the request).
+
+    With cosine scores query and item vectors have length 1 and the query carries the inverse temperature, which starts
+    at 20 and stays in [1, 100], so that a score is an inner product all the same.
+    """
 
     def __init__(self, config: ModelConfig, context_dim: int) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.cosine = config.score == "cosine"
+        self.log_scale = nn.Parameter(torch.zeros(()) - (math.log(_START_TEMPERATURE) if self.cosine else 0.0))
         """ln of the inverse temperature of retrieval scores."""
         self.hidden = nn.Linear(config.dim + context_dim, config.dim) if context_dim else None
         self.out = nn.Linear(config.dim, config.dim) if context_dim else None
@@ -34,7 +44,13 @@ class QueryHead(nn.Module):
         if self.hidden is not None and self.out is not None:
             assert context is not None
             z_RD = z_RD + self.out(F.gelu(self.hidden(torch.cat([z_RD, context], -1))))
+        if self.cosine:
+            return F.normalize(z_RD, dim=-1) * self.log_scale.clamp(0.0, math.log(_MAX_SCALE)).exp()
         return z_RD * self.log_scale.exp()
+
+    def item_side(self, vectors: Tensor) -> Tensor:
+        """[..., D] item vectors as the score reads them."""
+        return F.normalize(vectors, dim=-1) if self.cosine else vectors
 
 
 class ActionHead(nn.Module):

@@ -22,7 +22,7 @@ class _FullSoftmax(torch.autograd.Function):
     """Loss and gradients in one go over chunks of rows, so that no logits wait for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, query_ND: Tensor, vectors_ID: Tensor, target_N: Tensor) -> Tensor:
+    def forward(ctx: Any, query_ND: Tensor, vectors_ID: Tensor, target_N: Tensor, smoothing: float) -> Tensor:
         chunk = max(1, _MAX_LOGITS // max(1, len(vectors_ID)))
         loss = query_ND.new_zeros(())
         grad_ID = torch.zeros_like(vectors_ID)
@@ -31,9 +31,13 @@ class _FullSoftmax(torch.autograd.Function):
             logits = query @ vectors_ID.T
             log_p = torch.log_softmax(logits, -1, out=logits)
             own = log_p.gather(1, target[:, None])
-            loss = loss - own.sum()
-            residual = log_p.exp_()  # d loss / d logits = p − [own]
-            residual.scatter_(1, target[:, None], own.exp() - 1.0)
+            loss = loss - (1.0 - smoothing) * own.sum()
+            if smoothing:
+                loss = loss - smoothing * log_p.mean(1).sum()
+            residual = log_p.exp_()  # d loss / d logits = p − (1 − ε) [own] − ε / I
+            residual.scatter_(1, target[:, None], own.exp() - (1.0 - smoothing))
+            if smoothing:
+                residual -= smoothing / len(vectors_ID)
             grads.append(residual @ vectors_ID)
             grad_ID.addmm_(residual.T, query)
         ctx.save_for_backward(torch.cat(grads) if grads else torch.zeros_like(query_ND), grad_ID)
@@ -41,14 +45,20 @@ class _FullSoftmax(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_ND, grad_ID = ctx.saved_tensors
-        return grad_ND * grad, grad_ID * grad, None
+        return grad_ND * grad, grad_ID * grad, None, None
 
 
-def full_softmax_loss_sum(query_ND: Tensor, vectors_ID: Tensor, target_N: Tensor) -> Tensor:
-    """Σ −log softmax(query · vectors)[target]; memory stays bounded whatever the number of rows."""
-    loss: Tensor = _FullSoftmax.apply(query_ND, vectors_ID, target_N)
+def full_softmax_loss_sum(
+    query_ND: Tensor, vectors_ID: Tensor, target_N: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """Σ −log softmax(query · vectors)[target]; memory stays bounded whatever the number of rows.
+
+    Args:
+        label_smoothing: ε of the label (1 − ε) [target] + ε / I (arXiv 1512.00567).
+    """
+    loss: Tensor = _FullSoftmax.apply(query_ND, vectors_ID, target_N, label_smoothing)
     return loss
 
 
@@ -60,6 +70,7 @@ def sampled_softmax_loss_sum(
     negative_M: Tensor,
     log_expected_target_N: Tensor,
     log_expected_negative_M: Tensor,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Softmax over each row's target and shared sampled negatives, with the logQ correction (Yi et al. 2019).
 
@@ -67,6 +78,7 @@ def sampled_softmax_loss_sum(
         target_vectors_ND: [N, D] vectors of the targets.
         negative_vectors_MD, negative_M: negatives of every row; a row's own target among them is left out.
         log_expected_…: ln of how often the sampler is expected to draw the item in a step.
+        label_smoothing: share of the label that is spread evenly over the target and the row's negatives.
     """
     own_N = (query_ND * target_vectors_ND).sum(-1) - log_expected_target_N
     # One more component takes the target's own logit off every row of logits; its own column is then a constant 0.
@@ -75,7 +87,12 @@ def sampled_softmax_loss_sum(
     logits_NC = torch.addmm(F.pad(-log_expected_negative_M, (1, 0)), query_NE, F.pad(negative_ME, (0, 0, 1, 0)).T)
     hit_NC = F.pad(negative_M, (1, 0), value=-1) == target_N[:, None]
     logits_NC = logits_NC.masked_fill_(hit_NC, float("-inf"))
-    return F.cross_entropy(logits_NC, torch.zeros_like(target_N), reduction="sum")
+    loss = F.cross_entropy(logits_NC, torch.zeros_like(target_N), reduction="sum")
+    if not label_smoothing:
+        return loss
+    log_p_NC = logits_NC.log_softmax(1).masked_fill(hit_NC, 0.0)
+    even = (log_p_NC.sum(1) / (~hit_NC).sum(1)).sum()
+    return (1.0 - label_smoothing) * loss - label_smoothing * even
 
 
 def action_loss(logits_NA: Tensor, yes_NA: Tensor, known_NA: Tensor) -> Tensor:

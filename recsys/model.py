@@ -25,6 +25,7 @@ from recsys.item_vectors import ItemVectors
 from recsys.layouts import ActionInput, make_layout
 from recsys.model_config import ModelConfig
 from recsys.packing import CandidateRows, EventBatch, pack_histories
+from recsys.positive_age import age_after, positive_ages
 from recsys.recent import recent_positives
 from recsys.time_features import UNKNOWN_GAP
 from recsys.user_state import UserStates, pad_packed
@@ -69,7 +70,7 @@ class UnifiedModel(nn.Module):
             outputs [T · rows per event, D] and packed keys and values.
         """
         rows = self.layout.rows(batch, hidden_T, None)
-        x_RD = self._tokens(batch, rows, lookup, batch.position_T)
+        x_RD = self._tokens(batch, rows, lookup, batch.position_T, self.positive_ages(batch, hidden_T)[0])
         scale = self.layout.rows_per_event
         groups = tuple(type(g)(g.start * scale, g.num_sequences, g.length * scale) for g in batch.groups)
         out: tuple[Tensor, KeysValues] = self.encoder(
@@ -77,18 +78,34 @@ class UnifiedModel(nn.Module):
         )
         return out
 
-    def _tokens(self, batch: EventBatch, rows, lookup, position_T: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def positive_ages(
+        self, batch: EventBatch, hidden_T: Tensor, first_age_S: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """[T] age of the last positive event before each event, and the age after it; hidden actions count as none."""
+        shown_T = (batch.yes_T & self.config.positive_mask != 0) & ~hidden_T
+        first_age_T = None if first_age_S is None else first_age_S.repeat_interleave(batch.lengths_S)
+        age_T = positive_ages(shown_T, batch.position_T, first_age_T)
+        return age_T, age_after(age_T, shown_T)
+
+    def _tokens(self, batch: EventBatch, rows, lookup, position_T: Tensor, age_T: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         of = rows.of_events
         context = self.tokens.context(of(batch.surface_T), of(batch.time_T), of(batch.time_known_T), of(batch.gap_T))
-        tokens: Tensor = self.tokens(lookup(rows.item_R), rows.actions, context, of(position_T))
+        tokens: Tensor = self.tokens(lookup(rows.item_R), rows.actions, context, of(position_T), of(age_T))
         return tokens
 
     def candidate_tokens(
-        self, vector_ND: Tensor, last: ActionInput, surface_N: Tensor, time_N: Tensor, gap_N: Tensor, position_N: Tensor
+        self,
+        vector_ND: Tensor,
+        last: ActionInput,
+        surface_N: Tensor,
+        time_N: Tensor,
+        gap_N: Tensor,
+        position_N: Tensor,
+        age_N: Tensor,
     ) -> Tensor:
         """Tokens of candidates: their own action hidden, time and surface those of the request."""
         context = self.tokens.context(surface_N, time_N, torch.ones_like(time_N, dtype=torch.bool), gap_N)
-        tokens: Tensor = self.tokens(vector_ND, self.layout.candidate_actions(last), context, position_N)
+        tokens: Tensor = self.tokens(vector_ND, self.layout.candidate_actions(last), context, position_N, age_N)
         return tokens
 
     # -- user states ----------------------------------------------------------------------------------------------
@@ -107,7 +124,8 @@ class UnifiedModel(nn.Module):
         shown = np.array([len(h) for h in histories], dtype=np.int64) - first
         order = np.argsort(shown, kind="stable")
         batch = pack_histories([histories[i].at(slice(first[i], None)) for i in order]).to(device)
-        z_RD, packed = self.encode_packed(batch, torch.zeros_like(batch.time_known_T), self.items.rows)
+        nothing_hidden_T = torch.zeros_like(batch.time_known_T)
+        z_RD, packed = self.encode_packed(batch, nothing_hidden_T, self.items.rows)
         place = torch.from_numpy(np.argsort(order, kind="stable")).to(device)
         length_B = torch.from_numpy(shown).to(device)
         start_B = batch.offsets_S1[:-1][place]
@@ -115,11 +133,13 @@ class UnifiedModel(nn.Module):
         has_any = length_B > 0
         last_BD = self.start_D.detach().expand(len(histories), -1)
         nothing = torch.zeros_like(length_B)
-        time, known, last_yes, last_known = nothing - 1, has_any, nothing, nothing
+        time, known, last_yes, last_known, positive_age_B = nothing - 1, has_any, nothing, nothing, nothing
         if len(z_RD):
             last_BD = torch.where(has_any[:, None], self.layout.item_reads(z_RD)[last_B], last_BD)
             time, known = batch.time_T[last_B], has_any & batch.time_known_T[last_B]
             last_yes, last_known = batch.yes_T[last_B], batch.known_T[last_B]
+            age_T = self.positive_ages(batch, nothing_hidden_T)[1]
+            positive_age_B = torch.where(has_any, age_T[last_B], 0)
         scale = self.layout.rows_per_event
         columns = int(shown.max(initial=0)) * scale if keep_cache else 0
 
@@ -136,6 +156,7 @@ class UnifiedModel(nn.Module):
             last_BD=last_BD,
             last_time_B=torch.where(known, time, -1),
             last_actions=ActionInput(last_yes, last_known, ~has_any),
+            positive_age_B=positive_age_B,
             recent_BM=recent_positives(histories, config.positive_mask, config.recent).to(device),
         )
 
@@ -168,11 +189,13 @@ class UnifiedModel(nn.Module):
                 )
         device, scale = self.device, self.layout.rows_per_event
         batch = pack_histories(new_events, previous_time=states.last_time_B.cpu().numpy()).to(device)
-        rows = self.layout.rows(batch, torch.zeros_like(batch.time_known_T), states.last_actions)
+        nothing_hidden_T = torch.zeros_like(batch.time_known_T)
+        rows = self.layout.rows(batch, nothing_hidden_T, states.last_actions)
+        age_T, age_after_T = self.positive_ages(batch, nothing_hidden_T, states.positive_age_B)
         count_B = batch.lengths_S
         sequence_T = torch.repeat_interleave(torch.arange(states.num_users, device=device), count_B)
         position_T = (states.num_events_B - states.first_B)[sequence_T] + batch.position_T
-        x_RD = self._tokens(batch, rows, self.items.rows, position_T)
+        x_RD = self._tokens(batch, rows, self.items.rows, position_T, age_T)
         columns = max(counts, default=0) * scale
         row_place = torch.arange(len(x_RD), device=device) - (batch.offsets_S1[:-1] * scale).repeat_interleave(
             count_B * scale
@@ -227,6 +250,7 @@ class UnifiedModel(nn.Module):
                 latest(states.last_actions.known, batch.known_T),
                 states.last_actions.hidden & ~has_new,
             ),
+            positive_age_B=latest(states.positive_age_B, age_after_T),
             recent_BM=_newest_first(recent_new_BM, states.recent_BM),
         )
 
@@ -252,7 +276,7 @@ class UnifiedModel(nn.Module):
         An item without training events and without content has nothing of its own: it stands at the mean of the
         trained items, so that it scores like an average item and not above those with negative scores.
         """
-        vectors_ID = self.items.table()[:-1].float()
+        vectors_ID = self.query_head.item_side(self.items.table()[:-1].float())
         trained_I = self.items.has_id_I
         blank_I = ~trained_I & ~vectors_ID.any(1)
         if not trained_I.any():
@@ -293,7 +317,7 @@ class UnifiedModel(nn.Module):
         vector_ND = self.items.rows(rows.item_N)
         x_ND = self.candidate_tokens(
             vector_ND, states.last_actions.at(each), rows.surface_N, rows.time_N,
-            _gap(at_B, states.last_time_B)[each], rows.visible_N,
+            _gap(at_B, states.last_time_B)[each], rows.visible_N, states.positive_age_B[each],
         )  # fmt: skip
         z_ND, _ = self.encoder.delta(
             x_ND, rows, states.cache, states.num_rows_B[:, None].expand(-1, columns), own="self",

@@ -9,9 +9,11 @@ from recsys.errors import InputError
 
 __all__ = ["ModelConfig", "RetrievalLoss"]
 
-BlockKind = Literal["softmax", "hstu"]
+BlockKind = Literal["softmax", "hstu", "ligr"]
 LayoutKind = Literal["mam", "interleaved", "lagged"]
 RetrievalLoss = Literal["full", "sampled"]
+ScoreKind = Literal["dot", "cosine"]
+TimeEncoding = Literal["bias", "rotary", "both", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +33,7 @@ class ModelConfig:
     num_blocks: int = 2
     num_heads: int = 2
     ffn_factor: int = 4
-    """Width of the feed-forward layer of a softmax block, in multiples of ``dim``."""
+    """Width of the feed-forward layer of a softmax or LiGR block, in multiples of ``dim``."""
     block: BlockKind = "softmax"
     layout: LayoutKind = "mam"
     window: int = 64
@@ -45,6 +47,12 @@ class ModelConfig:
     use_surfaces: bool = True
     use_time: bool = True
     """Whether there is a clock: time bias, gap and calendar features."""
+    time_encoding: TimeEncoding = "bias"
+    """How attention sees times where there is a clock: a bias of t_i − t_j, rotary angles, both or neither."""
+    position_bias: bool = False
+    """Whether attention has a learned bias of the distance in rows."""
+    positive_recency: bool = False
+    """Whether a token says how many events ago the last positive event before it was."""
     mask_prob: float = 0.2
     """Share of history actions hidden in training (masked action modelling; UniPinRec, arXiv 2606.00422)."""
     dropout: float = 0.3
@@ -52,9 +60,15 @@ class ModelConfig:
     """Share of items whose id embedding is dropped in a training step, so that content carries weight too."""
     surface_dropout: float = 0.1
     """Share of training requests whose surface is hidden, so that a request may leave it out."""
+    crop: float = 0.0
+    """Share of training windows cut in two at a random place, so that short histories are seen more often."""
+    score: ScoreKind = "dot"
+    """Retrieval scores: inner products, or cosines times a learned inverse temperature."""
     retrieval_loss: RetrievalLoss = "full"
     num_negatives: int = 256
     """Uniform negatives a step of the sampled softmax; up to as many targets of the batch join them."""
+    label_smoothing: float = 0.0
+    """Share of a retrieval target's probability that is spread over all items of the softmax (arXiv 1512.00567)."""
     action_weight: float = 1.0
     """Weight of L_action beside L_item."""
     pairwise_weight: float = 0.0
@@ -85,11 +99,19 @@ class ModelConfig:
             raise InputError("model.positives_only leaves nothing to rank; set model.use_actions to false with it")
         if not 0 <= self.num_actions <= 31:
             raise InputError(f"model.num_actions = {self.num_actions}; at most 31 actions fit")
-        for name in ("mask_prob", "dropout", "id_dropout", "surface_dropout"):
+        for name in ("mask_prob", "dropout", "id_dropout", "surface_dropout", "label_smoothing"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"model.{name} must be in [0, 1), got {getattr(self, name)!r}")
+        if not 0.0 <= self.crop <= 1.0:
+            raise InputError(f"model.crop must be in [0, 1], got {self.crop!r}")
+        if self.time_encoding in ("rotary", "both") and self.head_dim % 2:
+            raise InputError(
+                f"model.time_encoding = {self.time_encoding} turns pairs; model.dim / model.num_heads must be even"
+            )
         for name, allowed in (
-            ("block", ("softmax", "hstu")),
+            ("block", ("softmax", "hstu", "ligr")),
+            ("time_encoding", ("bias", "rotary", "both", "none")),
+            ("score", ("dot", "cosine")),
             ("layout", ("mam", "interleaved", "lagged")),
             ("retrieval_loss", ("full", "sampled")),
         ):
@@ -99,6 +121,14 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         return self.dim // self.num_heads
+
+    @property
+    def has_time_bias(self) -> bool:
+        return self.use_time and self.time_encoding in ("bias", "both")
+
+    @property
+    def has_rotary_time(self) -> bool:
+        return self.use_time and self.time_encoding in ("rotary", "both")
 
     @property
     def stride(self) -> int:

@@ -82,7 +82,7 @@ class Objective:
         if model.action_head is not None:
             action = self._history_action_loss(batch, z_RD, hidden_T, lookup)
             if batch.candidates is not None:
-                action = action + self._candidate_loss(batch, batch.candidates, cache, lookup)
+                action = action + self._candidate_loss(batch, batch.candidates, cache, lookup, hidden_T)
         return Losses(item + config.action_weight * action, item.detach(), action.detach(), num_targets)
 
     # -- retrieval ------------------------------------------------------------------------------------------------
@@ -110,10 +110,11 @@ class Objective:
         return torch.where(torch.rand(surface.shape, device=surface.device) < config.surface_dropout, 0, surface)
 
     def _item_loss(self, query_ND: Tensor, target_N: Tensor, table_I1D: Tensor | None) -> Tensor:
-        items, config = self.model.items, self.model.config
+        items, config, item_side = self.model.items, self.model.config, self.model.query_head.item_side
         if table_I1D is not None:
             vectors_JD = table_I1D[:-1] if self.all_trained else table_I1D.index_select(0, self.trained_J)
-            return full_softmax_loss_sum(query_ND, vectors_JD, self.compact_I[target_N])
+            target_J = self.compact_I[target_N]
+            return full_softmax_loss_sum(query_ND, item_side(vectors_JD), target_J, config.label_smoothing)
         num_random, num_trained = config.num_negatives, len(self.trained_J)
         num_shared = min(config.num_negatives, len(target_N))
         random_M = self.trained_J[torch.randint(num_trained, (num_random,), device=target_N.device)]
@@ -124,8 +125,8 @@ class Objective:
             return torch.log(num_random / num_trained + num_shared * self.log_share_I[rows].exp())
 
         return sampled_softmax_loss_sum(
-            query_ND, items.rows(target_N), target_N, items.rows(negative_M), negative_M,
-            log_expected(target_N), log_expected(negative_M),
+            query_ND, item_side(items.rows(target_N)), target_N, item_side(items.rows(negative_M)), negative_M,
+            log_expected(target_N), log_expected(negative_M), config.label_smoothing,
         )  # fmt: skip
 
     # -- ranking --------------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ class Objective:
         logits_NA = model.action_head(model.layout.action_reads(z_RD)[at_N], lookup(events.item_T[at_N]))
         return self._labels_loss(logits_NA, events.yes_T[at_N], events.known_T[at_N], batch.value_T[at_N])
 
-    def _candidate_loss(self, batch: TrainingBatch, rows: CandidateRows, cache, lookup) -> Tensor:  # type: ignore[no-untyped-def]
+    def _candidate_loss(self, batch: TrainingBatch, rows: CandidateRows, cache, lookup, hidden_T: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         model, events = self.model, batch.events
         assert model.action_head is not None and rows.yes_N is not None and rows.known_N is not None
         scale = model.layout.rows_per_event
@@ -161,7 +162,8 @@ class Objective:
         vector_ND = lookup(rows.item_N)
         last = ActionInput(events.yes_T[last_N], events.known_T[last_N], none_N)
         surface_N = self._partly_hidden(rows.surface_N)
-        x_ND = model.candidate_tokens(vector_ND, last, surface_N, rows.time_N, gap_N, rows.visible_N)
+        age_N = torch.where(none_N, 0, model.positive_ages(events, hidden_T)[1][last_N])
+        x_ND = model.candidate_tokens(vector_ND, last, surface_N, rows.time_N, gap_N, rows.visible_N, age_N)
         time_QC = rows.pad(rows.time_N)
         z_ND, _ = model.encoder.delta(
             x_ND, rows, [(pad(k), pad(v)) for k, v in cache], visible_QC * scale, own="self",

@@ -67,6 +67,8 @@ class TrainingExamples:
         positive: [events] bool. slates: their rows train where their split says so.
         window: most events of one window. batch_tokens: events plus candidates of a batch, about.
         start_share: share of a user's first windows that train the start vector.
+        crop: share of windows that are cut in two at a random place. The second part starts anew at position 0, so
+            that short histories are seen, and no event is lost.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class TrainingExamples:
         batch_tokens: int,
         seed: int,
         start_share: float = 0.125,
+        crop: float = 0.0,
     ) -> None:
+        self.crop = crop
         self.log, self.train_end, self.window = log, train_end, window
         self.batch_tokens, self.seed, self.start_share = batch_tokens, seed, start_share
         num_events = len(log)
@@ -133,7 +137,17 @@ class TrainingExamples:
         start = np.where(number == 0, 0, phase[user] + (number - 1) * self.window)
         end = np.minimum(phase[user] + number * self.window, length[user])
         keep = end > start
-        return user[keep], start[keep], end[keep]
+        user, start, end = user[keep], start[keep], end[keep]
+        if not self.crop:
+            return user, start, end
+        size = end - start
+        cut = (rng.random(len(size)) < self.crop) & (size > 1)
+        middle = start + 1 + (rng.random(len(size)) * (size - 1)).astype(np.int64)  # start < middle < end
+        return (
+            np.concatenate([user, user[cut]]),
+            np.concatenate([start, middle[cut]]),
+            np.concatenate([np.where(cut, middle, end), end[cut]]),
+        )
 
     def _slate_range(self, user: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints]:
         """Train slates whose visible history ends inside each window (at its start only for a user's first window)."""

@@ -35,6 +35,8 @@ class UserStates:
     last_time_B: Tensor
     """Time of the last event; -1 where there is none or it is not known."""
     last_actions: ActionInput
+    positive_age_B: Tensor
+    """Events from the last visible positive one to the place after the last; 0 where none is visible."""
     recent_BM: Tensor
     """Last positive items of the whole history, newest first, -1 padded."""
 

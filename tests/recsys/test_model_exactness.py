@@ -13,7 +13,17 @@ from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 
 NUM_ITEMS, NUM_ACTIONS = 40, 3
-VARIANTS = [(block, layout) for block in ("softmax", "hstu") for layout in ("mam", "lagged", "interleaved")]
+LAYOUTS = ("mam", "lagged", "interleaved")
+VARIANTS = [(block, layout, {}) for block in ("softmax", "hstu", "ligr") for layout in LAYOUTS]
+VARIANTS += [
+    ("softmax", "mam", {"time_encoding": "rotary"}),
+    ("softmax", "mam", {"time_encoding": "none"}),
+    ("hstu", "interleaved", {"time_encoding": "both", "position_bias": True}),
+    ("ligr", "lagged", {"time_encoding": "rotary", "position_bias": True}),
+    ("softmax", "interleaved", {"time_encoding": "none", "position_bias": True, "positive_recency": True}),
+    ("softmax", "mam", {"positive_recency": True, "score": "cosine"}),
+    ("softmax", "lagged", {"positive_recency": True}),
+]
 
 
 def make_model(block: str = "softmax", layout: str = "mam", **changes) -> UnifiedModel:
@@ -59,9 +69,9 @@ def probs(model, states, item, at, surface):
     return model.rank(states, item, at, surface).sigmoid()
 
 
-@pytest.mark.parametrize(("block", "layout"), VARIANTS)
-def test_candidate_alone_scores_as_in_a_slate_and_permutes(block, layout):
-    model = make_model(block, layout)
+@pytest.mark.parametrize(("block", "layout", "changes"), VARIANTS)
+def test_candidate_alone_scores_as_in_a_slate_and_permutes(block, layout, changes):
+    model = make_model(block, layout, **changes)
     states = model.encode([make_history(n, n) for n in (0, 5, 16, 30)])
     item, at, surface = requests(4, 9)
     together = probs(model, states, item, at, surface)
@@ -72,10 +82,10 @@ def test_candidate_alone_scores_as_in_a_slate_and_permutes(block, layout):
     assert together.std() > 0.05
 
 
-@pytest.mark.parametrize(("block", "layout"), VARIANTS)
-def test_delta_forward_equals_one_longer_sequence(block, layout):
+@pytest.mark.parametrize(("block", "layout", "changes"), VARIANTS)
+def test_delta_forward_equals_one_longer_sequence(block, layout, changes):
     """A candidate is a last event whose action is hidden: prefill plus delta is the full forward pass."""
-    model = make_model(block, layout)
+    model = make_model(block, layout, **changes)
     history = make_history(13, 4)
     longer = make_history(14, 4)
     at = int(history.timestamp[-1]) + 5000
@@ -94,10 +104,10 @@ def test_delta_forward_equals_one_longer_sequence(block, layout):
     assert torch.allclose(full, delta, atol=1e-5)
 
 
-@pytest.mark.parametrize(("block", "layout"), VARIANTS)
+@pytest.mark.parametrize(("block", "layout", "changes"), VARIANTS)
 @pytest.mark.parametrize("lengths", [(9, 12, 0, 16), (20, 22, 3, 3)])
-def test_appending_equals_encoding_the_longer_history(block, layout, lengths):
-    model = make_model(block, layout)
+def test_appending_equals_encoding_the_longer_history(block, layout, changes, lengths):
+    model = make_model(block, layout, **changes)
     before = (5, 12, 0, 7) if lengths[0] == 9 else (19, 21, 0, 1)
     whole = [make_history(n, 10 + i) for i, n in enumerate(lengths)]
     states = model.encode([h.prefix(n) for h, n in zip(whole, before, strict=True)])
@@ -126,9 +136,9 @@ def test_window_moves_by_strides_and_a_move_refuses_to_append():
     )
 
 
-@pytest.mark.parametrize(("block", "layout"), VARIANTS)
-def test_company_and_padding_do_not_matter(block, layout):
-    model = make_model(block, layout)
+@pytest.mark.parametrize(("block", "layout", "changes"), VARIANTS)
+def test_company_and_padding_do_not_matter(block, layout, changes):
+    model = make_model(block, layout, **changes)
     histories = [make_history(n, 20 + n) for n in (3, 16, 1, 0, 8, 8, 33)]
     item, at, surface = requests(7, 4)
     together = model.encode(histories)
