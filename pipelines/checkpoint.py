@@ -1,23 +1,81 @@
-"""Reading a model out of a checkpoint, without a pickle and without Lightning."""
+"""Reading a model out of a checkpoint, without a pickle and without Lightning, and the names its numbers stand for."""
 
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+import numpy as np
+import polars as pl
 import torch
 
+from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 
-__all__ = ["load_model"]
+__all__ = ["StoredNames", "load_model", "names_to_store", "stored_names"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredNames:
+    """The caller's ids and names that a checkpoint's numbers stand for, in the order of those numbers."""
+
+    item_ids: pl.Series
+    actions: tuple[str, ...]
+    surfaces: tuple[str, ...]
+
+
+def names_to_store(dataset: Dataset) -> dict[str, Any]:
+    """The entry ``names`` of a checkpoint: tensors and plain lists, a few bytes an item."""
+    ids = dataset.item_ids
+    if ids.dtype == pl.String:
+        text = "".join(ids.to_list()).encode("utf-8")
+        ends = ids.str.len_bytes().cast(pl.Int64).cum_sum().to_numpy()
+        stored = {"utf8": torch.frombuffer(bytearray(text or b"\0"), dtype=torch.uint8), "ends": torch.tensor(ends)}
+    else:
+        stored = {"integers": torch.tensor(ids.to_numpy().astype(np.int64)), "type": str(ids.dtype)}
+    return {
+        "item_ids": stored,
+        "actions": list(dataset.manifest.actions),
+        "surfaces": list(dataset.manifest.surfaces),
+    }
+
+
+def stored_names(meta: dict[str, Any], path: Path) -> StoredNames:
+    """The names in a checkpoint.
+
+    Args:
+        meta: the second part of what :func:`load_model` returned.
+        path: the checkpoint, for the message.
+
+    Raises:
+        InputError: an older checkpoint, which holds none.
+    """
+    names = meta.get("names")
+    if names is None:
+        raise InputError(
+            f"{path} holds no item ids, so that its items cannot be found in other data: it was written by an older "
+            "version; train it again"
+        )
+    stored = names["item_ids"]
+    if "utf8" in stored:
+        text, ends = stored["utf8"].numpy().tobytes(), stored["ends"].tolist()
+        ids = pl.Series(
+            [text[low:high].decode("utf-8") for low, high in zip([0, *ends[:-1]], ends, strict=True)], dtype=pl.String
+        )
+    else:
+        # Astype and not a cast: large unsigned ids are kept as the integers with the same bits.
+        kind = pl.Series(dtype=getattr(pl, stored["type"])).to_numpy().dtype
+        ids = pl.Series(stored["integers"].numpy().astype(kind))
+    return StoredNames(ids, tuple(names["actions"]), tuple(names["surfaces"]))
 
 
 def load_model(path: Path | str, device: str = "cpu") -> tuple[UnifiedModel, dict[str, Any]]:
-    """The network of a checkpoint, in evaluation mode, and what it says of itself (``config``, ``data_hash``).
+    """The network of a checkpoint, in evaluation mode, and what it says of itself (``config``, ``data_hash``, …).
 
     Raises:
         InputError: the file is missing, broken, or not one of ours.

@@ -25,6 +25,7 @@ from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.last_checkpoint import LastCheckpoint
 from recsys.pipelines.memory_weights import ChosenWeights, add_memory_weights
 from recsys.pipelines.unified_module import UnifiedModule
+from recsys.pipelines.warm_start import warm_start
 
 __all__ = ["fit_dataset", "main"]
 
@@ -55,10 +56,15 @@ class _SaveConfig(SaveConfigCallback):
 class _TrainingCLI(LightningCLI):
     """LightningCLI whose unset values come from the recipe of the data set."""
 
+    notes: tuple[str, ...] = ()
+    """How the network came about, where it does not start anew."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--patience", type=int, default=3, help="epochs without a better validation NDCG@10")
         parser.add_argument("--quiet", type=bool, default=False, help="say nothing of what was chosen")
         parser.add_argument("--memory", type=bool, default=True, help="choose weights of memory terms on validation")
+        # Two spellings: that of this command line, and that of all others.
+        parser.add_argument("--init_from", "--init-from", type=str, default=None, help="start from the weights of FILE")
         parser.add_argument("--last_every_n_steps", type=int, default=100, help="steps between writes of last.ckpt")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -80,6 +86,9 @@ class _TrainingCLI(LightningCLI):
             kwargs["logger"] = trainer["logger"] or False
         if trainer["enable_checkpointing"] is None and self.subcommand != "fit":
             kwargs["enable_checkpointing"] = False
+        if self.subcommand == "fit" and checkpoint is None and config["init_from"] is not None:
+            started = warm_start(data, module.changes, Path(config["init_from"]))
+            module.net, module.changes, self.notes = started.network, started.network.config.to_dict(), started.notes
         if checkpoint is not None:
             _take_over(module, data, Path(checkpoint), with_memory=self.subcommand != "fit")
         return super().instantiate_trainer(**kwargs)
@@ -87,7 +96,7 @@ class _TrainingCLI(LightningCLI):
     def before_fit(self) -> None:
         assert isinstance(self.datamodule, PreparedData) and isinstance(self.model, UnifiedModule)
         if not self.config_init.fit.quiet:
-            _say_choice(self.datamodule, self.model, self.trainer)
+            _say_choice(self.datamodule, self.model, self.trainer, self.notes)
 
     def after_fit(self) -> None:
         assert isinstance(self.datamodule, PreparedData)
@@ -204,7 +213,7 @@ def main(argv: list[str]) -> None:
     _run(argv)
 
 
-def _run(argv: list[str]) -> _TrainingCLI:
+def _run(argv: list[str], watchers: Sequence[L.Callback] = ()) -> _TrainingCLI:
     quiet = {"exit_on_error": False}
     resumed = _resumed(argv)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -223,16 +232,17 @@ def _run(argv: list[str]) -> _TrainingCLI:
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
                 "use_distributed_sampler": False,
+                "callbacks": list(watchers),
             },
         )
     return cli
 
 
-def _say_choice(data: PreparedData, module: UnifiedModule, trainer: L.Trainer) -> None:
+def _say_choice(data: PreparedData, module: UnifiedModule, trainer: L.Trainer, more: Sequence[str]) -> None:
     console = stdout_console()
     stated = set(module.changes) | ({"batch_tokens"} if data.batch_tokens is not None else set())
     chosen = (reason for setting, reason in data.recipe.reasons.items() if setting not in stated)
-    for note in (*data.dataset.manifest.notes, *chosen):
+    for note in (*data.dataset.manifest.notes, *chosen, *more):
         console.print(f"· {note}")
     console.print(f"· run folder {trainer.default_root_dir}, at most {trainer.max_epochs} epochs")
 
@@ -253,11 +263,20 @@ def _say_result(data: PreparedData, trainer: L.Trainer, chosen: ChosenWeights | 
     console.print(f"  recsys export --checkpoint {best} --data {data.dataset.path} --output bundle --histories")
 
 
-def fit_dataset(dataset: Dataset, root_dir: Path, **settings: Any) -> Path:
+def fit_dataset(
+    dataset: Dataset,
+    root_dir: Path,
+    *,
+    flags: Sequence[str] = (),
+    watchers: Sequence[L.Callback] = (),
+    **settings: Any,
+) -> Path:
     """Train on a prepared dataset through the command line's own code.
 
     Args:
         root_dir: folder of the run.
+        flags: more words of the command line, such as ``--trainer.accelerator=cpu``.
+        watchers: callbacks that run beside those of every training.
         settings: parameters of :class:`UnifiedModule`, :class:`PreparedData` or of Lightning's ``Trainer``, by name.
 
     Returns:
@@ -274,11 +293,12 @@ def fit_dataset(dataset: Dataset, root_dir: Path, **settings: Any) -> Path:
         "quiet": "",
         "last_every_n_steps": "",
         "memory": "",
+        "init_from": "",
     }
     argv = ["fit", "--data.path", str(dataset.path), "--trainer.default_root_dir", str(root_dir)]
     for name, value in settings.items():
         if name not in homes or name in ("self", "path", "default_root_dir"):
             raise InputError(f"fit has no setting {name!r}; see `recsys fit --help`")
         argv.append(f"--{homes[name]}{name}={value}")
-    _run(argv)
+    _run([*argv, *flags], watchers)
     return Path(root_dir) / "checkpoints" / "best.ckpt"

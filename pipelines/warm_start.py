@@ -1,0 +1,253 @@
+"""A network for a dataset that grew, started from a checkpoint: what the caller's ids and names share is taken over.
+
+Suffixes: I = items of the grown dataset, J = items of the checkpoint, S = items of both, D = width, C = content columns
+of the grown dataset, B = those of the checkpoint, A = actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recsys.errors import InputError
+from recsys.model import UnifiedModel
+from recsys.model_config import ModelConfig
+from recsys.pipelines.checkpoint import load_model, stored_names
+from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.unified_module import build_network
+from recsys.vocabulary import IdMap
+
+__all__ = ["WarmStart", "warm_start"]
+
+_FREE = frozenset(
+    (
+        "dropout",
+        "id_dropout",
+        "surface_dropout",
+        "mask_prob",
+        "retrieval_loss",
+        "num_negatives",
+        "label_smoothing",
+        "crop",
+        "action_weight",
+        "pairwise_weight",
+    )
+)
+"""Settings of training alone: another value fits the same weights."""
+_SAME_FEATURES = 0.5
+"""Share of the old content's variance that the new content must explain to count as the same features."""
+_RIDGE = 1e-4
+"""Of a least-squares fit, relative to the mean square of its columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmStart:
+    """A network with the weights of a checkpoint, and what people should know of how it came about."""
+
+    network: UnifiedModel
+    notes: tuple[str, ...]
+
+
+def warm_start(data: PreparedData, changes: dict[str, Any], checkpoint: Path) -> WarmStart:
+    """A network for ``data`` that scores the checkpoint's items, for the same histories, as the checkpoint does.
+
+    New items start with what their content says, or as the mean item where there is none; new actions and surfaces
+    start without an influence of their own. The optimiser starts afresh.
+
+    Args:
+        data: what will be trained on.
+        changes: settings that were asked for by name.
+        checkpoint: of a dataset whose items, actions and surfaces mostly occur here, under the same ids and names.
+
+    Raises:
+        InputError: the checkpoint cannot be read, holds no item ids, shares no item with the data, or has another
+            setting than the one asked for.
+    """
+    old, meta = load_model(checkpoint)
+    names, manifest = stored_names(meta, checkpoint), data.dataset.manifest
+    config, notes = _config(data, changes, old.config, checkpoint)
+    old_row_I = torch.from_numpy(IdMap(names.item_ids).index(data.dataset.item_ids))
+    num_shared = int((old_row_I >= 0).sum())
+    if not num_shared:
+        raise InputError(
+            f"no item id of {data.dataset.path} occurs in {checkpoint}; give a checkpoint of an earlier state of "
+            "this data, or train anew"
+        )
+    notes.insert(
+        0,
+        f"starts from {checkpoint}: {num_shared:,} of its {old.config.num_items:,} items are here, "
+        f"{data.dataset.num_items - num_shared:,} are new",
+    )
+    network = build_network(data, config.to_dict())
+    action_A, surface_A = _places(names.actions, manifest.actions), _places(names.surfaces, manifest.surfaces)
+    notes += _said("action", names.actions, manifest.actions) + _said("surface", names.surfaces, manifest.surfaces)
+    with torch.no_grad():
+        _copy_shared(old, network, checkpoint)
+        notes += _fill_items(old, network, old_row_I)
+        _fill_surfaces(old, network, surface_A)
+        _fill_actions(old, network, action_A)
+    return WarmStart(network, tuple(notes))
+
+
+def _config(
+    data: PreparedData, changes: dict[str, Any], stored: ModelConfig, checkpoint: Path
+) -> tuple[ModelConfig, list[str]]:
+    """The checkpoint's settings with the sizes of the data; and what was decided on the way."""
+    recipe, notes = data.recipe.model, []
+    for name, value in changes.items():
+        if name not in _FREE and getattr(stored, name) != value:
+            flag = "use_content = true" if name == "content_dim" else f"{name} = {getattr(stored, name)!r}"
+            asked = False if name == "content_dim" else value
+            raise InputError(
+                f"{checkpoint} has model.{flag}, not {asked!r}; leave the flag out or train anew without --init-from"
+            )
+    if stored.use_time and not recipe.use_time:
+        raise InputError(
+            f"{checkpoint} has model.use_time = True, but the timestamps of {data.dataset.path} are an order and no "
+            "clock; prepare it with --clock real, or train anew without --init-from"
+        )
+    if recipe.window > stored.window:
+        notes.append(f"window {stored.window}, as in the checkpoint (training anew would choose {recipe.window})")
+    if recipe.retrieval_loss != stored.retrieval_loss == "full" and "retrieval_loss" not in changes:
+        changes = {**changes, "retrieval_loss": recipe.retrieval_loss}
+        notes.append("sampled softmax from here on: the catalogue has grown too large for the full one")
+    sizes = {name: getattr(recipe, name) for name in ("num_items", "num_actions", "num_surfaces", "positive_mask")}
+    content_dim = recipe.content_dim if stored.content_dim or "content_dim" not in changes else 0
+    return replace(stored, **{**changes, **sizes, "content_dim": content_dim}), notes
+
+
+def _places(old: Sequence[str], new: Sequence[str]) -> list[int]:
+    """Where each new name stood; -1 = nowhere.
+
+    >>> _places(["", "feed"], ["", "banner", "feed"])
+    [0, -1, 1]
+    """
+    return [old.index(name) if name in old else -1 for name in new]
+
+
+def _said(what: str, old: Sequence[str], new: Sequence[str]) -> list[str]:
+    added, gone = [name for name in new if name not in old], [name for name in old if name not in new]
+    notes = [f"new {what}s: {', '.join(added)}"] if added else []
+    return notes + ([f"{what}s of the checkpoint that are no more: {', '.join(gone)}"] if gone else [])
+
+
+def _sized_by_data(network: UnifiedModel) -> set[str]:
+    """Parameters that are filled row by row or column by column."""
+    found = {"items.ids.weight", "items.project.weight", "tokens.mix.weight", "tokens.context.surface.weight"}
+    return found | {f"action_head.{name}" for name in ("out.weight", "out.bias", "rank_bias.weight")}
+
+
+def _copy_shared(old: UnifiedModel, network: UnifiedModel, checkpoint: Path) -> None:
+    """Every other parameter as it is. Buffers say what the data is, and stay those of the new data."""
+    before, filled = dict(old.named_parameters()), _sized_by_data(network)
+    for name, parameter in network.named_parameters():
+        if name in filled:
+            continue
+        if name not in before or before[name].shape != parameter.shape:
+            had = "lacks" if name not in before else f"has the shape {tuple(before[name].shape)} for"
+            raise InputError(
+                f"{checkpoint} {had} the weights {name}, whose shape is {tuple(parameter.shape)} for this data; "
+                "train anew without --init-from"
+            )
+        parameter.copy_(before[name])
+
+
+# -- items -------------------------------------------------------------------------------------------------------------
+
+
+def _fill_items(old: UnifiedModel, network: UnifiedModel, old_row_I: Tensor) -> list[str]:
+    here_I = old_row_I >= 0
+    row_S = old_row_I[here_I]
+    items, before = network.items, old.items
+    had_id_S = before.has_id_I[row_S]
+    start_D = torch.zeros(network.config.dim)
+    if not old.config.content_dim and before.has_id_I.any():
+        # Where nothing but the id speaks for an item, a zero vector would score above every negative score.
+        start_D = before.ids.weight[before.has_id_I].mean(0)
+    id_SD = torch.where(had_id_S[:, None], before.ids.weight[row_S], start_D)
+    items.ids.weight.copy_(start_D.expand_as(items.ids.weight))
+    items.ids.weight[here_I] = id_SD
+    items.has_id_I[here_I] |= had_id_S  # learned once, an id part stays, even if its events are no longer here
+    return _fill_content(old, network, here_I, row_S)
+
+
+def _fill_content(old: UnifiedModel, network: UnifiedModel, here_I: Tensor, row_S: Tensor) -> list[str]:
+    items, before = network.items, old.items
+    new_width, old_width = network.config.content_dim, old.config.content_dim
+    if items.project is None:
+        if before.project is None:
+            return []
+        items.ids.weight[here_I] = before.table()[row_S]
+        items.has_id_I[here_I] = True
+        return ["the data has no content any more: what it said of the checkpoint's items joins their ids"]
+    if before.project is None:
+        items.project.weight.zero_()
+        return [f"{new_width} content features, which the checkpoint had none of: their projection starts at zero"]
+    new_SC, old_SB = items.content_IC[here_I].double(), before.content_IC[row_S].double()
+    if new_width == old_width:
+        # The transform of the text was fitted anew with the catalogue, so the same words stand on other axes: items of
+        # the checkpoint keep their features, and those of new items are turned to the old axes.
+        centre_C, centre_B = new_SC.mean(0), old_SB.mean(0)
+        turn_CB = _least_squares(new_SC - centre_C, old_SB - centre_B)
+        left = ((new_SC - centre_C) @ turn_CB + centre_B - old_SB).square().sum()
+        explained = 1.0 - float(left / (old_SB - centre_B).square().sum().clamp_min(1e-12))
+        if explained >= _SAME_FEATURES:
+            turned_IB = (items.content_IC.double() - centre_C) @ turn_CB + centre_B
+            items.content_IC.copy_(turned_IB)
+            items.content_IC[here_I] = before.content_IC[row_S]
+            items.project.weight.copy_(before.project.weight)
+            return [
+                f"content features of new items turned to the checkpoint's ({explained:.1%} of the variance agrees)"
+            ]
+        what = f"the content features are others ({explained:.0%} of the variance agrees)"
+    else:
+        what = f"{new_width} content features instead of {old_width}"
+    items.project.weight.copy_(_least_squares(new_SC, old_SB @ before.project.weight.T.double()).T)
+    return [f"{what}: their projection starts anew, from the least-squares fit to the checkpoint's item vectors"]
+
+
+def _least_squares(x_SC: Tensor, y_SB: Tensor) -> Tensor:
+    """[C, B] such that ``x_SC`` times it is near ``y_SB``, by ridge regression in float64."""
+    gram_CC = x_SC.T @ x_SC
+    ridge = _RIDGE * gram_CC.diagonal().mean().clamp_min(1e-12)
+    return torch.linalg.solve(gram_CC + ridge * torch.eye(len(gram_CC), dtype=gram_CC.dtype), x_SC.T @ y_SB)
+
+
+# -- surfaces and actions ----------------------------------------------------------------------------------------------
+
+
+def _fill_surfaces(old: UnifiedModel, network: UnifiedModel, place_A: list[int]) -> None:
+    """A new surface starts as the unknown one."""
+    after, before = network.tokens.context.surface, old.tokens.context.surface
+    if after is not None and before is not None:
+        after.weight.copy_(before.weight[[max(place, 0) for place in place_A]])
+
+
+def _fill_actions(old: UnifiedModel, network: UnifiedModel, place_A: list[int]) -> None:
+    """Tokens do not see a new action yet; its output starts at its base rate."""
+    kept = [(new, place) for new, place in enumerate(place_A) if place >= 0]
+    after, before = network.tokens.mix, old.tokens.mix
+    if after is not None and before is not None:
+        dim, new_count, old_count = network.config.dim, network.tokens.num_actions, old.tokens.num_actions
+        after.weight[:, :dim] = before.weight[:, :dim]
+        after.weight[:, dim + 2 * new_count :] = before.weight[:, dim + 2 * old_count :]
+        after.weight[:, dim : dim + 2 * new_count] = 0.0
+        for new, place in kept if network.config.use_actions else ():
+            for half in (0, 1):  # columns of "yes", then of "unknown"
+                column = before.weight[:, dim + half * old_count + place]
+                after.weight[:, dim + half * new_count + new] = column
+        if after.bias is not None and before.bias is not None:
+            after.bias.copy_(before.bias)
+    if network.action_head is None or old.action_head is None:
+        return
+    head, former = network.action_head, old.action_head
+    for new, place in kept:
+        head.out.weight[new], head.out.bias[new] = former.out.weight[place], former.out.bias[place]
+        head.rank_bias.weight[:, new] = former.rank_bias.weight[:, place]
+    if network.config.regress_value:
+        head.out.weight[-1], head.out.bias[-1] = former.out.weight[-1], former.out.bias[-1]
