@@ -41,6 +41,40 @@ def test_sampled_softmax_with_the_whole_catalogue_is_the_full_one():
     assert torch.allclose(sampled, full_softmax_loss_sum(query, vectors, target))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
+def test_smoothed_full_softmax_is_that_of_torch(smoothing, monkeypatch):
+    torch.manual_seed(0)
+    query, vectors = torch.randn(13, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    target = torch.randint(0, 9, (13,))
+    monkeypatch.setattr("recsys.losses._MAX_LOGITS", 30)
+    ours = full_softmax_loss_sum(query, vectors, target, smoothing)
+    torchs = torch.nn.functional.cross_entropy(query @ vectors.T, target, reduction="sum", label_smoothing=smoothing)
+    assert torch.allclose(ours, torchs, rtol=1e-5)
+    for one, other in zip(
+        torch.autograd.grad(2 * ours, [query, vectors]), torch.autograd.grad(2 * torchs, [query, vectors]), strict=True
+    ):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_smoothed_sampled_softmax_is_that_of_torch_over_what_a_row_sees():
+    torch.manual_seed(0)
+    query, vectors = torch.randn(3, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    target, negative, log_q = torch.tensor([2, 0, 5]), torch.tensor([1, 2, 3, 4]), torch.randn(6)
+    ours = sampled_softmax_loss_sum(
+        query, vectors[target], target, vectors[negative], negative, log_q[target], log_q[negative], 0.2
+    )
+    torchs = torch.zeros(())
+    for row, own in enumerate(target.tolist()):
+        seen = [own, *(i for i in negative.tolist() if i != own)]
+        logits = query[row] @ vectors[seen].T - log_q[seen]
+        torchs = torchs + torch.nn.functional.cross_entropy(logits, torch.tensor(0), label_smoothing=0.2)
+    assert torch.allclose(ours, torchs, rtol=1e-5)
+    for one, other in zip(
+        torch.autograd.grad(ours, [query, vectors]), torch.autograd.grad(torchs, [query, vectors]), strict=True
+    ):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
 def test_logq_takes_what_is_drawn_more_often_down():
     query, vectors = torch.ones(1, 1), torch.ones(2, 1)
     plain = [torch.zeros(1), torch.zeros(1)]
@@ -83,23 +117,48 @@ def test_item_without_events_has_content_alone(toy_model):
         items.has_id_I.copy_(kept)
 
 
-@pytest.mark.parametrize("layout", ["mam", "lagged", "interleaved"])
-@pytest.mark.parametrize("loss", ["full", "sampled"])
-@pytest.mark.parametrize("block", ["softmax", "hstu"])
-def test_training_lowers_both_losses(toy_dataset, layout, loss, block):
+def layouts_and_losses(block):
+    return [
+        {"block": block, "layout": layout, "retrieval_loss": loss}
+        for layout in ("mam", "lagged", "interleaved")
+        for loss in ("full", "sampled")
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *layouts_and_losses("softmax"),
+        *layouts_and_losses("hstu"),
+        {"block": "ligr"},
+        {"block": "ligr", "retrieval_loss": "sampled", "label_smoothing": 0.1, "score": "cosine"},
+        {"score": "cosine"},
+        {"label_smoothing": 0.1},
+        {"time_encoding": "rotary"},
+        {"time_encoding": "both", "position_bias": True, "block": "hstu"},
+        {"position_bias": True},
+        {"positive_recency": True},
+        {"crop": 0.5},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_training_lowers_both_losses(toy_dataset, changes):
     data = PreparedData(str(toy_dataset.path), batch_tokens=200)
-    model = build_network(data, {"dim": 16, "layout": layout, "retrieval_loss": loss, "block": block, "dropout": 0.0})
+    model = build_network(data, {"dim": 16, "dropout": 0.0, **changes})
     objective = Objective(model, torch.from_numpy(toy_dataset.train_item_counts()))
     examples = data.examples(model.config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    first, last = [], []
+    first, last, reached = [], [], set()
     for step in range(60):
         torch.manual_seed(step)
         losses = objective(examples.batch(step))
         optimizer.zero_grad()
         losses.total.backward()
+        reached |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
         optimizer.step()
         (first if step < 5 else last if step >= 55 else []).append((float(losses.item), float(losses.action)))
+    left = {name for name, _ in model.named_parameters()} - reached
+    assert left <= {"action_head.rank_bias.weight"}  # there are no slates
     assert np.mean([i for i, _ in last]) < np.mean([i for i, _ in first]) - 0.1
     assert np.mean([a for _, a in last]) < np.mean([a for _, a in first])
 

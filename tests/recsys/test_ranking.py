@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -11,8 +13,10 @@ from recsys.errors import InputError
 from recsys.events import EventLog
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
+from recsys.objective import Objective
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.ranking import predict_slates
+from recsys.training_batches import TrainingExamples, events_before
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,37 @@ def test_each_slate_of_a_split_is_predicted_once(slated, model):
     rows = sorted(row for split in (0, 1, 2) for row in predictions(model, slated, split))
     assigned = np.flatnonzero(np.repeat(slated.slates.split, np.diff(slated.slates.offsets)) < 3)
     assert rows == assigned.tolist() and len(rows) > 100
+
+
+@pytest.mark.parametrize("changes", [{}, {"positive_recency": True, "position_bias": True, "time_encoding": "both"}])
+def test_candidates_in_training_are_those_that_are_served(slated, model, changes):
+    """The same rows from the packed training batch and from a cached user state."""
+    torch.manual_seed(1)
+    trained = UnifiedModel(replace(model.config, window=64, mask_prob=0.0, **changes)).eval()
+    for parameter in trained.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.3)
+    trained.action_head.rank_bias.weight.data.zero_()
+    served = predictions(trained, slated, 0)
+    log, slates = slated.events, slated.slates
+    before = events_before(log, slates.user, slates.timestamp)
+    logits = []
+    trained.action_head.register_forward_hook(lambda module, inputs, output: logits.append(output))
+    examples = TrainingExamples(
+        log, slated.train_end, slated.is_positive(), slates, window=64, batch_tokens=300, seed=0
+    )
+    objective = Objective(trained, torch.from_numpy(slated.train_item_counts()))
+    compared = 0
+    for step in range(examples.steps_per_epoch):
+        batch = examples.batch(step)
+        logits.clear()
+        objective(batch)
+        rows = batch.candidates
+        for slate, shown, found in zip(rows.slate_N.tolist(), rows.shown_N.tolist(), logits[-1], strict=True):
+            if before[slate] <= slated.train_end[slates.user[slate]]:
+                expected = served[int(slates.offsets[slate]) + shown]
+                assert np.allclose(found.sigmoid().detach().numpy(), expected, atol=1e-5)
+                compared += 1
+    assert compared > 50
 
 
 def test_batches_of_any_size_predict_the_same(slated, model):

@@ -65,14 +65,15 @@ def test_events_before_counts_strictly_earlier_ones():
     held_out=st.integers(0, 3),
     budget=st.integers(3, 60),
     seed=st.integers(0, 99),
+    crop=st.sampled_from([0.0, 0.5, 1.0]),
 )
-def test_a_pass_shows_every_training_event_once_and_nothing_else(lengths, held_out, budget, seed):
+def test_a_pass_shows_every_training_event_once_and_nothing_else(lengths, held_out, budget, seed, crop):
     log = make_log(lengths, seed)
     train_end = np.maximum(np.array(lengths, dtype=np.int64) - held_out, 0)
     positive = log.yes == 1
     slates = make_slates(log, 3, seed)
     examples = TrainingExamples(
-        log, train_end, positive, slates, window=8, batch_tokens=budget, seed=seed, start_share=0.5
+        log, train_end, positive, slates, window=8, batch_tokens=budget, seed=seed, start_share=0.5, crop=crop
     )
     tagged = EventLog(log.offsets, np.arange(len(log)), *(getattr(log, n) for n in log.__slots__[2:]))
     examples.log = tagged  # items become row numbers, so that a batch says where its events come from
@@ -117,12 +118,13 @@ def check_candidates(batch, rows, log, slates, owner, place, train_end) -> int:
     return len(candidates.item_N)
 
 
-def test_batches_depend_on_seed_and_step_alone():
+@pytest.mark.parametrize("crop", [0.0, 0.5])
+def test_batches_depend_on_seed_and_step_alone(crop):
     log = make_log([12] * 20)
     train_end = np.full(20, 12)
 
     def examples(seed):
-        return TrainingExamples(log, train_end, log.yes == 1, None, window=8, batch_tokens=30, seed=seed)
+        return TrainingExamples(log, train_end, log.yes == 1, None, window=8, batch_tokens=30, seed=seed, crop=crop)
 
     straight, jumping = examples(4), examples(4)
     steps = [0, 17, 3, 40, 9]
@@ -130,6 +132,22 @@ def test_batches_depend_on_seed_and_step_alone():
     for step in steps:
         assert expected[step].equal(jumping.batch(step).events.item_T)
     assert not expected[0].equal(examples(5).batch(0).events.item_T)
+
+
+def test_crops_cut_that_share_of_windows_at_every_place():
+    log = make_log([8] * 4000)
+
+    def windows(crop):
+        found = TrainingExamples(
+            log, np.full(4000, 8), log.yes == 1, None, window=8, batch_tokens=999, seed=0, crop=crop
+        )._windows
+        return [column.tolist() for column in found]
+
+    user, start, end = windows(0.25)
+    assert 4000 + 900 < len(user) < 4000 + 1100
+    late = [begin for begin, stop in zip(start, end, strict=True) if begin]
+    assert min(np.bincount(late, minlength=8)[1:]) > 90  # 1/7 of about 1000 each
+    assert windows(0.0)[1] == [0] * 4000
 
 
 @pytest.mark.parametrize("rows", [True, False])
