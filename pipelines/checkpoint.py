@@ -32,6 +32,7 @@ class StoredNames:
 def names_to_store(dataset: Dataset) -> dict[str, Any]:
     """The entry ``names`` of a checkpoint: tensors and plain lists, a few bytes an item."""
     ids = dataset.item_ids
+    stored: dict[str, Any]
     if ids.dtype == pl.String:
         text = "".join(ids.to_list()).encode("utf-8")
         ends = ids.str.len_bytes().cast(pl.Int64).cum_sum().to_numpy()

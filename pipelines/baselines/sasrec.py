@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from recsys.model import UnifiedModel
 
 __all__ = ["SASREC_SETTINGS", "SasRecScorer", "fit_sasrec"]
 
-SASREC_SETTINGS: dict[str, object] = {
+SASREC_SETTINGS: dict[str, Any] = {
     "use_content": False,
     "use_actions": False,
     "use_surfaces": False,

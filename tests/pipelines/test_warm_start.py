@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import polars as pl
 import pytest
 import torch
@@ -158,28 +160,44 @@ def test_new_actions_and_surfaces_have_no_influence_yet(grown, checkpoint):
     assert torch.equal(surface[grown.manifest.surfaces.index(NEW_SURFACE)], surface[0])
 
 
-def test_a_fit_goes_on_from_the_checkpoint_and_can_be_resumed(grown, checkpoint, tmp_path, capsys):
-    run = tmp_path / "run"
-    fit_dataset(grown, run, max_epochs=0, init_from=str(checkpoint), **FAST)
+def test_no_steps_leave_the_checkpoint_as_it_was_in_the_names_of_the_grown_data(grown, checkpoint, tmp_path, capsys):
+    best = fit_dataset(grown, tmp_path / "run", max_epochs=0, init_from=str(checkpoint), **FAST)
     said = capsys.readouterr().out
     assert "200 of its 200 items are here, 40 are new" in said
-    frozen, meta = load_model(run / "checkpoints" / "best.ckpt")
+    frozen, meta = load_model(best)
     assert meta["data_hash"] == grown.manifest.data_hash
     started = warm_start(PreparedData(str(grown.path)), {}, checkpoint).network
     for name, value in started.state_dict().items():
         assert torch.equal(value, frozen.state_dict()[name]), name
 
-    flags = ["--data.path", str(grown.path), "--trainer.default_root_dir", str(run), "--trainer.accelerator=cpu"]
-    flags += ["--trainer.enable_progress_bar=false", "--memory=false", "--quiet=true", "--trainer.logger=false"]
-    assert main(["fit", *flags, "--init-from", str(checkpoint), "--trainer.max_steps=3"]) == 0
-    trained, _ = (
-        load_model(run / "checkpoints" / "last.ckpt")
-        if (run / "checkpoints" / "last.ckpt").exists()
-        else load_model(run / "checkpoints" / "best.ckpt")
-    )
-    moved = (trained.items.ids.weight - started.items.ids.weight).abs().max()
-    assert 0 < moved < 0.05
-    assert trained.config.dim == 16 and trained.config.num_items == 240
+
+class Killed(L.Callback):
+    """Ends a training in the middle of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == self.step:
+            raise KeyError("killed")
+
+
+def test_a_warm_start_killed_and_resumed_ends_bit_equal(grown, checkpoint, tmp_path):
+    """Before its first checkpoint it starts again from the same weights, later it goes on from its own."""
+    settings = {"max_steps": 6, "last_every_n_steps": 2, "init_from": str(checkpoint), "quiet": True, **FAST}
+    whole, _ = load_model(fit_dataset(grown, tmp_path / "whole", **settings))
+    started = warm_start(PreparedData(str(grown.path)), {}, checkpoint).network
+    moved = (whole.items.ids.weight - started.items.ids.weight).abs().max()
+    assert 0 < moved < 0.05 and whole.config.dim == 16 and whole.config.num_items == 240
+    for step in (1, 3):
+        run = tmp_path / f"killed-at-{step}"
+        with pytest.raises(KeyError):
+            fit_dataset(grown, run, watchers=[Killed(step)], **settings)
+        assert (run / "checkpoints" / "last.ckpt").exists() == (step > 2)
+        assert main(["fit", "--trainer.default_root_dir", str(run), "--ckpt_path", "last"]) == 0
+        resumed, _ = load_model(run / "checkpoints" / "best.ckpt")
+        for name, value in whole.state_dict().items():
+            assert torch.equal(value, resumed.state_dict()[name]), (step, name)
 
 
 def test_what_does_not_fit_is_one_line(toy_dataset, young, grown, checkpoint, tmp_path, capsys):
