@@ -23,7 +23,7 @@ def training_graph(dataset: Dataset) -> ItemGraph:
     texts: dict[str, Any] = {}
     if dataset.sparse_text is not None:
         texts["text"] = dataset.sparse_text
-    texts |= getattr(dataset, "relation_vectors", {})
+    texts |= dataset.relation_vectors
     return ItemGraph.build(dataset.num_items, transitions=_transitions(dataset, training_only=True), texts=texts)
 
 

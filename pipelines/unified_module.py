@@ -17,14 +17,18 @@ from recsys.index.memory_terms import MemoryTerms, MemoryWeights
 from recsys.metrics import target_ranks
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
+from recsys.neighbour_targets import NeighbourTargets
 from recsys.objective import Objective
 from recsys.pipelines.checkpoint import names_to_store
+from recsys.pipelines.content_neighbours import content_neighbours
 from recsys.pipelines.data_module import PreparedData
 from recsys.ranking import predict_slates
 from recsys.training_batches import TrainingBatch
 
 __all__ = ["UnifiedModule"]
 
+_NEIGHBOURS = 8
+"""Nearest items a target may be replaced by."""
 _SPLITS = {"val": 1, "test": 2}
 
 
@@ -54,10 +58,13 @@ class UnifiedModule(L.LightningModule):
         score: retrieval by inner product (``dot``) or by ``cosine`` with a learned temperature.
         retrieval_loss: ``full`` or ``sampled`` softmax.
         num_negatives: uniform negatives of the sampled softmax, joined by up to as many targets of the batch.
+        neighbour_targets: share of retrieval targets replaced by an item near them in content.
         label_smoothing: of the retrieval softmax.
         action_weight: weight of L_action.
         pairwise_weight: weight of the pairwise term inside slates.
         regress_value: whether a head predicts log(1 + value).
+        past_rates: whether the ranking head reads how often each action followed before an event's time.
+        cross_layers: low-rank cross layers of the ranking head.
         lr: peak learning rate of AdamW.
         weight_decay: of matrices; vectors and norms have none.
         warmup_steps: steps until the peak.
@@ -88,10 +95,13 @@ class UnifiedModule(L.LightningModule):
         score: Literal["dot", "cosine"] | None = None,
         retrieval_loss: Literal["full", "sampled"] | None = None,
         num_negatives: int | None = None,
+        neighbour_targets: float | None = None,
         label_smoothing: float | None = None,
         action_weight: float | None = None,
         pairwise_weight: float | None = None,
         regress_value: bool | None = None,
+        past_rates: bool | None = None,
+        cross_layers: int | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.1,
         warmup_steps: int = 200,
@@ -122,10 +132,13 @@ class UnifiedModule(L.LightningModule):
                 "score": score,
                 "retrieval_loss": retrieval_loss,
                 "num_negatives": num_negatives,
+                "neighbour_targets": neighbour_targets,
                 "label_smoothing": label_smoothing,
                 "action_weight": action_weight,
                 "pairwise_weight": pairwise_weight,
                 "regress_value": regress_value,
+                "past_rates": past_rates,
+                "cross_layers": cross_layers,
             }.items()
             if value is not None
         }
@@ -167,7 +180,13 @@ class UnifiedModule(L.LightningModule):
     @property
     def objective(self) -> Objective:
         if self._objective is None:
-            self._objective = Objective(self.model, torch.from_numpy(self.data.dataset.train_item_counts()))
+            dataset, share = self.data.dataset, self.config.neighbour_targets
+            near = content_neighbours(dataset, _NEIGHBOURS) if share else None
+            self._objective = Objective(
+                self.model,
+                torch.from_numpy(dataset.train_item_counts()),
+                None if near is None else NeighbourTargets(*near, share),
+            )
             self._objective.to(self.device)
         return self._objective
 
@@ -257,7 +276,8 @@ class UnifiedModule(L.LightningModule):
             return {}
         from recsys.ranking_metrics import auc
 
-        predicted = predict_slates(self.model, dataset, split)
+        past_RF = self.data.past.slates_RF if self.config.past_rates else None
+        predicted = predict_slates(self.model, dataset, split, past_RF=past_RF)
         figures = {}
         for place, action in enumerate(dataset.manifest.actions):
             known = ((slates.known[predicted.row_R] >> place) & 1).astype(bool)
@@ -314,6 +334,8 @@ def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     )
     if model.action_head is not None:
         model.action_head.set_priors(_action_rates(data), _padded_share(data, config.max_shown_rank))
+        if config.past_rates:
+            model.action_head.set_past(*data.past.moments(dataset))
     return model
 
 

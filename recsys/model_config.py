@@ -67,6 +67,8 @@ class ModelConfig:
     retrieval_loss: RetrievalLoss = "full"
     num_negatives: int = 256
     """Uniform negatives a step of the sampled softmax; up to as many targets of the batch join them."""
+    neighbour_targets: float = 0.0
+    """Share of retrieval targets replaced by one of the items nearest to them in content."""
     label_smoothing: float = 0.0
     """Share of a retrieval target's probability that is spread over all items of the softmax (arXiv 1512.00567)."""
     action_weight: float = 1.0
@@ -75,6 +77,11 @@ class ModelConfig:
     """Weight of the pairwise logistic term inside a slate."""
     regress_value: bool = False
     """Whether a head predicts log(1 + value)."""
+    past_rates: bool = False
+    """Whether the ranking head reads how often each action followed before; see :mod:`recsys.past_rates`."""
+    cross_layers: int = 0
+    """Low-rank cross layers of the ranking head (DCN V2, arXiv 2008.13535)."""
+    cross_rank: int = 32
     max_shown_rank: int = 32
     """Places of a slate with a position bias of their own; later ones share the last."""
 
@@ -88,6 +95,7 @@ class ModelConfig:
             "recent",
             "ffn_factor",
             "max_shown_rank",
+            "cross_rank",
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"model.{name} must be positive, got {getattr(self, name)!r}")
@@ -99,9 +107,13 @@ class ModelConfig:
             raise InputError("model.positives_only leaves nothing to rank; set model.use_actions to false with it")
         if not 0 <= self.num_actions <= 31:
             raise InputError(f"model.num_actions = {self.num_actions}; at most 31 actions fit")
-        for name in ("mask_prob", "dropout", "id_dropout", "surface_dropout", "label_smoothing"):
+        for name in ("mask_prob", "dropout", "id_dropout", "surface_dropout", "label_smoothing", "neighbour_targets"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"model.{name} must be in [0, 1), got {getattr(self, name)!r}")
+        if self.cross_layers < 0:
+            raise InputError(f"model.cross_layers must not be negative, got {self.cross_layers!r}")
+        if self.past_rates and not self.use_actions:
+            raise InputError("model.past_rates needs actions to rank by; leave it out with model.use_actions = false")
         if not 0.0 <= self.crop <= 1.0:
             raise InputError(f"model.crop must be in [0, 1], got {self.crop!r}")
         if self.time_encoding in ("rotary", "both") and self.head_dim % 2:

@@ -15,7 +15,9 @@ from recsys.event_tokens import action_bits
 from recsys.layouts import ActionInput
 from recsys.losses import action_loss, full_softmax_loss_sum, pairwise_loss, sampled_softmax_loss_sum
 from recsys.model import UnifiedModel
+from recsys.neighbour_targets import NeighbourTargets
 from recsys.packing import CandidateRows
+from recsys.past_rates import without_surface
 from recsys.time_features import UNKNOWN_GAP
 from recsys.training_batches import TrainingBatch
 from recsys.user_state import pad_packed
@@ -40,10 +42,11 @@ class Objective:
 
     Args:
         item_counts_I: [I] training events per item; items without any stay out of softmax denominators.
+        neighbours: replaces some retrieval targets by similar items; None = none.
     """
 
-    def __init__(self, model: UnifiedModel, item_counts_I: Tensor) -> None:
-        self.model = model
+    def __init__(self, model: UnifiedModel, item_counts_I: Tensor, neighbours: NeighbourTargets | None = None) -> None:
+        self.model, self.neighbours = model, neighbours
         trained_J = (item_counts_I > 0).nonzero().flatten()
         self.trained_J = trained_J
         self.all_trained = len(trained_J) == len(item_counts_I)
@@ -53,6 +56,8 @@ class Objective:
 
     def to(self, device: torch.device) -> None:
         """Move the catalogue's tensors to the model's device."""
+        if self.neighbours is not None:
+            self.neighbours = self.neighbours.to(device)
         for name in ("trained_J", "compact_I", "log_share_I"):
             setattr(self, name, getattr(self, name).to(device))
 
@@ -75,6 +80,8 @@ class Objective:
 
         query_ND, target_N = self._queries(batch, z_RD, model.layout.item_events(hidden_T))
         num_targets = len(target_N)
+        if self.neighbours is not None and num_targets:
+            target_N = self.neighbours(target_N)
         item = z_RD.sum() * 0.0
         if num_targets:
             item = self._item_loss(query_ND, target_N, table_I1D) / num_targets
@@ -137,7 +144,11 @@ class Objective:
         at_N = (model.layout.action_events(hidden_T) & (events.known_T != 0)).nonzero().flatten()
         if not len(at_N):
             return z_RD.sum() * 0.0
-        logits_NA = model.action_head(model.layout.action_reads(z_RD)[at_N], lookup(events.item_T[at_N]))
+        logits_NA = model.action_head(
+            model.layout.action_reads(z_RD)[at_N],
+            lookup(events.item_T[at_N]),
+            past_RF=None if batch.past_TF is None else batch.past_TF[at_N].float(),
+        )
         return self._labels_loss(logits_NA, events.yes_T[at_N], events.known_T[at_N], batch.value_T[at_N])
 
     def _candidate_loss(self, batch: TrainingBatch, rows: CandidateRows, cache, lookup, hidden_T: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
@@ -171,7 +182,8 @@ class Objective:
             time_BL=pad(events.time_T.repeat_interleave(scale)),
             time_known_BL=pad(events.time_known_T.repeat_interleave(scale)),
         )  # fmt: skip
-        logits_NA = model.action_head(z_ND, vector_ND, rows.shown_N)
+        past_NF = None if rows.past_NF is None else without_surface(rows.past_NF, surface_N == 0)
+        logits_NA = model.action_head(z_ND, vector_ND, rows.shown_N, past_NF)
         assert rows.value_N is not None and rows.slate_N is not None
         loss = self._labels_loss(logits_NA, rows.yes_N, rows.known_N, rows.value_N)
         if model.config.pairwise_weight:
