@@ -21,9 +21,10 @@ from recsys.events import EventLog, Requests, SlateLog
 from recsys.manifest import Manifest
 from recsys.vocabulary import IdMap, Vocabulary
 
-__all__ = ["TEXT_VECTORS_FILE", "Dataset", "offsets_of"]
+__all__ = ["Dataset", "offsets_of"]
 
-TEXT_VECTORS_FILE = "text_vectors.safetensors"
+TEXT_ENCODER = "text-encoder"
+VECTOR = "vector"
 
 Ints = NDArray[np.int64]
 
@@ -255,45 +256,34 @@ class Dataset:
         shape = tuple(int(size) for size in parts["shape"])
         return scipy.sparse.csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=shape)
 
-    @cached_property
-    def relation_vectors(self) -> dict[str, NDArray[np.float32]]:
-        """Per kind of item vectors (text encoder, vector column) [I, K] rows of unit length, zero for items without."""
-        blocks = [block for block in self.manifest.raw.get("content", []) if block["kind"] == "vector"]
-        found: dict[str, NDArray[np.float32]] = {}
-        for block in blocks:
-            assert self.content is not None
-            rows_IK = self.content[:, block["start"] : block["stop"]]
-            length_I1 = np.linalg.norm(rows_IK, axis=1, keepdims=True)
-            found[block["name"]] = rows_IK / np.maximum(length_I1, np.float32(1e-12))
-        return found
-
-    @cached_property
-    def text_vectors(self) -> dict[str, NDArray[np.float32]]:
-        """Encoder name -> [I, K] vectors of the item texts: centred, unit rows, zero rows for items without text."""
-        if TEXT_VECTORS_FILE not in self.manifest.files:
-            return {}
-        stored: dict[str, NDArray[np.float32]] = load_file(self.path / TEXT_VECTORS_FILE)
-        return {block["name"]: stored[block["name"]] for block in self.content_blocks if block["name"] in stored}
-
-    @property
-    def relation_vectors(self) -> dict[str, NDArray[np.float32]]:
-        """Name -> [I, K] unit rows (zero where unknown) of whatever gives a cosine between items.
-
-        First the text encoders in the order they were named in, then the vector columns among the item features.
-        """
-        vectors = dict(self.text_vectors)
-        for block in self.content_blocks:
-            dim = block["stop"] - block["start"]
-            if block["kind"] == "vector" and dim and self.content is not None:
-                # Content holds them at length sqrt(K), so that an entry is about 1.
-                vectors[block["name"]] = self.content[:, block["start"] : block["stop"]] / np.float32(dim**0.5)
-        return vectors
-
     @property
     def content_blocks(self) -> list[dict[str, Any]]:
         """Name, kind and column range of each block of :attr:`content`, with the numbers that made it."""
         blocks: list[dict[str, Any]] = self.manifest.raw.get("content") or []
         return blocks
+
+    @property
+    def text_vectors(self) -> dict[str, NDArray[np.float32]]:
+        """Encoder name -> [I, K] vectors of the item texts: centred, unit rows, zero rows for items without text."""
+        return self._directions(TEXT_ENCODER)
+
+    @cached_property
+    def relation_vectors(self) -> dict[str, NDArray[np.float32]]:
+        """Name -> [I, K] unit rows, zero where unknown, of all that gives a cosine between items.
+
+        The text encoders in the order in which they were named, then the vector columns among the item features.
+        """
+        return self._directions(TEXT_ENCODER) | self._directions(VECTOR)
+
+    def _directions(self, kind: str) -> dict[str, NDArray[np.float32]]:
+        found: dict[str, NDArray[np.float32]] = {}
+        for block in self.content_blocks:
+            if block["kind"] == kind and block["start"] < block["stop"]:
+                assert self.content is not None
+                rows_IK = self.content[:, block["start"] : block["stop"]]
+                length_I1 = np.linalg.norm(rows_IK, axis=1, keepdims=True)
+                found[block["name"]] = rows_IK / np.maximum(length_I1, np.float32(1e-12))
+        return found
 
     @property
     def text_transform(self) -> Path | None:
