@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import History, Requests
 from recsys.model_config import ModelConfig
+from recsys.past_rates import PastFeatures
 from recsys.pipelines.recipe import chosen_batch_tokens, chosen_recipe, validation_requests
 from recsys.training_batches import TrainingBatch, TrainingExamples
 
@@ -101,9 +103,20 @@ class PreparedData(L.LightningDataModule):
             slates,
             window=config.window,
             crop=config.crop,
+            past_NF=self.past.events_NF if config.past_rates else None,
+            past_RF=self.past.slates_RF if config.past_rates else None,
             batch_tokens=chosen_batch_tokens(tokens) if self.batch_tokens is None else self.batch_tokens,
             seed=self.seed,
         )
+
+    @cached_property
+    def past(self) -> PastFeatures:
+        """Past rates of the training events and of all slate rows.
+
+        Raises:
+            InputError: the data has no clock.
+        """
+        return PastFeatures.of(self.dataset)
 
     def train_dataloader(self) -> _Steps:
         from recsys.pipelines.unified_module import UnifiedModule

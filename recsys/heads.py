@@ -1,6 +1,6 @@
 """Heads on the shared encoder: the query of dense retrieval, and one probability per action of a candidate.
 
-Suffixes: R = rows, D = width, A = actions.
+Suffixes: R = rows, D = width, A = actions, P = shown ranks, F = past rates, W = width of a cross layer.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from torch.nn import functional as F
 from recsys.dropout import Dropout
 from recsys.embedding_table import EmbeddingTable
 from recsys.model_config import ModelConfig
+from recsys.past_rates import past_width, wide_start
 
 __all__ = ["ActionHead", "QueryHead"]
 
 
 _START_TEMPERATURE, _MAX_SCALE = 0.05, 100.0
+_MIN_PAST_SCALE = 0.25
+"""A feature that hardly moved in training, such as the overall rate, must not become huge when it moves later."""
 
 
 class QueryHead(nn.Module):
@@ -53,25 +56,52 @@ class QueryHead(nn.Module):
         return F.normalize(vectors, dim=-1) if self.cosine else vectors
 
 
+class CrossLayer(nn.Module):
+    """x ← x + x0 ⊙ U V x, which starts as the identity (DCN V2, arXiv 2008.13535)."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x0_RW: Tensor, x_RW: Tensor) -> Tensor:
+        out: Tensor = x_RW + x0_RW * self.up(self.down(x_RW))
+        return out
+
+
 class ActionHead(nn.Module):
     """Logits of every action from an encoded row and its item.
+
+    Past rates, where the model has them, enter twice: beside the encoded row, and by a linear (wide) term of their own
+    that starts as the forecast they make without training.
 
     The shown rank adds a bias of its own in training only, against position bias; elsewhere its mean over the places
     seen in training stands in, so that probabilities stay calibrated.
     """
 
     rank_share_P: Tensor
+    past_mean_F: Tensor
+    past_scale_F: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_actions = config.num_actions
         width = config.num_actions + (1 if config.regress_value else 0)
+        num_past = past_width(config.num_actions) if config.past_rates else 0
+        mixed = 3 * config.dim + num_past
         self.item = nn.Linear(config.dim, config.dim)
-        self.hidden = nn.Linear(3 * config.dim, 2 * config.dim)
+        self.cross = nn.ModuleList(CrossLayer(mixed, config.cross_rank) for _ in range(config.cross_layers))
+        self.hidden = nn.Linear(mixed, 2 * config.dim)
         self.dropout = Dropout(config.dropout)
         self.out = nn.Linear(2 * config.dim, width)
         self.rank_bias = EmbeddingTable(config.max_shown_rank, config.num_actions, std=0.0)
         self.register_buffer("rank_share_P", torch.full((config.max_shown_rank,), 1.0 / config.max_shown_rank))
+        self.wide = nn.Linear(num_past, width) if num_past else None
+        if num_past:
+            self.register_buffer("past_mean_F", torch.zeros(num_past))
+            self.register_buffer("past_scale_F", torch.ones(num_past))
 
     @torch.no_grad()
     def set_priors(self, action_rate_A: Tensor, rank_share_P: Tensor | None) -> None:
@@ -82,15 +112,40 @@ class ActionHead(nn.Module):
         if rank_share_P is not None:
             self.rank_share_P.copy_(rank_share_P)
 
-    def forward(self, z_RD: Tensor, vector_RD: Tensor, shown_R: Tensor | None = None) -> Tensor:
+    @torch.no_grad()
+    def set_past(self, mean_F: Tensor, scale_F: Tensor) -> None:
+        """Standardise past rates by these, and start at the forecast they make; after :meth:`set_priors`."""
+        assert self.wide is not None
+        self.past_mean_F.copy_(mean_F)
+        self.past_scale_F.copy_(scale_F.clamp_min(_MIN_PAST_SCALE))
+        start_AF = wide_start(self.num_actions)
+        self.wide.weight.zero_()
+        self.wide.bias.zero_()
+        self.wide.weight[: self.num_actions] = start_AF * self.past_scale_F
+        self.wide.bias[: self.num_actions] = start_AF @ self.past_mean_F
+        self.out.bias[: self.num_actions] = 0.0
+
+    def forward(
+        self, z_RD: Tensor, vector_RD: Tensor, shown_R: Tensor | None = None, past_RF: Tensor | None = None
+    ) -> Tensor:
         """[R, A] logits (and a last column ln(1 + value) where a value is regressed).
 
         Args:
             z_RD: encoded rows. vector_RD: their item vectors. shown_R: shown rank from 0, or None = any place.
+            past_RF: [R, F] past rates, for a model that has them.
         """
         item_RD = self.item(vector_RD * vector_RD.shape[-1] ** 0.5)
-        mixed = torch.cat([z_RD, item_RD, z_RD * item_RD], -1)
+        parts = [z_RD, item_RD, z_RD * item_RD]
+        if self.wide is not None:
+            assert past_RF is not None, "a model with past rates needs those of every row"
+            past_RF = (past_RF - self.past_mean_F) / self.past_scale_F
+            parts.append(past_RF)
+        first = mixed = torch.cat(parts, -1)
+        for cross in self.cross:
+            mixed = cross(first, mixed)
         logits: Tensor = self.out(self.dropout(F.gelu(self.hidden(mixed))))
+        if self.wide is not None:
+            logits = logits + self.wide(past_RF)
         if shown_R is None:
             bias = self.rank_share_P @ self.rank_bias.all_rows()
         else:

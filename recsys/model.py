@@ -25,6 +25,7 @@ from recsys.item_vectors import ItemVectors
 from recsys.layouts import ActionInput, make_layout
 from recsys.model_config import ModelConfig
 from recsys.packing import CandidateRows, EventBatch, pack_histories
+from recsys.past_rates import history_counts
 from recsys.positive_age import age_after, positive_ages
 from recsys.recent import recent_positives
 from recsys.time_features import UNKNOWN_GAP
@@ -158,7 +159,13 @@ class UnifiedModel(nn.Module):
             last_actions=ActionInput(last_yes, last_known, ~has_any),
             positive_age_B=positive_age_B,
             recent_BM=recent_positives(histories, config.positive_mask, config.recent).to(device),
+            past_BX=self._past_counts(histories),
         )
+
+    def _past_counts(self, histories: Sequence[History]) -> Tensor:
+        if not self.config.past_rates:
+            return torch.zeros(len(histories), 0, dtype=torch.int64, device=self.device)
+        return torch.from_numpy(history_counts(histories, self.config.num_actions)).to(self.device)
 
     def _seen(self, histories: Sequence[History]) -> Sequence[History]:
         if not self.config.positives_only:
@@ -252,6 +259,7 @@ class UnifiedModel(nn.Module):
             ),
             positive_age_B=latest(states.positive_age_B, age_after_T),
             recent_BM=_newest_first(recent_new_BM, states.recent_BM),
+            past_BX=states.past_BX + self._past_counts(new_events),
         )
 
     # -- requests -------------------------------------------------------------------------------------------------
@@ -284,29 +292,45 @@ class UnifiedModel(nn.Module):
         return torch.where(blank_I[:, None], vectors_ID[trained_I].mean(0), vectors_ID)
 
     @torch.no_grad()
-    def rank(self, states: UserStates, item_BC: Tensor, at_B: Tensor, surface_BC: Tensor) -> Tensor:
+    def rank(
+        self,
+        states: UserStates,
+        item_BC: Tensor,
+        at_B: Tensor,
+        surface_BC: Tensor,
+        past_BCF: Tensor | None = None,
+    ) -> Tensor:
         """Action logits [B, C, A] of candidates, computed on the cached keys and values (delta forward).
 
         Args:
             item_BC: [B, C] int64; -1 marks a padded place, whose logits mean nothing.
             at_B: [B] time of the request. surface_BC: [B, C].
+            past_BCF: what :func:`recsys.past_rates.past_tensor` says of them, for a model with past rates.
         Raises:
-            ValueError: the model was trained without actions, or the states hold no keys and values.
+            ValueError: the model was trained without actions, the states hold no keys and values, or the past rates
+                are missing.
         """
         if self.action_head is None:
             raise ValueError("this model has no ranking head: its data has no action with both outcomes")
         if not states.cache:
             raise ValueError("these states hold no keys and values; encode with keep_cache=True")
+        if self.config.past_rates and past_BCF is None:
+            raise ValueError("this model ranks with past rates; give past_BCF, from recsys.past_rates.past_tensor()")
         step = max(1, _MICRO_BATCH // max(1, states.num_users))
+        cuts = [slice(low, low + step) for low in range(0, item_BC.shape[1], step)]
         parts = [
-            self._rank_rows(states, item_BC[:, low : low + step], at_B, surface_BC[:, low : low + step])
-            for low in range(0, item_BC.shape[1], step)
+            self._rank_rows(
+                states, item_BC[:, cut], at_B, surface_BC[:, cut], None if past_BCF is None else past_BCF[:, cut]
+            )
+            for cut in cuts
         ]
         if not parts:
             return self.start_D.new_zeros(*item_BC.shape, self.config.num_actions)
         return torch.cat(parts, 1)
 
-    def _rank_rows(self, states: UserStates, item_BC: Tensor, at_B: Tensor, surface_BC: Tensor) -> Tensor:
+    def _rank_rows(
+        self, states: UserStates, item_BC: Tensor, at_B: Tensor, surface_BC: Tensor, past_BCF: Tensor | None
+    ) -> Tensor:
         num_users, columns = item_BC.shape
         each = torch.arange(num_users, device=item_BC.device).repeat_interleave(columns)
         rows = CandidateRows(
@@ -326,7 +350,8 @@ class UnifiedModel(nn.Module):
             time_BL=states.time_BL, time_known_BL=states.time_known_BL,
         )  # fmt: skip
         assert self.action_head is not None
-        logits = self.action_head(z_ND, vector_ND)[:, : self.config.num_actions]
+        past_NF = None if past_BCF is None else past_BCF.flatten(0, 1)
+        logits = self.action_head(z_ND, vector_ND, past_RF=past_NF)[:, : self.config.num_actions]
         return logits.view(num_users, columns, self.config.num_actions).float()
 
     # -- files ----------------------------------------------------------------------------------------------------

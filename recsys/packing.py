@@ -86,6 +86,8 @@ class CandidateRows:
     known_N: Tensor | None = None
     slate_N: Tensor | None = None
     value_N: Tensor | None = None
+    past_NF: Tensor | None = None
+    """Past rates as of the slate's time."""
 
     def to(self, device: torch.device | str) -> CandidateRows:
         return _moved(self, device)

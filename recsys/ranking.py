@@ -1,6 +1,6 @@
 """Action probabilities for the slates of a data set.
 
-Suffixes: R = slate rows, A = actions, B = slates of a batch, C = candidates.
+Suffixes: R = slate rows, A = actions, B = slates of a batch, C = candidates, F = past rates.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.model import UnifiedModel
 from recsys.packing import ranges
+from recsys.past_rates import PastLog, slate_features
 from recsys.training_batches import events_before
 
 __all__ = ["SlatePredictions", "predict_slates"]
@@ -30,10 +31,20 @@ class SlatePredictions:
 
 
 @torch.inference_mode()
-def predict_slates(model: UnifiedModel, dataset: Dataset, split: int, *, batch_slates: int = 256) -> SlatePredictions:
+def predict_slates(
+    model: UnifiedModel,
+    dataset: Dataset,
+    split: int,
+    *,
+    batch_slates: int = 256,
+    past_RF: NDArray[np.float32] | None = None,
+) -> SlatePredictions:
     """Probability of every action for each candidate of the slates of a split (1 = validation, 2 = test).
 
     A slate sees its user's events strictly before its own time, and nothing of its own.
+
+    Args:
+        past_RF: past rates of all slate rows where the caller has them; counted here otherwise.
 
     Raises:
         InputError: the data set has no slates.
@@ -41,6 +52,8 @@ def predict_slates(model: UnifiedModel, dataset: Dataset, split: int, *, batch_s
     slates, log = dataset.slates, dataset.events
     if slates is None:
         raise InputError(f"{dataset.path} has no slates; prepare it with --impressions to rank them")
+    if model.config.past_rates and past_RF is None:
+        past_RF = slate_features(PastLog.of(dataset), dataset, split)
     chosen = np.flatnonzero(slates.split == split)
     visible = events_before(log, slates.user[chosen], slates.timestamp[chosen])
     by_length = np.argsort(visible, kind="stable")
@@ -60,11 +73,16 @@ def predict_slates(model: UnifiedModel, dataset: Dataset, split: int, *, batch_s
         item = np.full((len(slate), int(size[slate].max(initial=0))), -1, dtype=np.int64)
         surface = np.zeros_like(item)
         item[line, column], surface[line, column] = slates.item[rows], slates.surface[rows]
+        past_BCF = None
+        if model.config.past_rates and past_RF is not None:
+            past_BCF = np.zeros((*item.shape, past_RF.shape[1]), dtype=np.float32)
+            past_BCF[line, column] = past_RF[rows]
         logits = model.rank(
             states,
             torch.from_numpy(item).to(device),
             torch.from_numpy(np.ascontiguousarray(slates.timestamp[slate])).to(device),
             torch.from_numpy(surface).to(device),
+            None if past_BCF is None else torch.from_numpy(past_BCF).to(device),
         )
         rows_out.append(rows)
         probs_out.append(logits.sigmoid().cpu().numpy()[line, column])

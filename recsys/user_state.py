@@ -39,6 +39,8 @@ class UserStates:
     """Events from the last visible positive one to the place after the last; 0 where none is visible."""
     recent_BM: Tensor
     """Last positive items of the whole history, newest first, -1 padded."""
+    past_BX: Tensor
+    """Events of the whole history in which each action happened, then was recorded; [B, 0] without past rates."""
 
     @property
     def num_users(self) -> int:
