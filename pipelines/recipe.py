@@ -20,6 +20,9 @@ __all__ = ["Recipe", "chosen_batch_tokens", "chosen_recipe", "useful_actions", "
 _FULL_SOFTMAX_ITEMS = 50_000
 """Catalogues up to this size train with the full softmax."""
 _STEPS_PER_EPOCH = 500
+_EPOCHS = 12
+_NEIGHBOUR_TARGETS = 0.2
+"""On Amazon Toys with text vectors .2 raised validation NDCG@10 of the learned part from .0811 to .0854."""
 _VALIDATION_USERS = 20_000
 
 
@@ -84,6 +87,9 @@ def chosen_recipe(dataset: Dataset) -> Recipe:
         if content_dim
         else "item vectors from ids alone: the items have no text"
     )
+    spreads = dataset.sparse_text is not None or bool(dataset.relation_vectors)
+    if spreads:
+        reasons["neighbour_targets"] = f"{_NEIGHBOUR_TARGETS:.0%} of the targets are replaced by items that read alike"
     num_trained = int((dataset.train_item_counts() > 0).sum())
     full = num_trained <= _FULL_SOFTMAX_ITEMS
     reasons["retrieval_loss"] = f"{'full' if full else 'sampled'} softmax over {num_trained:,} trained items"
@@ -98,8 +104,9 @@ def chosen_recipe(dataset: Dataset) -> Recipe:
         use_surfaces=use_surfaces,
         use_time=use_time,
         retrieval_loss="full" if full else "sampled",
+        neighbour_targets=_NEIGHBOUR_TARGETS if spreads else 0.0,
     )
-    return Recipe(model=config, batch_tokens=batch_tokens, max_epochs=10, reasons=reasons)
+    return Recipe(model=config, batch_tokens=batch_tokens, max_epochs=_EPOCHS, reasons=reasons)
 
 
 def validation_requests(dataset: Dataset, split: str = "validation") -> Requests:

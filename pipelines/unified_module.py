@@ -144,6 +144,7 @@ class UnifiedModule(L.LightningModule):
         }
         if not use_content:
             self.changes["content_dim"] = 0
+            self.changes.setdefault("neighbour_targets", 0.0)
         self.lr, self.weight_decay = lr, weight_decay
         self.warmup_steps, self.decay_share = warmup_steps, decay_share
         self.net: UnifiedModel | None = None
