@@ -18,6 +18,7 @@ from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.events import EventLog, Requests
 from recsys.packing import ranges
+from recsys.past_rates import PastSource, past_tensor
 from recsys.recent import recent_positives
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
 from recsys.retrieval.memory import RecentItems
@@ -67,6 +68,7 @@ class CandidateSearch:
         training_only: bool,
         allow_N: Ints | None,
         batch_users: int,
+        past: PastSource | None = None,
     ) -> None:
         """Make the retrievers.
 
@@ -78,11 +80,13 @@ class CandidateSearch:
             training_only: whether transitions of training events alone may be used.
             allow_N: the only items that may be returned, strictly rising; None = all.
             batch_users: requests encoded together at most.
+            past: counts that past rates are read from; None = the bundle's, of everything known.
 
         Raises:
             InputError: the bundle lacks a retriever, or cannot rank.
         """
-        self._model = bundle.model
+        self._model, self._calibration = bundle.model, bundle.calibration
+        self._past = bundle.past if past is None else past
         try:
             self._retrievers = list(bundle_retrievers(bundle, names, training_only=training_only).values())
         except InputError as error:
@@ -158,8 +162,12 @@ class CandidateSearch:
         for low in range(0, len(item), step):
             rows = torch.arange(low, min(low + step, len(item)), device=self._device)
             surface_bC = surface_B[rows, None].expand(-1, item.shape[1])
-            logits = self._model.rank(states.select(rows), item[rows], at_B[rows], surface_bC)
-            parts.append(torch.sigmoid(logits).float().masked_fill(item[rows][..., None] < 0, torch.nan))
+            some, past_bCF = states.select(rows), None
+            if self._past is not None:
+                past_bCF = past_tensor(self._past, some.past_BX, item[rows], at_B[rows], surface_bC)
+            logits = self._model.rank(some, item[rows], at_B[rows], surface_bC, past_bCF)
+            prob = self._calibration.probabilities(logits)
+            parts.append(prob.masked_fill(item[rows][..., None] < 0, torch.nan))
         return torch.cat(parts).cpu().numpy()
 
     def _tensor(self, values: Ints) -> Tensor:

@@ -17,6 +17,7 @@ from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import atomic_file, sha256_file
+from recsys.past_rates import PastLog
 from recsys.pipelines.candidate_plan import CandidatePlan, open_output, part_name
 from recsys.pipelines.candidate_search import CandidateLists, CandidateSearch
 from recsys.pipelines.console import progress_bar, stdout_console
@@ -87,6 +88,8 @@ def candidates(
         training_only=split != "now",
         allow_N=_allowed(loaded, allow, exclude),
         batch_users=batch_users,
+        # Validation and test know what happened before their requests, and nothing else.
+        past=PastLog.of(dataset) if rank and split != "now" and loaded.past is not None else None,
     )
     user_U = _chosen(dataset, split, users)
     plan = CandidatePlan(

@@ -21,7 +21,7 @@ from recsys.pipelines.evaluation_ranking import (
     ActionFigures,
     SlateRows,
     action_minus,
-    model_probabilities,
+    bundle_probabilities,
     slate_rows,
 )
 from recsys.pipelines.evaluation_retrieval import ndcg_minus, retrieval_row, segment_rows
@@ -125,7 +125,11 @@ def evaluate_bundle(
         ranked = {one.name: one for one in rank_all(scorers, dataset, split, advance=advance)}
     default = ranked.get("dense") or next(iter(ranked.values()))
     result = _result(dataset, split, seed, default, "full")
-    result["retrieval"] = {name: retrieval_row(one, dataset, seed=seed) for name, one in ranked.items()}
+    result["retrieval"] = {
+        name: retrieval_row(one, dataset, seed=seed)
+        | ({} if one is default else ndcg_minus(default, one, seed=seed))
+        for name, one in ranked.items()
+    }
     result["segments"] = segment_rows(default, dataset, seed=seed)
     if all_positives:
         result["all_positives"] = _all_positives(scorers, dataset, split, seed)
@@ -133,10 +137,12 @@ def evaluate_bundle(
     rows = slate_rows(dataset, SPLITS[split])
     ours: dict[str, ActionFigures] = {}
     if rows is not None and bundle.model.action_head is not None:
-        ours = _action_figures(dataset, rows, model_probabilities(bundle.model, dataset, rows, SPLITS[split]), seed)
+        served_SA, raw_SA = bundle_probabilities(bundle, dataset, rows, SPLITS[split])
+        ours = _action_figures(dataset, rows, served_SA, seed, raw_SA)
         result["ranking"] = {action: figures.row() for action, figures in ours.items()}
     if names:
-        compared = ranked.get("dense_learned") or default
+        learned = None if default.name == "dense_learned" else ranked.get("dense_learned")
+        compared = (default, learned)
         result["baselines"] = _baselines(names, dataset, split, seed, compared, rows, ours, bundle.graph_train)
     return result
 
@@ -166,7 +172,7 @@ def evaluate_lists(
     result["notes"] = [*notes, *listed.notes]
     if names:
         rows = slate_rows(dataset, SPLITS[split])
-        result["baselines"] = _baselines(names, dataset, split, seed, listed.ranked, rows, {}, None)
+        result["baselines"] = _baselines(names, dataset, split, seed, (listed.ranked, None), rows, {}, None)
     return result
 
 
@@ -204,18 +210,25 @@ def _baselines(
     dataset: Dataset,
     split: str,
     seed: int,
-    compared: RankedTargets,
+    compared: tuple[RankedTargets, RankedTargets | None],
     rows: SlateRows | None,
     ours: dict[str, ActionFigures],
     graph: ItemGraph | None,
 ) -> dict[str, Any]:
-    """A row per baseline: of targets like a retriever's, or of slates per action."""
+    """A row per baseline: of targets like a retriever's, or of slates per action.
+
+    Retrieval rows say how far the first of ``compared`` is ahead, and the second, the learned part, where there is one.
+    """
     out: dict[str, Any] = {}
     with _progress("baselines", len(names)) as advance:
         for name in names:
             if name not in RANKING:
                 other = ranked_baseline(name, dataset, split, graph=graph)
-                out[name] = retrieval_row(other, dataset, seed=seed) | ndcg_minus(compared, other, seed=seed)
+                default, learned = compared
+                out[name] = retrieval_row(other, dataset, seed=seed) | ndcg_minus(default, other, seed=seed)
+                if learned is not None:
+                    for key, value in ndcg_minus(learned, other, seed=seed).items():
+                        out[name][key.replace("minus", "learned_minus")] = value
             elif rows is not None:
                 figures = _action_figures(dataset, rows, slate_baseline(name, dataset, split, rows), seed)
                 out[name] = {
@@ -226,10 +239,14 @@ def _baselines(
     return out
 
 
-def _action_figures(dataset: Dataset, rows: SlateRows, prob_SA: Any, seed: int) -> dict[str, ActionFigures]:
+def _action_figures(
+    dataset: Dataset, rows: SlateRows, prob_SA: Any, seed: int, raw_SA: Any = None
+) -> dict[str, ActionFigures]:
     """Figures of every action that some row knows the label of."""
     found = {
-        action: ActionFigures(rows, place, prob_SA[:, place], seed=seed)
+        action: ActionFigures(
+            rows, place, prob_SA[:, place], seed=seed, raw_S=None if raw_SA is None else raw_SA[:, place]
+        )
         for place, action in enumerate(dataset.manifest.actions)
     }
     return {action: figures for action, figures in found.items() if figures.num_rows}

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.bootstrap import NUM_RESAMPLES, bounds, resampled
+from recsys.bundle import Bundle
 from recsys.dataset import Dataset
-from recsys.model import UnifiedModel
 from recsys.ranking import predict_slates
 from recsys.ranking_metrics import auc, gauc, grouped_auc, logloss, logloss_rows, ndcg_groups
 
-__all__ = ["FIGURES", "ActionFigures", "SlateRows", "action_minus", "model_probabilities", "slate_rows"]
+__all__ = ["FIGURES", "ActionFigures", "SlateRows", "action_minus", "bundle_probabilities", "slate_rows"]
 
 FIGURES = ("auc", "gauc", "logloss", "ndcg@10")
 MIN_RESAMPLES = 200
@@ -53,13 +53,19 @@ def slate_rows(dataset: Dataset, split: int) -> SlateRows | None:
     return SlateRows(row_S, slate_S, slates.user[slate_S], slates.yes[row_S], slates.known[row_S])
 
 
-def model_probabilities(model: UnifiedModel, dataset: Dataset, rows: SlateRows, split: int) -> NDArray[np.float32]:
-    """[S, A] what the model's ranking head says of the rows."""
-    predicted = predict_slates(model, dataset, split)
+def bundle_probabilities(
+    bundle: Bundle, dataset: Dataset, rows: SlateRows, split: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """[S, A] what a bundle serves for the rows, and the same before calibration."""
+    predicted = predict_slates(bundle.model, dataset, split)
     place = np.searchsorted(rows.row_S, predicted.row_R)
-    prob_SA = np.full((len(rows.row_S), predicted.prob_RA.shape[1]), np.nan, dtype=np.float32)
-    prob_SA[place] = predicted.prob_RA
-    return prob_SA
+
+    def in_order(prob_RA: NDArray[np.float32]) -> NDArray[np.float32]:
+        prob_SA = np.full((len(rows.row_S), prob_RA.shape[1]), np.nan, dtype=np.float32)
+        prob_SA[place] = prob_RA
+        return prob_SA
+
+    return in_order(predicted.calibrated_RA(bundle.calibration)), in_order(predicted.prob_RA)
 
 
 class ActionFigures:
@@ -70,12 +76,22 @@ class ActionFigures:
         action: bit of the action.
         prob_S: [S] probabilities of the rows.
         seed: of the intervals; the same for figures that are to be compared.
+        raw_S: [S] the same probabilities before calibration, for their log loss.
     """
 
-    def __init__(self, rows: SlateRows, action: int, prob_S: NDArray[np.float32], *, seed: int) -> None:
+    def __init__(
+        self,
+        rows: SlateRows,
+        action: int,
+        prob_S: NDArray[np.float32],
+        *,
+        seed: int,
+        raw_S: NDArray[np.float32] | None = None,
+    ) -> None:
         known_S = (rows.known_S >> action & 1).astype(bool)
         self._yes_R = (rows.yes_S[known_S] >> action & 1).astype(bool)
         self._prob_R = prob_S[known_S].astype(np.float64)
+        self._raw_R = None if raw_S is None else raw_S[known_S].astype(np.float64)
         self._slate_R = rows.slate_S[known_S]
         self._users, self._user_R = np.unique(rows.user_S[known_S], return_inverse=True)
         self._seed = seed
@@ -110,6 +126,8 @@ class ActionFigures:
             if not np.isnan(value):
                 out[name] = float(value)
                 out[f"{name}_ci"] = list(interval)
+        if self._raw_R is not None and self.num_rows:
+            out["logloss_uncalibrated"] = float(logloss(self._yes_R, self._raw_R))
         return out
 
     def _weighted(self) -> Any:

@@ -15,6 +15,8 @@ from recsys.errors import InputError
 from recsys.index.memory_terms import MemoryWeights
 from recsys.index.registry import build_index
 from recsys.model import UnifiedModel
+from recsys.past_rates import PastTable
+from recsys.pipelines.calibrate import fit_calibration
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.console import stdout_console
 from recsys.pipelines.item_graphs import item_graphs
@@ -25,7 +27,7 @@ RETRIEVERS = ("dense", "dense_learned", "memory")
 
 
 def export(checkpoint: Path, data: Path, output: Path, histories: bool = False, index: str = "exact") -> None:
-    """Write the bundle that serves a trained model.
+    """Write the bundle that serves a trained model, its probabilities calibrated on the validation slates.
 
     Args:
         checkpoint: what `recsys fit` wrote, such as runs/1/checkpoints/best.ckpt.
@@ -79,6 +81,7 @@ def export_model(
             "give the dataset it was trained on"
         )
     model.eval()
+    calibration = fit_calibration(model, dataset)
     about = {
         "data_hash": manifest.data_hash,
         "num_items": dataset.num_items,
@@ -110,5 +113,10 @@ def export_model(
             graph.save(folder / name)
         if dataset.text_transform is not None:
             shutil.copytree(dataset.text_transform, folder / "text")
+        if not calibration.is_identity:
+            calibration.save(folder / "calibration.safetensors")
+        if model.config.past_rates:
+            past = PastTable.build(dataset.events, len(manifest.actions), len(manifest.surfaces))
+            past.save(folder / "past_counts.safetensors")
         if histories:
             StoredHistories.write(folder / "histories.parquet", dataset.user_ids, dataset.events)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from recsys.calibration import Calibration
 from recsys.dataset import Dataset
 from recsys.model import UnifiedModel
 from recsys.pipelines.report_charts import (
@@ -158,7 +159,7 @@ def segments_section(result: Row) -> Section:
     return Section("Segments", head + table(["segment", "which", "users", *_MAIN], rows, text=(1,), intervals=small))
 
 
-def calibration_section(model: UnifiedModel, dataset: Dataset) -> Section:
+def calibration_section(model: UnifiedModel, dataset: Dataset, calibration: Calibration) -> Section:
     """Predicted against observed rates on the slates of the test split."""
     title = "Calibration"
     slates = dataset.slates
@@ -167,11 +168,12 @@ def calibration_section(model: UnifiedModel, dataset: Dataset) -> Section:
     if model.action_head is None:
         return Section(title, absent="The model learned no action probabilities.")
     predicted = predict_slates(model, dataset, 2)
+    prob_RA = predicted.calibrated_RA(calibration)
     known_R, yes_R = slates.known[predicted.row_R], slates.yes[predicted.row_R]
     charts = []
     for bit, action in enumerate(dataset.manifest.actions):
         mine = (known_R >> bit & 1).astype(bool)
-        points = calibration_points(predicted.prob_RA[mine, bit], (yes_R[mine] >> bit & 1).astype(bool))
+        points = calibration_points(prob_RA[mine, bit], (yes_R[mine] >> bit & 1).astype(bool))
         if points:
             charts.append(calibration_chart(points, title=action))
     if not charts:

@@ -11,6 +11,8 @@
     index/                 search structure over the item vectors
     text/                  text transform as plain arrays, where the data had text
     histories.parquet      the events of every user in internal numbers, where asked for
+    past_counts.safetensors    how often each action followed so far, where the model reads past rates
+    calibration.safetensors    temperature and offset of every action, where there were slates to fit them on
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from recsys.calibration import Calibration
 from recsys.errors import InputError
 from recsys.events import EventLog
 from recsys.files import atomic_folder, read_json, sha256_file, write_json
@@ -39,6 +42,7 @@ from recsys.index.memory_terms import MemoryWeights
 from recsys.index.protocol import VectorIndex
 from recsys.index.registry import load_index
 from recsys.model import UnifiedModel
+from recsys.past_rates import PastTable
 from recsys.vocabulary import IdMap, Vocabulary
 
 __all__ = ["FORMAT_VERSION", "MARKER", "Bundle", "StoredHistories", "new_bundle"]
@@ -118,6 +122,10 @@ class Bundle:
     graph_train: ItemGraph
     histories: StoredHistories | None
     """None where the bundle was written without them."""
+    calibration: Calibration
+    """Of the ranking head's logits; the identity where none was fitted."""
+    past: PastTable | None
+    """Counts of everything known; None where the model reads no past rates."""
 
     @property
     def data_hash(self) -> str:
@@ -175,6 +183,22 @@ class Bundle:
         histories = None
         if "histories.parquet" in manifest["files"]:
             histories = StoredHistories.read(path / "histories.parquet")
+        calibration = Calibration.identity(model.config.num_actions)
+        if "calibration.safetensors" in manifest["files"]:
+            calibration = Calibration.load(path / "calibration.safetensors")
+        past = None
+        if model.config.past_rates:
+            if "past_counts.safetensors" not in manifest["files"]:
+                raise InputError(
+                    f"{path}: its model reads past rates and there is no past_counts.safetensors; {_REMEDY}"
+                )
+            past = PastTable.load(path / "past_counts.safetensors")
+        for name, sizes in (
+            ("calibration.safetensors", (len(calibration.scale_A), model.config.num_surfaces)),
+            ("past_counts.safetensors", (past.num_actions, past.num_surfaces) if past is not None else None),
+        ):
+            if sizes is not None and sizes != (model.config.num_actions, model.config.num_surfaces):
+                raise InputError(f"{path}: {name} is of other actions or surfaces than the model; {_REMEDY}")
         counts = {
             "items.parquet": len(items),
             "model": model.config.num_items,
@@ -205,6 +229,8 @@ class Bundle:
             graph_now=graphs["graph_now"],
             graph_train=graphs["graph_train"],
             histories=histories,
+            calibration=calibration,
+            past=past,
         )
 
     def check_data(self, data_hash: str, where: Path | str) -> None:

@@ -164,8 +164,14 @@ class PastLog:
         else:
             key_N = _keys(group, log.item, log.surface, self.num_surfaces)
             keep_N = key_N >= 0 if self._shared_N is None else self._shared_N & (key_N >= 0)
-        columns = (key_N, log.timestamp, log.yes, log.known)
-        return EventCounts(*(column[keep_N] for column in columns), self.num_actions, self._distinct)
+        return EventCounts(
+            key_N[keep_N],
+            log.timestamp[keep_N],
+            log.yes[keep_N],
+            log.known[keep_N],
+            self.num_actions,
+            self._distinct,
+        )
 
 
 class PastTable:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from recsys.calibration import Calibration
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.model import UnifiedModel
@@ -23,11 +24,22 @@ __all__ = ["SlatePredictions", "predict_slates"]
 
 @dataclass(frozen=True, slots=True)
 class SlatePredictions:
-    """Probabilities of slate rows."""
+    """What the ranking head says of slate rows."""
 
     row_R: NDArray[np.int64]
     """Rows of the :class:`recsys.events.SlateLog`."""
-    prob_RA: NDArray[np.float32]
+    logit_RA: NDArray[np.float32]
+
+    @property
+    def prob_RA(self) -> NDArray[np.float32]:
+        """Probabilities, not calibrated."""
+        prob_RA: NDArray[np.float32] = torch.from_numpy(self.logit_RA).sigmoid().numpy()
+        return prob_RA
+
+    def calibrated_RA(self, calibration: Calibration) -> NDArray[np.float32]:
+        """Probabilities as they are served."""
+        prob_RA: NDArray[np.float32] = calibration.probabilities(torch.from_numpy(self.logit_RA)).numpy()
+        return prob_RA
 
 
 @torch.inference_mode()
@@ -60,7 +72,7 @@ def predict_slates(
     chosen, visible = chosen[by_length], visible[by_length]
     size = np.diff(slates.offsets)
     rows_out: list[NDArray[np.int64]] = []
-    probs_out: list[NDArray[np.float32]] = []
+    logits_out: list[NDArray[np.float32]] = []
     device = model.device
     for low in range(0, len(chosen), batch_slates):
         slate, end = chosen[low : low + batch_slates], visible[low : low + batch_slates]
@@ -85,7 +97,7 @@ def predict_slates(
             None if past_BCF is None else torch.from_numpy(past_BCF).to(device),
         )
         rows_out.append(rows)
-        probs_out.append(logits.sigmoid().cpu().numpy()[line, column])
+        logits_out.append(logits.cpu().numpy()[line, column])
     if not rows_out:
         return SlatePredictions(np.zeros(0, np.int64), np.zeros((0, model.config.num_actions), np.float32))
-    return SlatePredictions(np.concatenate(rows_out), np.concatenate(probs_out))
+    return SlatePredictions(np.concatenate(rows_out), np.concatenate(logits_out))

@@ -22,6 +22,7 @@ from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.events import UNKNOWN_ITEM, Event, History
 from recsys.kernels.topk import topk_smaller_id
+from recsys.past_rates import past_tensor
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.protocol import Retriever
@@ -342,13 +343,14 @@ class Recommender:
         if rows and self.actions:
             item_BC = self._tensor(_padded([np.array([hit[0] for hit in found[row]], dtype=np.int64) for row in rows]))
             surface_B = self._tensor([questions[row].surface for row in rows])
-            logits = self.bundle.model.rank(
-                states.select(self._tensor(rows)),
-                item_BC,
-                self._tensor([questions[row].at for row in rows]),
-                surface_B[:, None].expand_as(item_BC),
-            )
-            probability = torch.sigmoid(logits).float().cpu().numpy()
+            ranked = states.select(self._tensor(rows))
+            at_B = self._tensor([questions[row].at for row in rows])
+            surface_BC = surface_B[:, None].expand_as(item_BC)
+            past_BCF = None
+            if self.bundle.past is not None:
+                past_BCF = past_tensor(self.bundle.past, ranked.past_BX, item_BC, at_B, surface_BC)
+            logits = self.bundle.model.rank(ranked, item_BC, at_B, surface_BC, past_BCF)
+            probability = self.bundle.calibration.probabilities(logits).cpu().numpy()
             for place, row in enumerate(rows):
                 result[row] = probability[place, : len(found[row])]
         return result

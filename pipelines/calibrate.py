@@ -1,0 +1,32 @@
+"""Calibration of a trained model on the validation slates of its dataset.
+
+Suffixes: R = slate rows, A = actions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recsys.calibration import Calibration
+from recsys.dataset import Dataset
+from recsys.model import UnifiedModel
+from recsys.past_rates import mask_bits
+from recsys.ranking import predict_slates
+
+__all__ = ["fit_calibration"]
+
+VALIDATION = 1
+
+
+def fit_calibration(model: UnifiedModel, dataset: Dataset) -> Calibration:
+    """Temperature and offset of every action; the identity where there are no validation slates or nothing to rank."""
+    slates, num_actions = dataset.slates, model.config.num_actions
+    if model.action_head is None or slates is None or not (slates.split == VALIDATION).any():
+        return Calibration.identity(num_actions)
+    predicted = predict_slates(model, dataset, VALIDATION)
+    row_R = predicted.row_R
+    return Calibration.fit(
+        predicted.logit_RA.astype(np.float32),
+        mask_bits(slates.yes[row_R], num_actions),
+        mask_bits(slates.known[row_R], num_actions),
+    )
