@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import recsys
-from recsys import metrics, recent
+from recsys import metrics, past_rates, recent
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import Requests
@@ -169,7 +169,7 @@ def _cache_file(name: str, dataset: Dataset, split: str) -> Path:
 
 def _code_hash() -> str:
     """Hash of the code that makes these results, so that a changed baseline runs again."""
-    modules = (targets, item_graph, transitions, text_neighbours, memory, recent, metrics)
+    modules = (targets, item_graph, transitions, text_neighbours, memory, recent, metrics, past_rates)
     files = [Path(str(module.__file__)) for module in modules]
     files += [*sorted(Path(str(baselines.__file__)).parent.glob("*.py")), Path(__file__)]
     return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()

@@ -34,6 +34,7 @@ _FREE = frozenset(
         "num_negatives",
         "label_smoothing",
         "crop",
+        "neighbour_targets",
         "action_weight",
         "pairwise_weight",
     )
@@ -155,6 +156,10 @@ def _copy_shared(old: UnifiedModel, network: UnifiedModel, checkpoint: Path) -> 
                 "train anew without --init-from"
             )
         parameter.copy_(before[name])
+    head, old_head = network.action_head, old.action_head
+    if head is not None and old_head is not None and head.wide is not None:  # its weights were learned on these scales
+        head.past_mean_F.copy_(old_head.past_mean_F)
+        head.past_scale_F.copy_(old_head.past_scale_F)
 
 
 # -- items -------------------------------------------------------------------------------------------------------------

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.errors import InputError
+from recsys.past_rates import EventCounts, mask_bits
 from recsys.pipelines.baselines.training_matrix import event_users, is_training
 
 if TYPE_CHECKING:
     from recsys.dataset import Dataset
     from recsys.events import SlateLog
 
-__all__ = ["GROUPS", "PastCounts", "PastRates", "known_bits", "past_counts", "fit_past_rates", "slates_of"]
+__all__ = ["GROUPS", "PastCounts", "PastRates", "past_counts", "fit_past_rates", "slates_of"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -53,11 +54,6 @@ def slates_of(dataset: Dataset) -> SlateLog:
     return dataset.slates
 
 
-def known_bits(mask_N: Ints, num_actions: int) -> NDArray[np.bool_]:
-    """[N, A] bits of action masks."""
-    return (mask_N[:, None] >> np.arange(num_actions) & 1).astype(bool)
-
-
 def past_counts(dataset: Dataset, rows_B: Ints) -> PastCounts:
     """Counts of each group for rows of ``dataset.slates``, from events strictly before the row's slate."""
     slates, events, num_actions = slates_of(dataset), dataset.events, len(dataset.manifest.actions)
@@ -76,34 +72,14 @@ def past_counts(dataset: Dataset, rows_B: Ints) -> PastCounts:
         "user": (user_N, user_B),
         "user_surface": (user_N * num_surfaces + events.surface, user_B * num_surfaces + surface_B),
     }
-    yes_NA = known_bits(events.yes, num_actions)
-    known_NA = known_bits(events.known, num_actions)
     yes, known = {}, {}
     for group, (key_N, key_B) in keys.items():
         keep_N = slice(None) if group.startswith("user") else shared_N
-        before = _Before(key_N[keep_N], events.timestamp[keep_N], key_B, time_B)
-        yes[group] = before.sums(yes_NA[keep_N])
-        known[group] = before.sums(known_NA[keep_N])
+        time_N, yes_N, known_N = (column[keep_N] for column in (events.timestamp, events.yes, events.known))
+        counts = EventCounts(key_N[keep_N], time_N, yes_N, known_N, num_actions)
+        counts_BX = counts.before(key_B, time_B).astype(np.float64)
+        yes[group], known[group] = counts_BX[:, :num_actions], counts_BX[:, num_actions:]
     return PastCounts(yes, known)
-
-
-class _Before:
-    """Sums over the events of a key before a time, by two searches in the events sorted by (key, time)."""
-
-    def __init__(self, key_N: Ints, time_N: Ints, key_B: Ints, time_B: Ints) -> None:
-        # Times become ranks, so that (key, time) fits one integer whatever the unit of time.
-        distinct = np.unique(time_N)
-        ranks = len(distinct) + 1
-        self._order = np.lexsort((time_N, key_N))
-        code_N = (key_N * ranks + np.searchsorted(distinct, time_N))[self._order]
-        self._low_B = np.searchsorted(code_N, key_B * ranks)
-        self._high_B = np.searchsorted(code_N, key_B * ranks + np.searchsorted(distinct, time_B))
-
-    def sums(self, value_NA: NDArray[np.bool_]) -> Floats:
-        """[B, A]"""
-        total = np.zeros((len(value_NA) + 1, value_NA.shape[1]), dtype=np.int64)
-        np.cumsum(value_NA[self._order], axis=0, out=total[1:])
-        return (total[self._high_B] - total[self._low_B]).astype(np.float64)
 
 
 STRENGTHS = (5.0, 20.0, 80.0)
@@ -154,7 +130,7 @@ def rows_of_split(dataset: Dataset, split: int) -> Ints:
 def row_labels(dataset: Dataset, rows_B: Ints) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """[B, A] whether each action happened, and whether that was recorded."""
     slates, num_actions = slates_of(dataset), len(dataset.manifest.actions)
-    return known_bits(slates.yes[rows_B], num_actions), known_bits(slates.known[rows_B], num_actions)
+    return mask_bits(slates.yes[rows_B], num_actions), mask_bits(slates.known[rows_B], num_actions)
 
 
 def smoothed_rates(counts: PastCounts, strength: float) -> dict[str, Floats]:
