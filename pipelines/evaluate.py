@@ -126,8 +126,7 @@ def evaluate_bundle(
     default = ranked.get("dense") or next(iter(ranked.values()))
     result = _result(dataset, split, seed, default, "full")
     result["retrieval"] = {
-        name: retrieval_row(one, dataset, seed=seed)
-        | ({} if one is default else ndcg_minus(default, one, seed=seed))
+        name: retrieval_row(one, dataset, seed=seed) | ({} if one is default else ndcg_minus(default, one, seed=seed))
         for name, one in ranked.items()
     }
     result["segments"] = segment_rows(default, dataset, seed=seed)

@@ -20,20 +20,26 @@ __all__ = ["publish", "ranking_rows", "retrieval_rows"]
 _METRICS = {"NDCG@10": "ndcg@10", "Recall@10": "recall@10", "Recall@100": "recall@100", "MRR": "mrr"}
 
 
-def retrieval_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per retriever and retrieval baseline, the best NDCG@10 first; only NDCG@10 keeps its interval.
+_DIFFERENCES = {"ndcg@10_minus": "dense − it", "ndcg@10_learned_minus": "dense_learned − it"}
 
-    Until memory terms join it, ``dense`` is ``dense_learned`` and is left out.
+
+def retrieval_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per retriever and retrieval baseline, the best NDCG@10 first, with paired differences.
+
+    ``dense`` is left out where it is ``dense_learned``.
     """
-    named = {name: row for name, row in evaluation["retrieval"].items() if name != "dense"}
+    retrieval = evaluation["retrieval"]
+    both = [retrieval.get(name, {}) for name in ("dense", "dense_learned")]
+    alone = all(both[0].get(key) == both[1].get(key) for key in _METRICS.values())
+    named = {name: row for name, row in retrieval.items() if not (alone and name == "dense")}
     named |= {name: row for name, row in evaluation.get("baselines", {}).items() if "ndcg@10" in row}
     rows = []
     for name, figures in sorted(named.items(), key=lambda pair: -pair[1]["ndcg@10"]):
         row: dict[str, Any] = {"model": name} | {title: figures[key] for title, key in _METRICS.items()}
         row["NDCG@10_ci"] = figures["ndcg@10_ci"]
-        if "ndcg@10_minus" in figures:
-            row["dense_learned − it"] = figures["ndcg@10_minus"]
-            row["dense_learned − it_ci"] = figures["ndcg@10_minus_ci"]
+        for key, title in _DIFFERENCES.items():
+            if key in figures:
+                row[title], row[f"{title}_ci"] = figures[key], figures[f"{key}_ci"]
         rows.append(row)
     return rows
 
@@ -80,7 +86,8 @@ def publish(
         for kind, knows in (("posterior", "ceiling: knows the world"), ("true", "ceiling: knows the hidden type too")):
             retrieval.append({"model": knows, **{t: best[kind]["retrieval"].get(key) for t, key in _METRICS.items()}})
             ranking.append({"model": knows, **{f"AUC {a}": v["auc"] for a, v in best[kind]["ranking"].items()}})
-    columns = ["model", *_METRICS, "dense_learned − it"]
+    differences = [title for title in _DIFFERENCES.values() if any(title in row for row in retrieval)]
+    columns = ["model", *_METRICS, *differences]
     record(name, title, command, retrieval, columns, data_hash=protocol["data_hash"], notes=notes)
     if ranking:
         actions = [key for key in ranking[0] if not key.endswith("_ci")]

@@ -214,6 +214,9 @@ def test_baselines_stand_beside_with_paired_differences(toy_bundle, toy_dataset)
         assert row["ndcg@10_minus"] == pytest.approx(ours - row["ndcg@10"])
         low, high = row["ndcg@10_minus_ci"]
         assert low <= row["ndcg@10_minus"] <= high
+        assert row["ndcg@10_learned_minus"] == row["ndcg@10_minus"]  # this bundle has no memory terms in `dense`
+    memory = result["retrieval"]["memory"]
+    assert memory["ndcg@10_minus"] == pytest.approx(ours - memory["ndcg@10"])
     same = ("recall@10", "ndcg@10", "mrr", "coverage@10")
     memory, retriever = result["baselines"]["memory"], result["retrieval"]["memory"]
     assert [memory[name] for name in same] == [retriever[name] for name in same]

@@ -15,6 +15,8 @@ def test_rows_are_sorted_and_keep_paired_differences():
         "ndcg@10_ci": [0.11, 0.13],
         "ndcg@10_minus": -0.02,
         "ndcg@10_minus_ci": [-0.03, -0.01],
+        "ndcg@10_learned_minus": -0.04,
+        "ndcg@10_learned_minus_ci": [-0.05, -0.03],
     }
     slates = {"click": {"auc": 0.7, "auc_ci": [0.6, 0.8]}}
     evaluation = {
@@ -24,7 +26,13 @@ def test_rows_are_sorted_and_keep_paired_differences():
     }
     rows = retrieval_rows(evaluation)
     assert [row["model"] for row in rows] == ["rule", "dense_learned"]
-    assert rows[0]["dense_learned − it"] == -0.02 and "dense_learned − it" not in rows[1]
+    assert rows[0]["dense − it"] == -0.02 and "dense − it" not in rows[1]
+    assert rows[0]["dense_learned − it"] == -0.04
+    summed = {**model, "ndcg@10": 0.11}
+    named = [
+        row["model"] for row in retrieval_rows({**evaluation, "retrieval": {"dense": summed, "dense_learned": model}})
+    ]
+    assert named == ["rule", "dense", "dense_learned"]
     assert rows[1]["NDCG@10"] == 0.10 and rows[1]["NDCG@10_ci"] == [0.09, 0.11]
     assert [(row["model"], row["AUC click"]) for row in ranking_rows(evaluation)] == [
         ("this model", 0.9),
