@@ -112,6 +112,13 @@ COMMANDS: dict[str, Command] = {
         "one HTML page with curves, metrics and examples",
         "recsys report --run runs/1 --output report.html",
     ),
+    "sweep": Command(
+        "recsys.pipelines.sweep",
+        "main",
+        "tune the settings of fit on validation and print the winning command",
+        "recsys sweep --data.path data --trials 24 --hours 2",
+        takes_argv=True,
+    ),
     "doctor": Command(
         "recsys.pipelines.doctor",
         "doctor",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -29,19 +30,26 @@ where, and what to do.
 _TRAINING_FLAGS = (
     ("--config FILE", "settings as YAML; flags given after it win. A run keeps its own in `RUN/config.yaml`"),
     ("--ckpt_path last\\|FILE", "`fit`: resume the run in `--trainer.default_root_dir`; others: the checkpoint to use"),
+    (
+        "--init-from FILE",
+        "`fit`: start from the weights of a checkpoint of an earlier state of the data; items, actions and surfaces "
+        "are matched by their ids and names",
+    ),
     ("--trainer.default_root_dir DIR", "folder of the run; default `runs/<time>`"),
     ("--trainer.max_epochs N", "most passes over the training events; chosen from the data where it is not given"),
     ("--patience N", "epochs without a better validation NDCG@10 before training stops"),
     ("--trainer.…", "every other setting of Lightning's Trainer"),
 )
+_PASSED_ON = {"data": "--data.path", "fixed": "--model.… --data.… --trainer.…"}
+"""Parameters of a command with the flags of the training commands."""
 
 
 def command_reference() -> str:
     """The page's text."""
     parts = [_HEAD]
-    training = [name for name, command in COMMANDS.items() if command.takes_argv]
+    training = [name for name, command in COMMANDS.items() if command.module == "recsys.pipelines.fit"]
     for name, command in COMMANDS.items():
-        if not command.takes_argv:
+        if name not in training:
             parts.append("\n".join(_section(name, command)))
         elif name == training[0]:
             parts.append("\n".join(_training_section(training)))
@@ -50,11 +58,15 @@ def command_reference() -> str:
 
 def _section(name: str, command: Command) -> Iterator[str]:
     function = command.load()
+    if command.takes_argv:  # its flags are those of the function of the command's own name beside it
+        function = getattr(importlib.import_module(command.module), name)
     yield from _heading(f"recsys {name}", inspect.getdoc(function) or "", [command.example])
     yield from _flag_table(function, lambda parameter: _word_of(parameter, command))
 
 
 def _word_of(parameter: inspect.Parameter, command: Command) -> str:
+    if command.takes_argv and parameter.name in _PASSED_ON:
+        return _PASSED_ON[parameter.name]
     positional = command.positional and parameter.default is inspect.Parameter.empty
     return parameter.name.upper() if positional else flag_of(parameter.name)
 

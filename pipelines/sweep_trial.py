@@ -1,0 +1,92 @@
+"""One training of a sweep: the code of `fit` in a folder that nobody keeps, watched after every validation."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+
+from recsys.dataset import Dataset
+from recsys.errors import InputError
+from recsys.pipelines.fit import fit_dataset
+
+__all__ = ["Figures", "run_trial"]
+
+_NDCG = "val/dense_learned/ndcg@10"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Validation figures of one epoch."""
+
+    ndcg: float
+    auc: dict[str, float]
+    """By action; empty without slates."""
+
+    @property
+    def objective(self) -> float:
+        """NDCG@10, and where slates are ranked the mean AUC of the actions beside it."""
+        return self.ndcg + (sum(self.auc.values()) / len(self.auc) if self.auc else 0.0)
+
+
+class _Watcher(L.Callback):
+    """Hands the figures of every epoch on, and ends a training that is not worth its time."""
+
+    def __init__(self, hopeless: Callable[[int, Figures], bool]) -> None:
+        self.hopeless = hopeless
+        self.epochs: list[Figures] = []
+        self.is_pruned = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or _NDCG not in trainer.callback_metrics:
+            return
+        metrics = trainer.callback_metrics
+        auc = {
+            name.removeprefix("val/").removesuffix("/auc"): float(value)
+            for name, value in metrics.items()
+            if name.startswith("val/") and name.endswith("/auc")
+        }
+        self.epochs.append(Figures(float(metrics[_NDCG]), auc))
+        if self.hopeless(len(self.epochs), self.epochs[-1]):
+            self.is_pruned = trainer.should_stop = True
+
+
+def run_trial(
+    dataset: Dataset, flags: Sequence[str], hopeless: Callable[[int, Figures], bool]
+) -> tuple[Figures, int, bool]:
+    """Train once.
+
+    Args:
+        dataset: prepared data; its validation split alone is looked at.
+        flags: words of `recsys fit`.
+        hopeless: asked after every epoch, from 1, whether to stop.
+
+    Returns:
+        The figures of the epoch with the best NDCG@10, which is the one whose checkpoint `fit` keeps; the number of
+        epochs; and whether it was stopped.
+
+    Raises:
+        InputError: a setting is wrong, or no epoch came to its validation.
+    """
+    watcher = _Watcher(hopeless)
+    with tempfile.TemporaryDirectory(prefix="recsys-trial-") as folder:
+        fit_dataset(
+            dataset,
+            Path(folder),
+            quiet=True,
+            memory=False,
+            logger=False,
+            last_every_n_steps=sys.maxsize,
+            enable_progress_bar=sys.stderr.isatty(),
+            flags=flags,
+            watchers=[watcher],
+        )
+    gc.collect()  # trainer, module and data refer to each other in circles
+    if not watcher.epochs:
+        raise InputError("training ended before its first validation; allow more steps")
+    return max(watcher.epochs, key=lambda figures: figures.ndcg), len(watcher.epochs), watcher.is_pruned
