@@ -28,6 +28,7 @@ VECTOR = "vector"
 
 Ints = NDArray[np.int64]
 
+_COLD_FILE = "cold_targets.parquet"
 _EVENT_COLUMNS = ("item", "timestamp", "yes", "known", "surface")
 _SLATE_LISTS = {"items": "item", "yes": "yes", "known": "known", "surfaces": "surface", "times": "time"}
 
@@ -145,13 +146,16 @@ class Dataset:
 
         Args:
             split: ``validation`` or ``test``: the users with a target there. ``now``: every user, nothing held out.
+                ``cold``: the users with a target among the items that were held out of training.
             at: time of the requests of ``now``; default the largest timestamp in the data.
             all_positives: of a time split, every positive of the period as a target of its own, each after all events
                 before it, instead of the first one of each user.
 
         Raises:
-            InputError: an unknown split.
+            InputError: an unknown split, or ``cold`` where no items were held out.
         """
+        if split == "cold":
+            return self._cold_requests()
         if split == "now":
             count_U = np.diff(self.events.offsets)
             time = self.manifest.max_timestamp if at is None else int(at)
@@ -163,7 +167,7 @@ class Dataset:
                 surface=np.zeros(self.num_users, dtype=np.int64),
             )
         if split not in ("validation", "test"):
-            raise InputError(f"there is no split {split!r}; choose validation, test or now")
+            raise InputError(f"there is no split {split!r}; choose validation, test, cold or now")
         if all_positives and self.manifest.split["kind"] == "time":
             user_Q, end_Q = self._period_positives(split)
         else:
@@ -177,6 +181,20 @@ class Dataset:
             target=self.events.item[row_Q],
             timestamp=self.events.timestamp[row_Q],
             surface=self.events.surface[row_Q],
+        )
+
+    @property
+    def has_cold_targets(self) -> bool:
+        """Whether items were held out, so that ``requests("cold")`` has an answer."""
+        return _COLD_FILE in self.manifest.files
+
+    def _cold_requests(self) -> Requests:
+        if not self.has_cold_targets:
+            raise InputError(f"{self.path} holds no items out; prepare it with --cold-items 0.1")
+        frame = pl.read_parquet(self.path / _COLD_FILE)
+        return Requests(
+            **{name: _ints(frame[name]) for name in ("user", "end", "timestamp", "surface")},
+            target=_ints(frame["item"]),
         )
 
     def _period_positives(self, split: str) -> tuple[Ints, Ints]:

@@ -33,7 +33,7 @@ from recsys.pipelines.prepare.slates import (
     split_by_targets,
     split_by_times,
 )
-from recsys.pipelines.prepare.splits import Split, leave_one_out, split_by_time
+from recsys.pipelines.prepare.splits import Split, cold_targets, held_out_items, leave_one_out, split_by_time
 
 __all__ = ["check_tables", "prepare_frames", "prepare_tables"]
 
@@ -98,8 +98,9 @@ def prepare_tables(given: Mapping[str, Table], output: Path, settings: PrepareSe
     """
     with atomic_folder(output, marker=MANIFEST_FILE) as folder:
         clean = clean_tables(given, settings)
+        held_I, cold = _hold_out(clean, settings)
         split = _split(clean, settings)
-        slates = _slates(clean, split, settings)
+        slates = _slates(clean, split, held_I, settings)
         items = entity_table(clean.item_ids, "item_id", clean.items)
         content = item_content(items, settings, given["items"].file if "items" in given else "the items table")
 
@@ -109,6 +110,8 @@ def prepare_tables(given: Mapping[str, Table], output: Path, settings: PrepareSe
         _frame(train_end=split.train_end_U, valid_at=split.valid_at_U, test_at=split.test_at_U).write_parquet(
             folder / "splits.parquet"
         )
+        if cold is not None:
+            cold.write_parquet(folder / "cold_targets.parquet")
         if slates is not None:
             slates.write_parquet(folder / "slates.parquet")
         _write_content(folder, content)
@@ -122,6 +125,30 @@ def _frame(**columns_U: NDArray[np.int64]) -> pl.DataFrame:
 
 def _offsets(clean: Clean) -> NDArray[np.int64]:
     return offsets_of(clean.events["user"].to_numpy(), len(clean.user_ids))
+
+
+def _hold_out(clean: Clean, settings: PrepareSettings) -> tuple[NDArray[np.bool_], pl.DataFrame | None]:
+    """Take the events of held-out items out of ``clean``; returns the items, and the targets that come of them."""
+    if settings.cold_items is None:
+        return np.zeros(len(clean.item_ids), dtype=np.bool_), None
+    held_I = held_out_items(clean.item_ids, settings.cold_items)
+    held_N = held_I[clean.events["item"].to_numpy()]
+    if held_N.all():
+        raise InputError(f"--cold-items {settings.cold_items} leaves no event to train on; choose a smaller share")
+    row_T, end_T = cold_targets(
+        clean.events["user"].to_numpy(),
+        (clean.events["yes"].to_numpy() & clean.actions.positive_mask) != 0,
+        held_N,
+        clean.events["timestamp"].to_numpy(),
+        test_from=settings.test_from,
+    )
+    targets = packed_events(clean.events[row_T], clean.surfaces).select("user", "item", "timestamp", "surface")
+    clean.events = clean.events.filter(pl.Series(~held_N))
+    clean.counts |= {"held_out_items": int(held_I.sum()), "held_out_events": int(held_N.sum())}
+    clean.counts["cold_targets"] = targets.height
+    if not targets.height:
+        clean.notes.append("No user has a target among the held-out items: cold items cannot be measured.")
+    return held_I, targets.with_columns(pl.Series("end", end_T, dtype=pl.Int64))
 
 
 def _split(clean: Clean, settings: PrepareSettings) -> Split:
@@ -140,7 +167,7 @@ def _split(clean: Clean, settings: PrepareSettings) -> Split:
     )
 
 
-def _slates(clean: Clean, split: Split, settings: PrepareSettings) -> pl.DataFrame | None:
+def _slates(clean: Clean, split: Split, held_I: NDArray[np.bool_], settings: PrepareSettings) -> pl.DataFrame | None:
     if clean.slates is None or clean.slate_columns is None:
         return None
     if settings.split == "leave-one-out":
@@ -148,6 +175,12 @@ def _slates(clean: Clean, split: Split, settings: PrepareSettings) -> pl.DataFra
     else:
         assert settings.valid_from is not None and settings.test_from is not None
         flat, num_left_out = split_by_times(clean.slates, valid_from=settings.valid_from, test_from=settings.test_from)
+    if held_I.any():
+        # Test slates show them: how a new item is ranked is a question of its own.
+        held = pl.Series(held_I[flat["item"].to_numpy()])
+        shown = flat.filter(~(held & (flat["split"] != TEST)))
+        clean.counts["slate_rows_held_out"] = flat.height - shown.height
+        flat = shown
     slates = packed_slates(flat, clean.slate_columns, clean.surfaces)
     clean.counts["slate_rows"] = flat.height
     clean.counts["slate_rows_left_out"] = num_left_out

@@ -38,6 +38,7 @@ def prepare(
     item_features: str | None = None,
     user_features: str | None = None,
     text_encoder: str | None = None,
+    cold_items: float | None = None,
     from_: tuple[str, str] | None = None,
 ) -> None:
     """Make a dataset that can be trained on from an interactions table.
@@ -61,6 +62,8 @@ def prepare(
         item_features: columns of the items table that the model may read besides the text, A,B.
         user_features: columns of the users table to record as features, A,B.
         text_encoder: folder of a sentence-transformers model for the item texts (extra `text`).
+        cold_items: hold this share of the items out of training and validation, chosen by a hash of their ids; a
+            user's last event with one is a target of its own, ranked among the whole catalogue by `recsys evaluate`.
         from_: a published data set instead of tables: amazon-2014, amazon-2023, movielens, kuairand or goodbooks, and
             the folder of its unpacked files.
     """
@@ -78,6 +81,7 @@ def prepare(
         item_features=parse_names(item_features) or (),
         user_features=parse_names(user_features) or (),
         text_encoder=text_encoder,
+        cold_items=cold_items,
     )
     if output is None:
         raise InputError("prepare needs --output DATA, the folder to write")

@@ -92,6 +92,8 @@ class PrepareSettings:
     user_features: tuple[str, ...] = ()
     text_encoder: str | None = None
     """Folder of a sentence-transformers model whose vectors of the item texts are added to the content."""
+    cold_items: float | None = None
+    """Share of the items that are held out, chosen by a hash of their id; None = none."""
 
     def __post_init__(self) -> None:
         # Lists, comma-separated text and dates are taken too, as the command line has them.
@@ -121,6 +123,8 @@ class PrepareSettings:
                 raise InputError(f"--valid-from {self.valid_from} must be before --test-from {self.test_from}")
         elif self.valid_from is not None or self.test_from is not None:
             raise InputError("--valid-from and --test-from belong to --split time; add it or leave them out")
+        if self.cold_items is not None and not 0 < self.cold_items < 1:
+            raise InputError(f"--cold-items {self.cold_items} must be a share above 0 and below 1, for example 0.1")
         both = set(self.positive or ()) & set(self.negative or ())
         if both:
             raise InputError(f"the action {min(both)!r} stands in both --positive and --negative; choose one")
@@ -142,4 +146,5 @@ class PrepareSettings:
             "item_features": list(self.item_features),
             "user_features": list(self.user_features),
             "text_encoder": encoder,
+            "cold_items": self.cold_items,
         }

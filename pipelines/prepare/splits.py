@@ -1,16 +1,18 @@
-"""Who is asked what: the targets of validation and test, and what may train.
+"""Who is asked what: the targets of validation and test, what may train, and which items are held out.
 
-Suffixes: N = events, U = users, P = positives.
+Suffixes: N = events, U = users, I = items, P = positives.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-__all__ = ["Split", "leave_one_out", "split_by_time"]
+__all__ = ["Split", "cold_targets", "held_out_items", "leave_one_out", "split_by_time"]
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -60,3 +62,35 @@ def split_by_time(offsets_U1: Ints, positive_N: Bools, timestamp_N: Ints, *, val
 
     inside_N = (timestamp_N >= valid_from) & (timestamp_N < test_from)
     return Split(before(valid_from), first(inside_N), first(timestamp_N >= test_from))
+
+
+def held_out_items(item_ids: pl.Series, share: float) -> Bools:
+    """[I] whether an item is held out: the SHA-256 of its id as text, read as a number in [0, 1), is below ``share``.
+
+    The same items on every machine and in any order, and a larger share holds out more of them, never others.
+    """
+    texts = item_ids.cast(pl.String).to_list()
+    first = (hashlib.sha256(text.encode("utf-8")).digest()[:8] for text in texts)
+    return np.fromiter((int.from_bytes(eight, "big") < share * 2.0**64 for eight in first), np.bool_, len(texts))
+
+
+def cold_targets(
+    user_N: Ints, positive_N: Bools, held_N: Bools, timestamp_N: Ints, *, test_from: int | None
+) -> tuple[Ints, Ints]:
+    """Each user's last positive event with an item that is held out.
+
+    Args:
+        user_N: users of all events, ascending. held_N: whether the event's item is held out.
+        test_from: of a split by time, whose targets stand in the test period: what is earlier was known in training.
+            None = leave-one-out, whose targets need an event before them.
+
+    Returns:
+        rows of the targets, and how many events that are not held out the user has before each.
+    """
+    kept_N1 = np.append(0, np.cumsum(~held_N))
+    start_N = np.searchsorted(user_N, user_N)
+    before_N = kept_N1[:-1] - kept_N1[start_N]
+    asked_N = before_N > 0 if test_from is None else timestamp_N >= test_from
+    row_P = np.flatnonzero(held_N & positive_N & asked_N)
+    last_P = np.append(user_N[row_P][1:] != user_N[row_P][:-1], True)[: len(row_P)]
+    return row_P[last_P], before_N[row_P[last_P]]

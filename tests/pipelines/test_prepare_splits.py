@@ -281,7 +281,7 @@ def test_requests(tmp_path: Path) -> None:
     assert now.timestamp.tolist() == [50, 50] and now.surface.tolist() == [0, 0]
     assert data.requests("now", at=77).timestamp.tolist() == [77, 77]
     assert data.train_item_counts().tolist() == [2, 1, 0, 0]
-    with pytest.raises(InputError, match="no split 'train'; choose validation, test or now"):
+    with pytest.raises(InputError, match="no split 'train'; choose validation, test, cold or now"):
         data.requests("train")
 
 
