@@ -55,6 +55,7 @@ class UnifiedModule(L.LightningModule):
         position_bias: whether attention has a learned bias of the distance in rows.
         positive_recency: whether a token says how many events ago the last positive event was.
         crop: share of training windows cut in two at a random place.
+        reasoning_steps: passes that feed the last output row back before retrieval.
         score: retrieval by inner product (``dot``) or by ``cosine`` with a learned temperature.
         retrieval_loss: ``full`` or ``sampled`` softmax.
         num_negatives: uniform negatives of the sampled softmax, joined by up to as many targets of the batch.
@@ -92,6 +93,7 @@ class UnifiedModule(L.LightningModule):
         position_bias: bool | None = None,
         positive_recency: bool | None = None,
         crop: float | None = None,
+        reasoning_steps: int | None = None,
         score: Literal["dot", "cosine"] | None = None,
         retrieval_loss: Literal["full", "sampled"] | None = None,
         num_negatives: int | None = None,
@@ -129,6 +131,7 @@ class UnifiedModule(L.LightningModule):
                 "position_bias": position_bias,
                 "positive_recency": positive_recency,
                 "crop": crop,
+                "reasoning_steps": reasoning_steps,
                 "score": score,
                 "retrieval_loss": retrieval_loss,
                 "num_negatives": num_negatives,

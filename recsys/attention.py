@@ -91,8 +91,8 @@ def attend_packed(
 
 def attend_delta(
     q_BNHD: Tensor,
-    k_own_BNHD: Tensor,
-    v_own_BNHD: Tensor,
+    k_own: Tensor,
+    v_own: Tensor,
     k_BLHD: Tensor,
     v_BLHD: Tensor,
     visible_BN: Tensor,
@@ -106,11 +106,12 @@ def attend_delta(
     """New rows attend to a cached history and to themselves: M-FALCON's delta forward (arXiv 2402.17152).
 
     Args:
+        k_own, v_own: [B, N, P, H, D] rows of its own that each new row sees, for ``self``; [B, N, H, D] for ``causal``.
         k_BLHD, v_BLHD: [B, L, H, D] cached history, padded on the right.
         visible_BN: [B, N] int64; row n sees the first ``visible`` cached rows.
-        own: ``self`` = a new row sees no other new row (candidates); ``causal`` = also the new rows before it (events).
+        own: ``self`` = a new row sees no other new row (candidates); ``causal`` = those before it and itself (events).
         bias_BHNL: added to the scaled history scores.
-        bias_own: [H] for ``self``, [B, H, N, N] for ``causal``.
+        bias_own: [H, P] for ``self``, [B, H, N, N] for ``causal``.
     Returns:
         [B, N, H, D].
     """
@@ -122,12 +123,13 @@ def attend_delta(
     length = k_BLHD.shape[1]
     hidden_BNL = torch.arange(length, device=q_BNHD.device) >= visible_BN[..., None]
     if own == "self":
-        score_own = ((q_BNHD * k_own_BNHD).sum(-1) * scale).transpose(1, 2)[..., None]
+        score_own = ((q_BNHD[:, :, None] * k_own).sum(-1) * scale).permute(0, 3, 1, 2)
         if bias_own is not None:
-            score_own = score_own + bias_own[None, :, None, None]
-        hidden_own = torch.zeros(1, 1, 1, dtype=torch.bool, device=q_BNHD.device).expand(*visible_BN.shape, 1)
+            score_own = score_own + bias_own[None, :, None]
+        hidden_own = torch.zeros(1, 1, 1, dtype=torch.bool, device=q_BNHD.device)
+        hidden_own = hidden_own.expand(*visible_BN.shape, k_own.shape[2])
     else:
-        score_own = (q_BHND @ k_own_BNHD.permute(0, 2, 3, 1)) * scale
+        score_own = (q_BHND @ k_own.permute(0, 2, 3, 1)) * scale
         if bias_own is not None:
             score_own = score_own + bias_own
         future_NN = torch.ones(q_BNHD.shape[1], q_BNHD.shape[1], dtype=torch.bool, device=q_BNHD.device).triu(1)
@@ -136,9 +138,10 @@ def attend_delta(
     weight = _weights(torch.cat([score_BHNL, score_own], dim=-1), hidden, kind, max_len)
     out_BHND = weight[..., :length] @ v_BLHD.transpose(1, 2)
     if own == "self":
-        out_BHND = out_BHND + weight[..., length:] * v_own_BNHD.transpose(1, 2)
+        weight_BNPH1 = weight[..., length:].permute(0, 2, 3, 1)[..., None]
+        out_BHND = out_BHND + (weight_BNPH1 * v_own).sum(2).transpose(1, 2)
     else:
-        out_BHND = out_BHND + weight[..., length:] @ v_own_BNHD.transpose(1, 2)
+        out_BHND = out_BHND + weight[..., length:] @ v_own.transpose(1, 2)
     return out_BHND.transpose(1, 2)
 
 

@@ -62,6 +62,9 @@ class ModelConfig:
     """Share of training requests whose surface is hidden, so that a request may leave it out."""
     crop: float = 0.0
     """Share of training windows cut in two at a random place, so that short histories are seen more often."""
+    reasoning_steps: int = 0
+    """Passes that feed the last output row back before retrieval (ReaRec, arXiv 2503.22675); each one costs about as
+    much as encoding in training and next to nothing in serving."""
     score: ScoreKind = "dot"
     """Retrieval scores: inner products, or cosines times a learned inverse temperature."""
     retrieval_loss: RetrievalLoss = "full"
@@ -114,6 +117,8 @@ class ModelConfig:
             raise InputError(f"model.cross_layers must not be negative, got {self.cross_layers!r}")
         if self.past_rates and not self.use_actions:
             raise InputError("model.past_rates needs actions to rank by; leave it out with model.use_actions = false")
+        if self.reasoning_steps < 0:
+            raise InputError(f"model.reasoning_steps must not be negative, got {self.reasoning_steps!r}")
         if not 0.0 <= self.crop <= 1.0:
             raise InputError(f"model.crop must be in [0, 1], got {self.crop!r}")
         if self.time_encoding in ("rotary", "both") and self.head_dim % 2:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recsys.encoder import KeysValues
 from recsys.event_tokens import action_bits
 from recsys.layouts import ActionInput
 from recsys.losses import action_loss, full_softmax_loss_sum, pairwise_loss, sampled_softmax_loss_sum
@@ -78,7 +79,7 @@ class Objective:
             hidden_T = torch.rand(len(events.item_T), device=hidden_T.device) < config.mask_prob
         z_RD, cache = model.encode_packed(events, hidden_T, lookup)
 
-        query_ND, target_N = self._queries(batch, z_RD, model.layout.item_events(hidden_T))
+        query_ND, target_N = self._queries(batch, z_RD, cache, model.layout.item_events(hidden_T))
         num_targets = len(target_N)
         if self.neighbours is not None and num_targets:
             target_N = self.neighbours(target_N)
@@ -94,14 +95,15 @@ class Objective:
 
     # -- retrieval ------------------------------------------------------------------------------------------------
 
-    def _queries(self, batch: TrainingBatch, z_RD: Tensor, reads_T: Tensor) -> tuple[Tensor, Tensor]:
+    def _queries(self, batch: TrainingBatch, z_RD: Tensor, cache: KeysValues, reads_T: Tensor) -> tuple[Tensor, Tensor]:
         model, events = self.model, batch.events
         at_N = (reads_T & (batch.target_T >= 0)).nonzero().flatten()
         both_N = batch.request_known_T[at_N] & events.time_known_T[at_N]
         gap_N = torch.where(both_N, (batch.request_time_T[at_N] - events.time_T[at_N]).clamp_min(0), UNKNOWN_GAP)
+        z_ND = model.reason_packed(events, model.layout.item_reads(z_RD)[at_N], at_N, cache)
         start_FD = model.start_D.expand(len(batch.start_S), -1)
         query_ND = model.query_packed(
-            torch.cat([model.layout.item_reads(z_RD)[at_N], start_FD]),
+            torch.cat([z_ND, start_FD]),
             self._partly_hidden(torch.cat([batch.request_surface_T[at_N], batch.start_surface_F])),
             torch.cat([batch.request_time_T[at_N], batch.start_time_F]),
             torch.cat([batch.request_known_T[at_N], batch.start_known_F]),

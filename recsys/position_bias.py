@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from recsys.embedding_table import EmbeddingTable
@@ -22,7 +23,8 @@ class PositionBias(nn.Module):
         bias: Tensor = self.table(distance_BNL.clamp(0, self.max_distance)).permute(0, 3, 1, 2)
         return bias
 
-    def same_row(self) -> Tensor:
-        """[H]: the bias of a row to itself."""
-        bias: Tensor = self.table.all_rows()[0]
+    def of_last(self, num_rows: int) -> Tensor:
+        """[H, num_rows]: the bias of the last of some adjacent rows to each of them, itself last."""
+        distance = torch.arange(num_rows - 1, -1, -1, device=self.table.weight.device)
+        bias: Tensor = self.table(distance.clamp_max(self.max_distance)).T
         return bias

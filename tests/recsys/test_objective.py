@@ -139,6 +139,7 @@ def layouts_and_losses(block):
         {"position_bias": True},
         {"positive_recency": True},
         {"crop": 0.5},
+        {"reasoning_steps": 2},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
