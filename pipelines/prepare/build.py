@@ -102,7 +102,7 @@ def prepare_tables(given: Mapping[str, Table], output: Path, settings: PrepareSe
         split = _split(clean, settings)
         slates = _slates(clean, split, held_I, settings)
         items = entity_table(clean.item_ids, "item_id", clean.items)
-        content = item_content(items, settings, given["items"].file if "items" in given else "the items table")
+        content = item_content(items, settings, given["items"].file if "items" in given else "the items table", folder)
 
         packed_events(clean.events, clean.surfaces).write_parquet(folder / "events.parquet")
         entity_table(clean.user_ids, "user_id", clean.users).write_parquet(folder / "users.parquet")
@@ -204,11 +204,11 @@ def _targets(clean: Clean, split: Split) -> pl.DataFrame:
 
 
 def _write_content(folder: Path, content: Content) -> None:
-    if content.content_IC is not None:
-        save_file({"content": content.content_IC}, folder / "content.safetensors")
-    if content.transform is not None and content.sparse_text is not None:
-        content.transform.save(folder / "text")
-        rows = content.sparse_text
+    if content.rows.content_IC is not None:
+        save_file({"content": content.rows.content_IC}, folder / "content.safetensors")
+    if content.fitted.transform is not None and content.rows.sparse_text_IV is not None:
+        content.fitted.transform.save(folder / "text")
+        rows = content.rows.sparse_text_IV
         arrays = {
             "indptr": rows.indptr.astype(np.int64),
             "indices": rows.indices.astype(np.int32),
@@ -262,7 +262,7 @@ def _manifest(
         "notes": notes,
         "item_features": list(settings.item_features),
         "user_features": list(settings.user_features),
-        "content": content.blocks,
+        "content": content.fitted.blocks,
         "text": content.text,
         "files": files,
     }

@@ -59,9 +59,10 @@ def prepare(
         bad_rows: error stops at the first bad row, drop leaves them out and counts them.
         min_user_events: leave out users with fewer events.
         min_item_events: leave out items with fewer events.
-        item_features: columns of the items table that the model may read besides the text, A,B.
+        item_features: columns of the items table that the model may read besides the text, A,B; A:category, A:list or
+            A:vector says how.
         user_features: columns of the users table to record as features, A,B.
-        text_encoder: folder of a sentence-transformers model for the item texts (extra `text`).
+        text_encoder: folders of sentence-transformers models for the item texts (extra `text`), PATH or NAME=PATH, A,B.
         cold_items: hold this share of the items out of training and validation, chosen by a hash of their ids; a
             user's last event with one is a target of its own, ranked among the whole catalogue by `recsys evaluate`.
         from_: a published data set instead of tables: amazon-2014, amazon-2023, movielens, kuairand or goodbooks, and
@@ -80,7 +81,7 @@ def prepare(
         min_item_events=min_item_events,
         item_features=parse_names(item_features) or (),
         user_features=parse_names(user_features) or (),
-        text_encoder=text_encoder,
+        text_encoder=parse_names(text_encoder) or (),
         cold_items=cold_items,
     )
     if output is None:

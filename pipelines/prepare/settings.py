@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from recsys.errors import InputError
@@ -90,8 +91,8 @@ class PrepareSettings:
     item_features: tuple[str, ...] = ()
     """Columns of the items table that the model may read besides the text."""
     user_features: tuple[str, ...] = ()
-    text_encoder: str | None = None
-    """Folder of a sentence-transformers model whose vectors of the item texts are added to the content."""
+    text_encoder: tuple[str, ...] = ()
+    """Folders of sentence-transformers models, or name=folder, whose vectors of the item texts join the content."""
     cold_items: float | None = None
     """Share of the items that are held out, chosen by a hash of their id; None = none."""
 
@@ -105,8 +106,10 @@ class PrepareSettings:
             object.__setattr__(self, name, parse_time(f"--{name.replace('_', '-')}", getattr(self, name)))
         if isinstance(self.columns, str):
             object.__setattr__(self, "columns", parse_columns(self.columns))
-        if self.text_encoder is not None:
-            object.__setattr__(self, "text_encoder", str(self.text_encoder))
+        encoders: Any = self.text_encoder
+        if encoders is None or isinstance(encoders, (str, Path)):
+            encoders = parse_names(None if encoders is None else str(encoders)) or ()
+        object.__setattr__(self, "text_encoder", tuple(str(entry) for entry in encoders))
         _one_of("split", self.split, ("leave-one-out", "time"))
         _one_of("clock", self.clock, ("auto", "real", "order"))
         _one_of("bad_rows", self.bad_rows, ("error", "drop"))
@@ -131,7 +134,7 @@ class PrepareSettings:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as the manifest keeps them: no path of this machine."""
-        encoder = None if self.text_encoder is None else self.text_encoder.rstrip("/").rsplit("/", 1)[-1]
+        encoders = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in self.text_encoder]
         return {
             "split": self.split,
             "valid_from": self.valid_from,
@@ -145,6 +148,6 @@ class PrepareSettings:
             "min_item_events": self.min_item_events,
             "item_features": list(self.item_features),
             "user_features": list(self.user_features),
-            "text_encoder": encoder,
+            "text_encoder": encoders,
             "cold_items": self.cold_items,
         }

@@ -187,6 +187,8 @@ def test_missing_encoder_package_names_the_line_that_installs_it(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
     items = pl.DataFrame({"item_id": ["i0", "i1"], "title": ["red train", "blue train"]})
+    (tmp_path / "modules.json").write_text("[]")
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(InputError, match=r"needs sentence-transformers; pip install 'recsys\[text\]'"):
         prepare_frames(interactions(), items, output=tmp_path / "data", text_encoder=str(tmp_path))
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import shutil
+import sys
 from datetime import date
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +19,8 @@ import pytest
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.pipelines.prepare.build import prepare_frames
-from recsys.pipelines.prepare.content import MAX_CATEGORIES, item_texts
+from recsys.tokenizers.item_columns import MAX_CATEGORIES
+from recsys.tokenizers.item_content import item_texts
 from recsys.tokenizers.text_svd import TextSvd
 
 ITEMS = pl.DataFrame(
@@ -123,8 +128,8 @@ def test_vector_columns_are_centred_directions(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         (rows[[0, 1, 3]] * centred).sum(1), math.sqrt(2) * np.linalg.norm(centred, axis=1), rtol=1e-5
     )
-    for broken in ([1.0], [math.nan, 0.0]):
-        with pytest.raises(InputError, match="items, column vec, row 2: a vector must hold 2 finite numbers"):
+    for broken in ([1.0], [math.nan, 0.0], [1.0, None], [math.inf, 1.0]):
+        with pytest.raises(InputError, match="items, column vec: item 'b': a vector must hold 2 finite numbers"):
             made(tmp_path, ITEMS.with_columns(vec=pl.Series([[1.0, 0.0], broken, None, None])), item_features=("vec",))
 
 
@@ -133,26 +138,95 @@ def test_feature_of_a_type_that_cannot_be_read(tmp_path: Path) -> None:
         made(tmp_path, ITEMS.with_columns(odd=pl.struct("price")), item_features=("odd",))
 
 
-def test_text_encoder_adds_its_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for the package, which is not part of what the tests install."""
+class StandIn:
+    """In the place of a model of sentence-transformers, which the tests do not install."""
 
-    class Encoder:
-        def __init__(self, folder: str, device: str) -> None:
-            assert Path(folder).is_dir() and device == "cpu"
+    loaded: list[str] = []
 
-        def encode(self, texts: list[str], **_: Any) -> np.ndarray:
-            return np.array([[len(text), text.count("e"), 1.0] for text in texts])
+    def __init__(self, folder: str, device: str, local_files_only: bool) -> None:
+        assert (Path(folder) / "model.safetensors").is_file() and device == "cpu" and local_files_only
+        assert os.environ["HF_HUB_OFFLINE"] == "1"
+        self.loaded.append(folder)
 
+    def float(self) -> StandIn:
+        return self
+
+    def eval(self) -> StandIn:
+        return self
+
+    def encode(self, texts: list[str], **_: Any) -> np.ndarray:
+        return np.array([[len(text), text.count("e"), 1.0] for text in texts], dtype=np.float32)
+
+
+@pytest.fixture
+def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an encoder that gives length, number of e, and 1."""
     module = ModuleType("sentence_transformers")
-    module.SentenceTransformer = Encoder  # type: ignore[attr-defined]
-    monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", module)
-    folder = tmp_path / "small-encoder"
-    with pytest.raises(InputError, match="is no folder; give the folder of a sentence-transformers model"):
-        made(tmp_path, text_encoder=str(folder))
-    folder.mkdir()
-    data = made(tmp_path, text_encoder=f"{folder}/")
-    rows = block(data, "text_encoder")
+    module.SentenceTransformer = StandIn  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(StandIn, "loaded", [])
+    folder = tmp_path / "Small-Encoder v1"
+    (folder / "1_Pooling").mkdir(parents=True)
+    kinds = ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"]
+    (folder / "modules.json").write_text(json.dumps([{"path": "", "type": kind} for kind in kinds]))
+    for name in ("model.safetensors", "vocab.txt", "1_Pooling/config.json", "README.md", "run.py", "training_args.bin"):
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_text_encoder_adds_its_vectors(encoder: Path, tmp_path: Path) -> None:
+    data = made(tmp_path, text_encoder=f"{encoder}/")
+    rows = block(data, "small_encoder_v1")
     np.testing.assert_allclose(np.linalg.norm(rows[[0, 1, 3]], axis=1), math.sqrt(3), rtol=1e-5)
-    assert not rows[[2, 4]].any()
-    assert data.manifest.text is not None and data.manifest.text["encoder"] == {"name": "small-encoder", "dim": 3}
-    assert data.manifest.settings["text_encoder"] == "small-encoder"  # no path of this machine
+    assert not rows[[2, 4]].any()  # no text: not the vector of an empty one
+    texts = ["red train. made of wood", "blue train\nsteel", "blue red train"]
+    raw = np.array([[len(text), text.count("e"), 1.0] for text in texts])
+    centred = raw - raw.mean(axis=0)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    np.testing.assert_allclose(data.text_vectors["small_encoder_v1"][[0, 1, 3]], unit, atol=1e-6)
+    assert data.manifest.text is not None
+    assert data.manifest.text["encoders"] == [{"name": "small_encoder_v1", "dim": 3}]
+    assert data.manifest.settings["text_encoder"] == ["Small-Encoder v1"]  # no path of this machine
+    kept = {name for name in data.manifest.files if name.startswith("text/encoders/")}
+    names = ("modules.json", "model.safetensors", "vocab.txt", "1_Pooling/config.json")
+    assert kept == {f"text/encoders/small_encoder_v1/{name}" for name in names}
+    assert "HF_HUB_OFFLINE" not in os.environ
+
+
+def test_several_encoders_and_vector_columns_are_relations(encoder: Path, tmp_path: Path) -> None:
+    items = ITEMS.with_columns(vec=pl.Series([[1.0, 0.0], [0.0, 1.0], None, [1.0, 1.0]]))
+    data = made(tmp_path, items, text_encoder=f"one={encoder},two={encoder}", item_features="vec")
+    assert list(data.text_vectors) == ["one", "two"] and list(data.relation_vectors) == ["one", "two", "vec"]
+    for name, vectors in data.relation_vectors.items():
+        has_none = [2, 4]
+        assert vectors.dtype == np.float32 and not vectors[has_none].any(), name
+        np.testing.assert_allclose(np.linalg.norm(vectors[[0, 1, 3]], axis=1), 1.0, atol=1e-6)
+    assert len(StandIn.loaded) == 2  # once each
+    with pytest.raises(InputError, match="the name 'small_encoder_v1' stands twice; choose one, as in my_encoder="):
+        made(tmp_path, text_encoder=[encoder, encoder])
+    with pytest.raises(InputError, match="both make something called vec; name the encoder otherwise"):
+        made(tmp_path, items, text_encoder=f"vec={encoder}", item_features="vec")
+    with pytest.raises(InputError, match="the name 'text' cannot be used"):
+        made(tmp_path, items, text_encoder=f"text={encoder}")
+
+
+def test_encoder_that_cannot_be_used(encoder: Path, tmp_path: Path) -> None:
+    def refused(message: str) -> None:
+        with pytest.raises(InputError, match=message) as error:
+            made(tmp_path, text_encoder=str(encoder))
+        assert "\n" not in str(error.value) and not StandIn.loaded
+        assert {path.name for path in tmp_path.iterdir()} <= {encoder.name}
+
+    (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")
+    refused("pytorch_model.bin holds weights as a pickle, which can run code when it is read; save the model as safe")
+    (encoder / "pytorch_model.bin").unlink()
+    refused("holds no .safetensors weights")
+    (encoder / "modules.json").write_text('[{"path": "", "type": "run.Transformer"}]')
+    refused("asks for the class run.Transformer, code from outside sentence-transformers")
+    (encoder / "modules.json").write_text("{")
+    refused("modules.json cannot be read")
+    (encoder / "modules.json").unlink()
+    refused("holds no modules.json; give the folder of a sentence-transformers model")
+    shutil.rmtree(encoder)
+    refused("is no folder; give the folder of a sentence-transformers model")
