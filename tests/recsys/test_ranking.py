@@ -14,6 +14,7 @@ from recsys.events import EventLog
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.objective import Objective
+from recsys.past_rates import PastFeatures
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.ranking import predict_slates
 from recsys.training_batches import TrainingExamples, events_before
@@ -66,7 +67,14 @@ def test_each_slate_of_a_split_is_predicted_once(slated, model):
     assert rows == assigned.tolist() and len(rows) > 100
 
 
-@pytest.mark.parametrize("changes", [{}, {"positive_recency": True, "position_bias": True, "time_encoding": "both"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"positive_recency": True, "position_bias": True, "time_encoding": "both"},
+        {"past_rates": True, "cross_layers": 2},
+    ],
+)
 def test_candidates_in_training_are_those_that_are_served(slated, model, changes):
     """The same rows from the packed training batch and from a cached user state."""
     torch.manual_seed(1)
@@ -79,8 +87,12 @@ def test_candidates_in_training_are_those_that_are_served(slated, model, changes
     before = events_before(log, slates.user, slates.timestamp)
     logits = []
     trained.action_head.register_forward_hook(lambda module, inputs, output: logits.append(output))
+    rates = {}
+    if trained.config.past_rates:
+        features = PastFeatures.of(slated)
+        rates = {"past_NF": features.events_NF, "past_RF": features.slates_RF}
     examples = TrainingExamples(
-        log, slated.train_end, slated.is_positive(), slates, window=64, batch_tokens=300, seed=0
+        log, slated.train_end, slated.is_positive(), slates, window=64, batch_tokens=300, seed=0, **rates
     )
     objective = Objective(trained, torch.from_numpy(slated.train_item_counts()))
     compared = 0

@@ -1,0 +1,260 @@
+"""Past rates: counted strictly before a time, the same in training, in evaluation and from a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.errors import InputError
+from recsys.events import EventLog, History
+from recsys.heads import ActionHead
+from recsys.model import UnifiedModel
+from recsys.model_config import ModelConfig
+from recsys.past_rates import (
+    GROUPS,
+    EventCounts,
+    PastLog,
+    PastTable,
+    history_counts,
+    mask_bits,
+    past_features,
+    past_tensor,
+    past_width,
+    training_features,
+    wide_start,
+    without_surface,
+)
+
+A, S, I, U = 3, 4, 9, 6  # noqa: E741
+
+
+@pytest.fixture
+def log() -> EventLog:
+    """Many events at equal times, of few items."""
+    rng = np.random.default_rng(0)
+    sizes = np.array([40, 0, 25, 60, 1, 30])
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    n = int(offsets[-1])
+    known = rng.integers(0, 2**A, n)
+    return EventLog(
+        offsets=offsets,
+        item=rng.integers(0, I, n),
+        timestamp=np.concatenate([np.sort(rng.integers(100, 140, size)) for size in sizes]),
+        yes=known & rng.integers(0, 2**A, n),
+        known=known,
+        surface=rng.integers(0, S, n),
+        value=np.full(n, np.nan, np.float32),
+        time_known=np.ones(n, dtype=bool),
+    )
+
+
+def asked(rows: int, seed: int = 1):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, U, rows), rng.integers(-1, I, rows), rng.integers(0, S, rows), rng.integers(95, 145, rows)
+
+
+def features(past, user, item, surface, time):
+    return past_features(past, item, surface, time, past.counts("user", user, time))
+
+
+def test_counts_are_those_of_a_slow_loop():
+    rng = np.random.default_rng(3)
+    key, time, known = rng.integers(0, 5, 200), rng.integers(0, 30, 200), rng.integers(0, 8, 200)
+    yes = known & rng.integers(0, 8, 200)
+    asked_key, asked_time = rng.integers(-1, 6, 80), rng.integers(-2, 33, 80)
+    found = EventCounts(key, time, yes, known, A).before(asked_key, asked_time)
+    for row, k, t in zip(found, asked_key, asked_time, strict=True):
+        mine = (key == k) & (time < t)
+        expected = [(mask[mine] >> a & 1).sum() for mask in (yes, known) for a in range(A)]
+        assert row.tolist() == expected
+
+
+def test_features_of_one_row_by_hand():
+    """Item 1 on surface 2 before time 10: two of its three events, and one event of another item."""
+    log = EventLog(
+        offsets=np.array([0, 2, 4]),
+        item=np.array([1, 1, 0, 1]),
+        timestamp=np.array([5, 6, 7, 10]),
+        yes=np.array([1, 0, 1, 1]),
+        known=np.array([1, 1, 1, 1]),
+        surface=np.array([2, 0, 2, 2]),
+        value=np.full(4, np.nan, np.float32),
+        time_known=np.ones(4, dtype=bool),
+    )
+    past = PastLog(log, 1, 3)
+    found = features(past, *(np.array([value]) for value in (0, 1, 2, 10)))[0]
+    overall = (2 + 0.5) / (3 + 1)
+    surface, item, user = ((yes + 20 * overall) / (n + 20) for yes, n in ((2, 2), (1, 2), (1, 2)))
+    odds = [np.log(rate / (1 - rate)) for rate in (overall, surface, item, user)]
+    both = 1 / (1 + np.exp(-(odds[2] + odds[1] - odds[0])))
+    placed = (1 + 20 * both) / (1 + 20)
+    expected = [*odds, np.log(placed / (1 - placed)), np.log(3), np.log(3), np.log(2)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert len(found) == past_width(1)
+
+
+def test_what_happens_at_a_time_or_later_changes_nothing_bit_for_bit(log):
+    rows = asked(60)
+    before = features(PastLog(log, A, S), *rows)
+    for number in range(0, 60, 7):
+        time = rows[3][number]
+        late = log.timestamp >= time
+        changed = replace(
+            log,
+            item=np.where(late, 0, log.item),
+            yes=np.where(late, 7, log.yes),
+            known=np.where(late, 7, log.known),
+            surface=np.where(late, 1, log.surface),
+            timestamp=np.where(late, log.timestamp + 5, log.timestamp),
+        )
+        after = features(PastLog(changed, A, S), *rows)
+        assert np.array_equal(before[number], after[number])
+
+
+def test_another_users_event_just_before_does_count(log):
+    past = PastLog(log, A, S)
+    at = np.flatnonzero((log.surface > 0) & (log.known & 1 == 1))[0]
+    item, surface, time = (column[at : at + 1] for column in (log.item, log.surface, log.timestamp + 1))
+    other = np.array([5])
+    changed = replace(log, yes=np.where(np.arange(len(log)) == at, log.yes ^ 1, log.yes))
+    difference = features(PastLog(changed, A, S), other, item, surface, time) != features(
+        past, other, item, surface, time
+    )
+    moved = {group for place, group in enumerate(GROUPS) if difference[0, place * A]}
+    assert {"all", "surface", "item", "item_surface"} <= moved
+
+
+def test_events_that_are_not_shared_count_for_their_own_user_only(log):
+    shared = np.random.default_rng(5).random(len(log)) < 0.5
+    rows = asked(40)
+    partly, only = PastLog(log, A, S, shared), PastLog(log.only(shared), A, S)
+    for group in ("all", "item"):
+        key = rows[1] if group == "item" else np.zeros(40, dtype=np.int64)
+        assert np.array_equal(partly.counts(group, key, rows[3]), only.counts(group, key, rows[3]))
+    assert np.array_equal(partly.counts("user", rows[0], rows[3]), PastLog(log, A, S).counts("user", rows[0], rows[3]))
+
+
+def test_a_table_counts_what_a_log_counts_at_the_end(log, tmp_path):
+    PastTable.build(log, A, S).save(tmp_path / "past.safetensors")
+    table, past = PastTable.load(tmp_path / "past.safetensors"), PastLog(log, A, S)
+    user, item, surface, _ = asked(50)
+    end = np.full(50, 1000)
+    own = past.counts("user", user, end)
+    expected = past_features(past, item, surface, end, own)
+    assert np.array_equal(past_features(table, item, surface, end, own), expected)
+    shaped = past_tensor(
+        table, *(torch.from_numpy(x) for x in (own[:10], item.reshape(10, 5), end[:10], surface.reshape(10, 5)))
+    )
+    each = past_features(table, item, surface, end, own[:10].repeat(5, axis=0))
+    assert torch.equal(shaped, torch.from_numpy(each).view(10, 5, -1))
+
+
+def test_user_counts_of_a_history_are_those_of_the_log(log):
+    histories = [log.history(user) for user in range(U)]
+    found = history_counts(histories, A)
+    assert np.array_equal(found, PastLog(log, A, S).counts("user", np.arange(U), np.full(U, 1000)))
+    assert not found[1].any()
+
+
+def test_a_hidden_surface_is_read_as_no_surface(log):
+    past, (user, item, surface, time) = PastLog(log, A, S), asked(50)
+    seen = torch.from_numpy(features(past, user, item, surface, time))
+    hidden = torch.arange(50) % 2 == 0
+    blind = torch.from_numpy(features(past, user, item, np.zeros_like(surface), time))
+    assert torch.equal(without_surface(seen, hidden), torch.where(hidden[:, None], blind, seen))
+    assert not torch.equal(seen, blind)
+
+
+def test_training_events_have_the_features_of_their_own_time(toy_dataset):
+    past = PastLog.of(toy_dataset)
+    found = training_features(past, toy_dataset)
+    events, end = toy_dataset.events, toy_dataset.train_end
+    for user in (0, 7, 20):
+        for place in range(len(events.history(user))):
+            row = int(events.offsets[user]) + place
+            if place >= end[user]:
+                assert not found[row].any()
+                continue
+            columns = (events.item, events.surface, events.timestamp)
+            expected = features(past, np.array([user]), *(column[row : row + 1] for column in columns))[0]
+            np.testing.assert_allclose(found[row], expected, rtol=2e-3, atol=2e-3)
+            own = past.counts("user", np.array([user]), events.timestamp[row : row + 1])[0]
+            earlier = events.history(user).timestamp < events.timestamp[row]
+            assert own[:A].tolist() == mask_bits(events.history(user).yes[earlier], A + 1)[:, :A].sum(0).tolist()
+
+
+def test_timestamps_that_only_count_are_refused(toy_dataset, monkeypatch):
+    manifest = replace(toy_dataset.manifest, clock="order")
+    monkeypatch.setattr(toy_dataset, "manifest", manifest)
+    with pytest.raises(InputError, match="past rates need a real clock"):
+        PastLog.of(toy_dataset)
+
+
+def make_model(**changes) -> UnifiedModel:
+    torch.manual_seed(0)
+    sizes = {"num_items": I, "num_actions": A, "num_surfaces": S, "positive_mask": 0b011}
+    settings = {"dim": 16, "window": 16, "past_rates": True, "cross_layers": 2, "cross_rank": 4}
+    model = UnifiedModel(ModelConfig(**{**sizes, **settings, **changes}))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.3)
+    return model.eval()
+
+
+def ranked(model, states, log, item, at, surface):
+    past = past_tensor(PastTable.build(log, A, S), states.past_BX, item, at, surface)
+    return model.rank(states, item, at, surface, past).sigmoid()
+
+
+def test_candidate_alone_scores_as_in_a_slate_and_permutes(log):
+    model = make_model()
+    states = model.encode([log.history(user) for user in range(4)])
+    generator = torch.Generator().manual_seed(1)
+    item = torch.randint(0, I, (4, 7), generator=generator)
+    surface = torch.randint(0, S, (4, 7), generator=generator)
+    at = torch.full((4,), 200)
+    together = ranked(model, states, log, item, at, surface)
+    columns = [ranked(model, states, log, item[:, [c]], at, surface[:, [c]]) for c in range(7)]
+    assert torch.allclose(together, torch.cat(columns, 1), atol=1e-5)
+    order = torch.randperm(7, generator=generator)
+    assert torch.allclose(
+        together[:, order], ranked(model, states, log, item[:, order], at, surface[:, order]), atol=1e-5
+    )
+    assert together.std() > 0.05
+
+
+def test_appending_counts_what_encoding_the_longer_history_counts(log):
+    model = make_model()
+    whole = [log.history(user).prefix(12) for user in (0, 2, 3)]
+
+    def rest(history: History, start: int) -> History:
+        return history.at(slice(start, None))
+
+    states = model.encode([h.prefix(9) for h in whole])
+    grown, fresh = model.append(states, [rest(h, 9) for h in whole]), model.encode(whole)
+    assert torch.equal(grown.past_BX, fresh.past_BX) and grown.past_BX.sum() > states.past_BX.sum()
+    picked = grown.select(torch.tensor([2, 0]))
+    assert torch.equal(picked.past_BX, fresh.past_BX[[2, 0]])
+
+
+def test_a_head_starts_at_the_forecast_of_the_rates(log):
+    head = ActionHead(make_model(cross_layers=0).config)
+    past = torch.from_numpy(features(PastLog(log, A, S), *asked(30)))
+    head.set_priors(torch.full((A,), 0.3), None)
+    head.set_past(past.mean(0), past.std(0))
+    torch.nn.init.zeros_(head.out.weight)
+    logits = head(torch.randn(30, 16), torch.randn(30, 16), None, past)
+    assert torch.allclose(logits, past @ wide_start(A).T, atol=1e-4)
+    place = {group: slice(p * A, p * A + A) for p, group in enumerate(GROUPS)}
+    forecast = past[:, place["item_surface"]] + past[:, place["user"]] - past[:, place["all"]]
+    assert torch.allclose(logits, forecast, atol=1e-4)
+
+
+def test_ranking_without_the_rates_says_what_is_missing(log):
+    model = make_model()
+    states = model.encode([log.history(0)])
+    one = torch.zeros(1, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="past_tensor"):
+        model.rank(states, one, torch.tensor([200]), one)
