@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from recsys.bundle import StoredHistories, new_bundle
+from recsys.content_map import ContentMap
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.index.memory_terms import MemoryWeights
@@ -98,6 +99,7 @@ def export_model(
         "index": index,
         "memory_weights": None if memory_weights is None else memory_weights.to_dict(),
         "text": manifest.text,
+        "content": dataset.content_blocks,
     }
     with new_bundle(output, about) as folder:
         model.save(folder / "model")
@@ -113,6 +115,8 @@ def export_model(
             graph.save(folder / name)
         if dataset.text_transform is not None:
             shutil.copytree(dataset.text_transform, folder / "text")
+        if model.config.content_dim and dataset.content is not None:
+            ContentMap.fit(dataset.content, model.items.content_IC).save(folder / "content_map.safetensors")
         if not calibration.is_identity:
             calibration.save(folder / "calibration.safetensors")
         if model.config.past_rates:

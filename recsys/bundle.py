@@ -9,7 +9,8 @@
     graph_train/           item graph whose transitions are those of training events (validation, test)
     graph_now/             the same of all known events (everything else)
     index/                 search structure over the item vectors
-    text/                  text transform as plain arrays, where the data had text
+    text/                  text transform as plain arrays, where the data had text; text/encoders/NAME: text encoders
+    content_map.safetensors    from the content of an item to what the model reads of it, where it reads content
     histories.parquet      the events of every user in internal numbers, where asked for
     past_counts.safetensors    how often each action followed so far, where the model reads past rates
     calibration.safetensors    temperature and offset of every action, where there were slates to fit them on
