@@ -12,11 +12,11 @@ from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import write_json
-from recsys.index.item_graph import ItemGraph
 from recsys.pipelines.baselines import RANKING
 from recsys.pipelines.console import progress_bar, stdout_console
-from recsys.pipelines.evaluation_baselines import baseline_names, ranked_baseline, slate_baseline
+from recsys.pipelines.evaluation_baselines import BaselineRuns, baseline_names
 from recsys.pipelines.evaluation_lists import ranked_lists
+from recsys.pipelines.evaluation_newcomers import Question, newcomer_segments, questions, rank_questions
 from recsys.pipelines.evaluation_ranking import (
     ActionFigures,
     SlateRows,
@@ -129,7 +129,10 @@ def evaluate_bundle(
         name: retrieval_row(one, dataset, seed=seed) | ({} if one is default else ndcg_minus(default, one, seed=seed))
         for name, one in ranked.items()
     }
-    result["segments"] = segment_rows(default, dataset, seed=seed)
+    asked = questions(dataset, split)
+    scorer = next(scorer for scorer in scorers if scorer.name == default.name)
+    with _progress("ranking new users and items", sum(len(question.requests) for question in asked)) as advance:
+        newcomers = rank_questions(asked, scorer, dataset, advance)
     if all_positives:
         result["all_positives"] = _all_positives(scorers, dataset, split, seed)
     result["notes"] = notes
@@ -139,10 +142,13 @@ def evaluate_bundle(
         served_SA, raw_SA = bundle_probabilities(bundle, dataset, rows, SPLITS[split])
         ours = _action_figures(dataset, rows, served_SA, seed, raw_SA)
         result["ranking"] = {action: figures.row() for action, figures in ours.items()}
+    others: dict[str, RankedTargets] = {}
     if names:
         learned = None if default.name == "dense_learned" else ranked.get("dense_learned")
-        compared = (default, learned)
-        result["baselines"] = _baselines(names, dataset, split, seed, compared, rows, ours, bundle.graph_train)
+        runs = BaselineRuns(dataset, bundle.graph_train)
+        others = _add_baselines(result, names, runs, split, seed, (default, learned), rows, ours, asked)
+    segments = segment_rows(default, dataset, seed=seed)
+    result["segments"] = segments | newcomer_segments(asked, newcomers, others, seed=seed)
     return result
 
 
@@ -171,7 +177,7 @@ def evaluate_lists(
     result["notes"] = [*notes, *listed.notes]
     if names:
         rows = slate_rows(dataset, SPLITS[split])
-        result["baselines"] = _baselines(names, dataset, split, seed, (listed.ranked, None), rows, {}, None)
+        _add_baselines(result, names, BaselineRuns(dataset), split, seed, (listed.ranked, None), rows, {}, ())
     return result
 
 
@@ -204,38 +210,51 @@ def _all_positives(scorers: Sequence[RetrieverScorer], dataset: Dataset, split: 
     }
 
 
-def _baselines(
+def _add_baselines(
+    result: dict[str, Any],
     names: Sequence[str],
-    dataset: Dataset,
+    runs: BaselineRuns,
     split: str,
     seed: int,
     compared: tuple[RankedTargets, RankedTargets | None],
     rows: SlateRows | None,
     ours: dict[str, ActionFigures],
-    graph: ItemGraph | None,
-) -> dict[str, Any]:
-    """A row per baseline: of targets like a retriever's, or of slates per action.
+    asked: Sequence[Question],
+) -> dict[str, RankedTargets]:
+    """A row per baseline: of targets like a retriever's, or of slates per action; what was chosen for each; notes.
 
     Retrieval rows say how far the first of ``compared`` is ahead, and the second, the learned part, where there is one.
+
+    Returns:
+        what baselines make of the questions that they stand beside, by question.
     """
+    dataset = runs.dataset
     out: dict[str, Any] = {}
+    others: dict[str, RankedTargets] = {}
     with _progress("baselines", len(names)) as advance:
         for name in names:
             if name not in RANKING:
-                other = ranked_baseline(name, dataset, split, graph=graph)
+                beside = {one.kept_as: one for one in asked if one.beside == name and len(one.requests)}
+                wanted = {split: compared[0].requests} | {what: one.requests for what, one in beside.items()}
+                found = runs.ranked(name, wanted)
+                others |= {one.name: found[what] for what, one in beside.items()}
+                other = found[split]
                 default, learned = compared
                 out[name] = retrieval_row(other, dataset, seed=seed) | ndcg_minus(default, other, seed=seed)
                 if learned is not None:
                     for key, value in ndcg_minus(learned, other, seed=seed).items():
                         out[name][key.replace("minus", "learned_minus")] = value
             elif rows is not None:
-                figures = _action_figures(dataset, rows, slate_baseline(name, dataset, split, rows), seed)
+                figures = _action_figures(dataset, rows, runs.slates(name, SPLITS[split], rows), seed)
                 out[name] = {
                     action: one.row() | (action_minus(ours[action], one) if action in ours else {})
                     for action, one in figures.items()
                 }
             advance(1)
-    return out
+    result["baselines"] = out
+    result["baseline_settings"] = {name: runs.settings[name] for name in out}
+    result["notes"] += runs.notes()
+    return others
 
 
 def _action_figures(

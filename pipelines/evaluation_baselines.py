@@ -1,40 +1,35 @@
 """Baselines for the evaluation: fitted, applied, and kept under the hash of the data.
 
-Suffixes: S = rows of a split's slates, A = actions.
+Suffixes: S = rows of a split's slates, A = actions, Q = requests.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import zipfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import recsys
-from recsys import metrics, past_rates, recent
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import Requests
-from recsys.files import atomic_file, sha256_file
-from recsys.index import item_graph, text_neighbours, transitions
 from recsys.index.item_graph import ItemGraph
-from recsys.pipelines import baselines, targets
-from recsys.pipelines.baselines import RANKING, RETRIEVAL, skip_reason
+from recsys.pipelines.baselines import NETWORKS, RANKING, RETRIEVAL, skip_reason
+from recsys.pipelines.baselines.cache import cache_entry, cache_folder, read_arrays, write_arrays
 from recsys.pipelines.evaluation_ranking import SlateRows
-from recsys.pipelines.item_graphs import item_graphs
+from recsys.pipelines.item_graphs import training_graph
+from recsys.pipelines.scorer import Scorer
 from recsys.pipelines.targets import RankedTargets, histories_of, rank_all
 from recsys.recent import recent_positives
-from recsys.retrieval import memory
 from recsys.retrieval.memory import MemoryRetriever, RecentItems
 
-__all__ = ["MemoryScorer", "baseline_names", "cache_folder", "ranked_baseline", "slate_baseline"]
+__all__ = ["BaselineRuns", "MemoryScorer", "baseline_names"]
 
 RECENT_ITEMS = 4
-Arrays = dict[str, NDArray[np.generic]]
+_RANKED = ("rank_Q", "reachable_Q", "tied_Q", "list_QK")
 
 
 class MemoryScorer:
@@ -45,6 +40,7 @@ class MemoryScorer:
     def __init__(self, dataset: Dataset, graph: ItemGraph) -> None:
         self._dataset = dataset
         self._retriever = MemoryRetriever(graph)
+        self.settings: dict[str, Any] = {}
 
     def score(self, requests: Requests) -> NDArray[np.float32]:
         """[Q, I]; -inf for items that no recent item has as a neighbour."""
@@ -83,111 +79,73 @@ def baseline_names(asked: str | None, dataset: Dataset) -> tuple[list[str], list
     return chosen, notes
 
 
-def ranked_baseline(
-    name: str,
-    dataset: Dataset,
-    split: str,
-    *,
-    graph: ItemGraph | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> RankedTargets:
-    """Ranks of a retrieval baseline, from the cache where it was run before.
+@dataclass(slots=True)
+class BaselineRuns:
+    """Runs baselines on one dataset, or finds what an earlier run kept.
 
-    Args:
-        name: key of ``RETRIEVAL``, or memory.
-        dataset: the prepared data.
-        split: ``validation`` or ``test``.
-        graph: item graph of training transitions for memory; built where None.
-        advance: for a progress bar.
+    What is kept goes by the hash of the data, the name, its settings, the version of the package and the code.
     """
-    path = _cache_file(name, dataset, split)
-    kept = _read(path, ("rank_Q", "reachable_Q", "tied_Q", "list_QK"))
-    requests = dataset.requests(split)
-    if kept is None or len(kept["rank_Q"]) != len(requests):
+
+    dataset: Dataset
+    graph: ItemGraph | None = None
+    """Item graph of training transitions for ``memory``; built where it is None."""
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By baseline, what was chosen on validation."""
+    reused: list[str] = field(default_factory=list)
+    """Baselines that were not fitted anew."""
+
+    def ranked(self, name: str, asked: Mapping[str, Requests]) -> dict[str, RankedTargets]:
+        """Ranks of a retrieval baseline, fitted once at most.
+
+        Args:
+            name: key of ``RETRIEVAL``, or memory.
+            asked: by a name for the cache, the requests whose targets are ranked.
+        """
+        out: dict[str, RankedTargets] = {}
+        scorer: Scorer | None = None
+        for what, requests in asked.items():
+            path = cache_entry(self.dataset, what, name, {}, trains=name in NETWORKS).with_suffix(".npz")
+            kept = read_arrays(path, (*_RANKED, "settings"))
+            if kept is not None and len(kept["rank_Q"]) == len(requests):
+                out[what] = RankedTargets(name, requests, *(kept[column] for column in _RANKED))
+                self.settings[name] = json.loads(str(kept["settings"]))
+                continue
+            scorer = scorer or self._fitted(name)
+            self.settings[name] = dict(getattr(scorer, "settings", {}))
+            # The split is that of the targets, which stand in the requests.
+            (out[what],) = rank_all([scorer], self.dataset, "test", requests=requests)
+            arrays = {column: getattr(out[what], column) for column in _RANKED}
+            write_arrays(path, arrays | {"settings": np.array(json.dumps(self.settings[name], sort_keys=True))})
+        if scorer is None or getattr(scorer, "kept", False):
+            self.reused.append(name)
+        return out
+
+    def slates(self, name: str, split: int, rows: SlateRows) -> NDArray[np.float32]:
+        """[S, A] probabilities of a ranking baseline for the slate rows of a split (1 = validation, 2 = test)."""
+        actions = self.dataset.manifest.actions
+        path = cache_entry(self.dataset, f"slates-{split}", name, {}).with_suffix(".npz")
+        kept = read_arrays(path, ("prob_SA", "settings"))
+        if kept is not None and kept["prob_SA"].shape == (len(rows.row_S), len(actions)):
+            self.reused.append(name)
+            self.settings[name] = json.loads(str(kept["settings"]))
+            return kept["prob_SA"].astype(np.float32)
+        scorer = RANKING[name](self.dataset)
+        predicted = scorer.predict(self.dataset, split)
+        prob_SA = np.full((len(rows.row_S), len(actions)), np.nan, dtype=np.float32)
+        for place, action in enumerate(actions):
+            if action in predicted:
+                prob_SA[:, place] = predicted[action][rows.row_S]
+        self.settings[name] = dict(getattr(scorer, "settings", {}))
+        write_arrays(path, {"prob_SA": prob_SA, "settings": np.array(json.dumps(self.settings[name], sort_keys=True))})
+        return prob_SA
+
+    def notes(self) -> list[str]:
+        """What people should know of these runs."""
+        if not self.reused:
+            return []
+        return [f"kept in {cache_folder()} by an earlier run on this data, not fitted anew: {', '.join(self.reused)}"]
+
+    def _fitted(self, name: str) -> Scorer:
         if name == "memory" and name not in RETRIEVAL:
-            ranked = rank_all(
-                [MemoryScorer(dataset, graph or item_graphs(dataset)[0])], dataset, split, advance=advance
-            )[0]
-        else:
-            ranked = rank_all([RETRIEVAL[name](dataset)], dataset, split, advance=advance)[0]
-        _write(
-            path,
-            {
-                "rank_Q": ranked.rank_Q,
-                "reachable_Q": ranked.reachable_Q,
-                "tied_Q": ranked.tied_Q,
-                "list_QK": ranked.list_QK,
-            },
-        )
-        return ranked
-    if advance is not None:
-        advance(len(requests))
-    return RankedTargets(
-        name,
-        requests,
-        kept["rank_Q"].astype(np.int64),
-        kept["reachable_Q"].astype(np.bool_),
-        kept["tied_Q"].astype(np.bool_),
-        kept["list_QK"].astype(np.int64),
-    )
-
-
-def slate_baseline(name: str, dataset: Dataset, split: str, rows: SlateRows) -> NDArray[np.float32]:
-    """[S, A] probabilities of a ranking baseline for the slate rows of a split, from the cache where it has them."""
-    path = _cache_file(name, dataset, split)
-    kept = _read(path, ("prob_SA",))
-    shape = (len(rows.row_S), len(dataset.manifest.actions))
-    if kept is not None and kept["prob_SA"].shape == shape:
-        return kept["prob_SA"].astype(np.float32)
-    predicted = RANKING[name](dataset).predict(dataset, 1 if split == "validation" else 2)
-    prob_SA = np.full(shape, np.nan, dtype=np.float32)
-    for action, action_name in enumerate(dataset.manifest.actions):
-        if action_name in predicted:
-            prob_SA[:, action] = predicted[action_name][rows.row_S]
-    _write(path, {"prob_SA": prob_SA})
-    return prob_SA
-
-
-# -- the cache ---------------------------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """Where results are kept: the environment variable RECSYS_CACHE, or ``~/.cache/recsys``."""
-    folder = os.environ.get("RECSYS_CACHE")
-    return Path(folder) if folder else Path.home() / ".cache" / "recsys"
-
-
-def _cache_file(name: str, dataset: Dataset, split: str) -> Path:
-    code = _code_hash()[:12]
-    return (
-        cache_folder()
-        / "baselines"
-        / dataset.manifest.data_hash[:32]
-        / f"{split}-{name}-{recsys.__version__}-{code}.npz"
-    )
-
-
-def _code_hash() -> str:
-    """Hash of the code that makes these results, so that a changed baseline runs again."""
-    modules = (targets, item_graph, transitions, text_neighbours, memory, recent, metrics, past_rates)
-    files = [Path(str(module.__file__)) for module in modules]
-    files += [*sorted(Path(str(baselines.__file__)).parent.glob("*.py")), Path(__file__)]
-    return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
-
-
-def _read(path: Path, names: Sequence[str]) -> Arrays | None:
-    """Arrays of a kept file; None where there is none, or none that can be read."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    """Keep arrays; a folder that cannot be written costs the next run its time and nothing else."""
-    try:
-        with atomic_file(path) as partial, partial.open("wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, **arrays)
-    except OSError:
-        return
+            return MemoryScorer(self.dataset, self.graph or training_graph(self.dataset))
+        return RETRIEVAL[name](self.dataset)

@@ -25,7 +25,7 @@ from recsys.metrics import (
 from recsys.pipelines.segments import Segment, segments
 from recsys.pipelines.targets import LIST_LENGTH, RankedTargets
 
-__all__ = ["RECALL_AT", "ndcg_minus", "retrieval_row", "segment_rows"]
+__all__ = ["RECALL_AT", "figures_minus", "mean_figures", "ndcg_minus", "retrieval_row", "segment_rows"]
 
 RECALL_AT = (5, 10, 100)
 NDCG_AT = (5, 10)
@@ -77,6 +77,20 @@ def ndcg_minus(ours: RankedTargets, other: RankedTargets, *, seed: int) -> dict[
         ours.requests.user, ndcg_at(ours.rank_Q, 10), ndcg_at(other.rank_Q, 10), seed=seed
     )
     return {"ndcg@10_minus": difference, "ndcg@10_minus_ci": list(interval)}
+
+
+def figures_minus(ours: RankedTargets, other: RankedTargets, *, seed: int) -> dict[str, Any]:
+    """Recall@10 and NDCG@10 of ours less the other's over the same requests."""
+    difference, interval = paired_difference(
+        ours.requests.user, recall_at(ours.rank_Q, 10), recall_at(other.rank_Q, 10), seed=seed
+    )
+    recall = {"recall@10_minus": difference, "recall@10_minus_ci": list(interval)}
+    return recall | ndcg_minus(ours, other, seed=seed)
+
+
+def mean_figures(ranked: RankedTargets, *, seed: int) -> dict[str, Any]:
+    """Figures of ranks alone, with their intervals."""
+    return _means(ranked.requests.user, rank_figures(ranked.rank_Q), seed=seed)
 
 
 def _segment_row(segment: Segment, ranked: RankedTargets, *, seed: int, depth: int | None) -> dict[str, Any]:

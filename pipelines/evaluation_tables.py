@@ -49,8 +49,12 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         ]
     if ranking:
         _table(console, "ranking (· = baseline)", FIGURES, ranking, minus="auc")
-    segments = [(f"{name}: {row['num_users']:,}", row) for name, row in result["segments"].items() if row["num_users"]]
-    _table(console, f"segments and their users, {protocol['segments_of']}", TARGET_COLUMNS, segments)
+    segments: list[tuple[str, Mapping[str, Any]]] = []
+    for name, row in result["segments"].items():
+        if row["num_users"]:
+            segments.append((f"{name}: {row['num_users']:,}", row))
+            segments += [(f"{name} · {other}", beside) for other, beside in row.get("baselines", {}).items()]
+    _table(console, f"segments and their users, {protocol['segments_of']}", TARGET_COLUMNS, segments, "recall@10")
     for note in result.get("notes", []):
         console.print(f"note: {note}", markup=False)
 

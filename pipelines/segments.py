@@ -31,6 +31,8 @@ class Segment:
 def segments(dataset: Dataset, requests: Requests) -> list[Segment]:
     """The groups of a split's requests; one may be empty, and a request is in several.
 
+    Targets without a training event are ``cold_items``; where items were held out to be the targets of that name, the
+    others are ``untrained_items``.
     Histories are cut at the terciles of their lengths, those of equal length together.
     """
     count_I = dataset.train_item_counts()
@@ -38,6 +40,7 @@ def segments(dataset: Dataset, requests: Requests) -> list[Segment]:
     cold_I = count_I == 0
     length_Q, target_Q = requests.end, requests.target
     low, high = (int(bound) for bound in np.quantile(length_Q, [1 / 3, 2 / 3], method="lower"))
+    cold_name = "untrained_items" if dataset.has_cold_targets else "cold_items"
     return [
         Segment("short_histories", f"at most {low} events", length_Q <= low),
         Segment("medium_histories", f"{low + 1} to {high} events", (length_Q > low) & (length_Q <= high)),
@@ -45,7 +48,7 @@ def segments(dataset: Dataset, requests: Requests) -> list[Segment]:
         Segment("cold_users", "no training event", dataset.train_end[requests.user] == 0),
         Segment("head_items", f"target among the {HEAD_SHARE:.0%} most frequent in training", head_I[target_Q]),
         Segment("tail_items", "target in training, but no head item", ~head_I[target_Q] & ~cold_I[target_Q]),
-        Segment("cold_items", "target without a training event", cold_I[target_Q]),
+        Segment(cold_name, "target without a training event", cold_I[target_Q]),
     ]
 
 

@@ -5,7 +5,7 @@ Suffixes: I = items, Q = requests.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from recsys.dataset import Dataset
     from recsys.events import Requests
 
-__all__ = ["LinearScorer", "fit_item_knn"]
+__all__ = ["MAX_FULL_ITEMS", "MAX_NEIGHBOURS", "LinearScorer", "best_decay", "fit_item_knn"]
 
 SHRINKS = (0.0, 5.0, 10.0, 20.0, 50.0)
 DECAYS = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)
@@ -36,7 +36,7 @@ class LinearScorer:
         name: str,
         dataset: Dataset,
         weight_II: scipy.sparse.csr_matrix | NDArray[np.float32],
-        settings: dict[str, float],
+        settings: dict[str, Any],
     ) -> None:
         self.name = name
         self.settings = settings

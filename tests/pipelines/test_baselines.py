@@ -14,7 +14,7 @@ import pytest
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import Requests
-from recsys.pipelines.baselines import RANKING, RETRIEVAL, skip_reason
+from recsys.pipelines.baselines import NETWORKS, RANKING, RETRIEVAL, skip_reason
 from recsys.pipelines.baselines import ease as ease_module
 from recsys.pipelines.baselines import item_knn as knn_module
 from recsys.pipelines.baselines.ease import ease_weights, fit_ease
@@ -25,7 +25,7 @@ from recsys.pipelines.baselines.training_matrix import history_matrix, training_
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.pipelines.scorer import Scorer
 
-CLASSICAL = {name: factory for name, factory in RETRIEVAL.items() if name != "sasrec"}  # that one trains a network
+CLASSICAL = {name: factory for name, factory in RETRIEVAL.items() if name not in NETWORKS}
 
 
 def _liked(dataset: Dataset, user: int, end: int) -> list[int]:

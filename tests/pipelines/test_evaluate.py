@@ -232,13 +232,17 @@ def test_baselines_come_from_the_cache_and_a_broken_one_is_made_again(toy_bundle
     monkeypatch.setitem(RETRIEVAL, "popularity", counted)
     first = evaluate_bundle(toy_bundle, toy_dataset, baselines="popularity")
     again = evaluate_bundle(toy_bundle, toy_dataset, baselines="popularity")
-    assert len(fitted) == 1 and first == again
+    (note,) = again.pop("notes")
+    assert note.startswith(f"kept in {cache} by an earlier run") and note.endswith(": popularity")
+    assert len(fitted) == 1 and first.pop("notes") == []
+    assert first == again
     evaluate_bundle(toy_bundle, toy_dataset, split="validation", baselines="popularity")
     assert len(fitted) == 2  # another split is another entry
     (kept,) = cache.rglob("test-popularity-*.npz")
     assert toy_dataset.manifest.data_hash[:32] in str(kept)
     kept.write_bytes(kept.read_bytes()[:40])
-    assert evaluate_bundle(toy_bundle, toy_dataset, baselines="popularity") == first
+    mended = evaluate_bundle(toy_bundle, toy_dataset, baselines="popularity")
+    assert mended.pop("notes") == [] and mended == first
     assert len(fitted) == 3
 
 
@@ -253,7 +257,8 @@ def test_slate_baselines_come_from_the_cache(slate_bundle, slate_dataset, monkey
     runs: list[int] = []
     monkeypatch.setitem(RANKING, "past_rates", lambda dataset: Halves())
     first = evaluate_bundle(slate_bundle, slate_dataset, baselines="past_rates")
-    assert evaluate_bundle(slate_bundle, slate_dataset, baselines="past_rates") == first
+    again = evaluate_bundle(slate_bundle, slate_dataset, baselines="past_rates")
+    assert first.pop("notes") == [] and len(again.pop("notes")) == 1 and again == first
     assert runs == [2]
     assert first["baselines"]["past_rates"]["click"]["auc"] == 0.5
 
