@@ -15,7 +15,7 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import History, Requests
 from recsys.model_config import ModelConfig
-from recsys.past_rates import PastFeatures
+from recsys.past_features import PastFeatures
 from recsys.pipelines.recipe import chosen_batch_tokens, chosen_recipe, validation_requests
 from recsys.training_batches import TrainingBatch, TrainingExamples
 

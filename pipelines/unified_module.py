@@ -339,7 +339,7 @@ def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     if model.action_head is not None:
         model.action_head.set_priors(_action_rates(data), _padded_share(data, config.max_shown_rank))
         if config.past_rates:
-            model.action_head.set_past(*data.past.moments(dataset))
+            model.action_head.set_past(data.past.start(dataset))
     return model
 
 

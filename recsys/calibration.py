@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from recsys.logistic import fit_logistic
+
 __all__ = ["Calibration"]
 
 _PRIOR_ROWS = 10.0
 """How many rows' worth of curvature pull towards leaving the logits alone: rare actions change little."""
 _SCALES = (0.1, 10.0)
-_NEWTON_STEPS = 50
 
 Floats = NDArray[np.float64]
 
@@ -45,7 +46,7 @@ class Calibration:
             known_R = known_RA[:, action]
             yes_R = yes_RA[known_R, action]
             if yes_R.any() and not yes_R.all():
-                pair = _newton(logit_RA[known_R, action].astype(np.float64), yes_R.astype(np.float64))
+                pair = _scale_and_offset(logit_RA[known_R, action].astype(np.float64), yes_R)
                 fitted.scale_A[action], fitted.offset_A[action] = pair
         return fitted
 
@@ -72,36 +73,11 @@ class Calibration:
         return cls(arrays["scale"], arrays["offset"])
 
 
-def _newton(logit_R: Floats, yes_R: Floats) -> tuple[float, float]:
-    """Scale and offset of least penalised log loss, which is convex; steps are halved until they help."""
+def _scale_and_offset(logit_R: Floats, yes_R: NDArray[np.bool_]) -> tuple[float, float]:
+    """Scale and offset of least penalised log loss."""
     mean, spread = float(logit_R.mean()), max(float(logit_R.std()), 1e-3)
     penalty_22 = 0.25 * _PRIOR_ROWS * np.array([[mean**2 + spread**2, mean], [mean, 1.0]])
-    start_2 = np.array([1.0, 0.0])
-    best_2, best = start_2, _loss(start_2, logit_R, yes_R, penalty_22)
-    for _ in range(_NEWTON_STEPS):
-        prob_R = 1.0 / (1.0 + np.exp(-np.clip(best_2[0] * logit_R + best_2[1], -50, 50)))
-        error_R, weight_R = prob_R - yes_R, prob_R * (1 - prob_R)
-        gradient_2 = np.array([error_R @ logit_R, error_R.sum()]) + penalty_22 @ (best_2 - start_2)
-        cross = weight_R @ logit_R
-        hessian_22 = np.array([[weight_R @ logit_R**2, cross], [cross, weight_R.sum()]]) + penalty_22
-        step_2 = np.linalg.solve(hessian_22, gradient_2)
-        for _ in range(30):
-            trial_2 = best_2 - step_2
-            loss = _loss(trial_2, logit_R, yes_R, penalty_22)
-            if loss <= best:
-                break
-            step_2 = step_2 / 2
-        else:
-            break
-        moved, best_2, best = float(np.abs(step_2).max()), trial_2, loss
-        if moved < 1e-9:
-            break
-    scale = float(np.clip(best_2[0], *_SCALES))
+    found = fit_logistic(np.stack([logit_R, np.ones_like(logit_R)], 1), yes_R, np.array([1.0, 0.0]), penalty_22)
+    scale = float(np.clip(found[0], *_SCALES))
     # A clipped scale keeps the mean logit where it was.
-    return scale, float(best_2[1] + (best_2[0] - scale) * mean)
-
-
-def _loss(pair_2: Floats, logit_R: Floats, yes_R: Floats, penalty_22: Floats) -> float:
-    score_R = pair_2[0] * logit_R + pair_2[1]
-    move_2 = pair_2 - np.array([1.0, 0.0])
-    return float((np.logaddexp(0.0, score_R) - yes_R * score_R).sum() + 0.5 * move_2 @ penalty_22 @ move_2)
+    return scale, float(found[1] + (found[0] - scale) * mean)

@@ -14,14 +14,13 @@ from torch.nn import functional as F
 from recsys.dropout import Dropout
 from recsys.embedding_table import EmbeddingTable
 from recsys.model_config import ModelConfig
-from recsys.past_rates import past_width, wide_start
+from recsys.past_features import WideStart
+from recsys.past_rates import past_width
 
 __all__ = ["ActionHead", "QueryHead"]
 
 
 _START_TEMPERATURE, _MAX_SCALE = 0.05, 100.0
-_MIN_PAST_SCALE = 0.25
-"""A feature that hardly moved in training, such as the overall rate, must not become huge when it moves later."""
 
 
 class QueryHead(nn.Module):
@@ -75,7 +74,7 @@ class ActionHead(nn.Module):
     """Logits of every action from an encoded row and its item.
 
     Past rates, where the model has them, enter twice: beside the encoded row, and by a linear (wide) term of their own
-    that starts as the forecast they make without training.
+    that starts as a logistic regression (Wide & Deep, arXiv 1606.07792).
 
     The shown rank adds a bias of its own in training only, against position bias; elsewhere its mean over the places
     seen in training stands in, so that probabilities stay calibrated.
@@ -113,16 +112,15 @@ class ActionHead(nn.Module):
             self.rank_share_P.copy_(rank_share_P)
 
     @torch.no_grad()
-    def set_past(self, mean_F: Tensor, scale_F: Tensor) -> None:
-        """Standardise past rates by these, and start at the forecast they make; after :meth:`set_priors`."""
+    def set_past(self, start: WideStart) -> None:
+        """Begin with the forecast that past rates make by themselves; after :meth:`set_priors`."""
         assert self.wide is not None
-        self.past_mean_F.copy_(mean_F)
-        self.past_scale_F.copy_(scale_F.clamp_min(_MIN_PAST_SCALE))
-        start_AF = wide_start(self.num_actions)
+        self.past_mean_F.copy_(start.mean_F)
+        self.past_scale_F.copy_(start.scale_F)
         self.wide.weight.zero_()
         self.wide.bias.zero_()
-        self.wide.weight[: self.num_actions] = start_AF * self.past_scale_F
-        self.wide.bias[: self.num_actions] = start_AF @ self.past_mean_F
+        self.wide.weight[: self.num_actions] = start.weight_AF
+        self.wide.bias[: self.num_actions] = start.bias_A
         self.out.bias[: self.num_actions] = 0.0
 
     def forward(

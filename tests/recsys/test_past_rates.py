@@ -13,6 +13,7 @@ from recsys.events import EventLog, History
 from recsys.heads import ActionHead
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
+from recsys.past_features import WideStart, training_features
 from recsys.past_rates import (
     GROUPS,
     EventCounts,
@@ -23,8 +24,6 @@ from recsys.past_rates import (
     past_features,
     past_tensor,
     past_width,
-    training_features,
-    wide_start,
     without_surface,
 )
 
@@ -89,8 +88,7 @@ def test_features_of_one_row_by_hand():
     overall = (2 + 0.5) / (3 + 1)
     surface, item, user = ((yes + 20 * overall) / (n + 20) for yes, n in ((2, 2), (1, 2), (1, 2)))
     odds = [np.log(rate / (1 - rate)) for rate in (overall, surface, item, user)]
-    both = 1 / (1 + np.exp(-(odds[2] + odds[1] - odds[0])))
-    placed = (1 + 20 * both) / (1 + 20)
+    placed = (1 + 20 * surface) / (1 + 20)
     expected = [*odds, np.log(placed / (1 - placed)), np.log(3), np.log(3), np.log(2)]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert len(found) == past_width(1)
@@ -239,17 +237,31 @@ def test_appending_counts_what_encoding_the_longer_history_counts(log):
     assert torch.equal(picked.past_BX, fresh.past_BX[[2, 0]])
 
 
-def test_a_head_starts_at_the_forecast_of_the_rates(log):
+def test_a_head_starts_as_a_logistic_regression_on_the_rates(log):
+    """As good as scikit-learn's where labels are many; an action without labels stays at the plain combination."""
+    from sklearn.linear_model import LogisticRegression
+
+    past = features(PastLog(log, A, S), *asked(4000)).astype(np.float64)
+    rng = np.random.default_rng(2)
+    yes = rng.random((4000, A)) < 1 / (1 + np.exp(-(2 * past[:, :A] + past[:, 3 * A : 4 * A] - 0.5)))
+    known = np.ones_like(yes)
+    known[:, 2] = False
+    start = WideStart.fit(past, yes, known)
     head = ActionHead(make_model(cross_layers=0).config)
-    past = torch.from_numpy(features(PastLog(log, A, S), *asked(30)))
     head.set_priors(torch.full((A,), 0.3), None)
-    head.set_past(past.mean(0), past.std(0))
+    head.set_past(start)
     torch.nn.init.zeros_(head.out.weight)
-    logits = head(torch.randn(30, 16), torch.randn(30, 16), None, past)
-    assert torch.allclose(logits, past @ wide_start(A).T, atol=1e-4)
+    rows = torch.from_numpy(past).float()
+    logits = head(torch.randn(4000, 16), torch.randn(4000, 16), None, rows).detach()
+    scaled = (past - start.mean_F.numpy()) / start.scale_F.numpy()
+    for action in range(2):
+        other = LogisticRegression(C=1 / 20, max_iter=2000).fit(scaled, yes[:, action]).decision_function(scaled)
+        found = logits[:, action].double().numpy()
+        losses = [np.logaddexp(0, score).mean() - (yes[:, action] * score).mean() for score in (found, other)]
+        assert losses[0] < losses[1] + 2e-3 < 0.69
     place = {group: slice(p * A, p * A + A) for p, group in enumerate(GROUPS)}
-    forecast = past[:, place["item_surface"]] + past[:, place["user"]] - past[:, place["all"]]
-    assert torch.allclose(logits, forecast, atol=1e-4)
+    plain = 0.7 * rows[:, place["item_surface"]] + 0.7 * rows[:, place["user"]] + 0.5 * rows[:, place["item"]]
+    assert torch.allclose(logits[:, 2], (plain - 0.9 * rows[:, place["all"]])[:, 2], atol=1e-4)
 
 
 def test_ranking_without_the_rates_says_what_is_missing(log):

@@ -14,7 +14,7 @@ from recsys.events import EventLog
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.objective import Objective
-from recsys.past_rates import PastFeatures
+from recsys.past_features import PastFeatures
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.ranking import predict_slates
 from recsys.training_batches import TrainingExamples, events_before
