@@ -192,7 +192,7 @@ def _run_training(function: Callable[..., object], argv: list[str], example: str
         if {"-h", "--help"} & set(argv):
             sys.stdout.write(f"\nexample:\n  {example}\n")
         elif type(stop).__name__ == "SIGTERMException":  # Lightning's, which would end the process with code 0
-            resume = "; resume it with --ckpt_path last" if argv[0] == "fit" else ""
+            resume = {"fit": "; resume it with --ckpt_path last", "sweep": "; run it again to go on"}.get(argv[0], "")
             sys.stderr.write(f"recsys {argv[0]}: terminated before its end{resume}\n")
             raise SystemExit(128 + signal.SIGTERM) from None
         raise

@@ -94,7 +94,8 @@ def sweep(
     with _alone(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         found = _open_study(path, _name(dataset, given, space, seed))
-        _search(found, dataset, space, given, trials=trials, hours=hours, seed=seed)
+        folder = path.with_name(path.name + ".trial")
+        _search(found, dataset, folder, space, given, trials=trials, hours=hours, seed=seed)
         result = _result(found, dataset, space, given, data=data, seed=seed)
     if json is not None:
         write_json(json, result)
@@ -224,6 +225,7 @@ def _counted(study: Study) -> list[FrozenTrial]:
 def _search(
     study: Study,
     dataset: Dataset,
+    folder: Path,
     space: Sequence[Setting],
     given: Mapping[str, str],
     *,
@@ -249,7 +251,7 @@ def _search(
             study.enqueue_trial({setting.flag.rpartition(".")[2]: setting.default for setting in space})
         trial = study.ask()
         settings = {setting.flag: setting.draw(trial) for setting in space}
-        said = _run(study, trial, dataset, settings, given, is_first=not done)
+        said = _run(study, trial, dataset, folder, settings, given, is_first=not done)
         done = _counted(study)
         shown = ", ".join(f"{flag.rpartition('.')[2]} {value}" for flag, value in settings.items())
         console.print(f"trial {len(done)} of {trials}: {said}; {shown}", markup=False, soft_wrap=True)
@@ -259,6 +261,7 @@ def _run(
     study: Study,
     trial: Trial,
     dataset: Dataset,
+    folder: Path,
     settings: Mapping[str, Any],
     given: Mapping[str, str],
     *,
@@ -279,7 +282,7 @@ def _run(
     began = time.perf_counter()
     try:
         figures, num_epochs, is_pruned = run_trial(
-            dataset, [f"{flag}={value}" for flag, value in {**settings, **given}.items()], hopeless
+            dataset, folder, [f"{flag}={value}" for flag, value in {**settings, **given}.items()], hopeless
         )
         if not math.isfinite(figures.objective):
             raise ArithmeticError("the figures are not finite")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,12 +57,13 @@ class _Watcher(L.Callback):
 
 
 def run_trial(
-    dataset: Dataset, flags: Sequence[str], hopeless: Callable[[int, Figures], bool]
+    dataset: Dataset, folder: Path, flags: Sequence[str], hopeless: Callable[[int, Figures], bool]
 ) -> tuple[Figures, int, bool]:
     """Train once.
 
     Args:
         dataset: prepared data; its validation split alone is looked at.
+        folder: for the time of the training; what a killed one left there is removed first.
         flags: words of `recsys fit`.
         hopeless: asked after every epoch, from 1, whether to stop.
 
@@ -74,10 +75,11 @@ def run_trial(
         InputError: a setting is wrong, or no epoch came to its validation.
     """
     watcher = _Watcher(hopeless)
-    with tempfile.TemporaryDirectory(prefix="recsys-trial-") as folder:
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
         fit_dataset(
             dataset,
-            Path(folder),
+            folder,
             quiet=True,
             memory=False,
             logger=False,
@@ -86,6 +88,8 @@ def run_trial(
             flags=flags,
             watchers=[watcher],
         )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     gc.collect()  # trainer, module and data refer to each other in circles
     if not watcher.epochs:
         raise InputError("training ended before its first validation; allow more steps")

@@ -75,6 +75,6 @@ def test_the_command_reports_this_environment(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(["doctor", "--json", str(tmp_path / "doctor.json")]) == 0
     found = read_json(tmp_path / "doctor.json")
     assert found["versions"]["torch"] == torch.__version__
-    assert set(found["extras"]) >= {"faiss", "gpu", "baselines", "dev"}
+    assert set(found["extras"]) >= {"faiss", "gpu", "baselines", "sweep", "dev"}
     out = capsys.readouterr().out
     assert f"torch {torch.__version__}" in out and all(problem in out for problem in found["problems"])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import signal
+import subprocess
 import sys
-from collections.abc import Sequence
-from multiprocessing import get_context
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +30,34 @@ def made_up(flags: Sequence[str], epoch: int) -> Figures:
     """Figures that are best at a dropout of 0.2 and a small learning rate."""
     values = dict(flag.split("=") for flag in flags)
     loss = abs(float(values["--model.dropout"]) - 0.2) + float(values["--model.lr"])
-    return Figures((1.0 - loss) * epoch / 10, {"click": 0.5})
+    return Figures((1.0 - loss) * epoch / 4, {"click": 0.5})
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
 
 
 class Trainings:
-    """Stands for trainings of ten epochs, to look at the search alone."""
+    """Stands for trainings of four epochs, to look at the search alone."""
 
-    def __init__(self, kill_at: int | None = None, fail_at: int | None = None) -> None:
-        self.kill_at, self.fail_at = kill_at, fail_at
+    def __init__(
+        self, kill_at: int | None = None, fail_at: int | None = None, kill: Callable[[], None] = interrupted
+    ) -> None:
+        self.kill_at, self.fail_at, self.kill = kill_at, fail_at, kill
         self.flags: list[list[str]] = []
 
-    def __call__(self, dataset: Dataset, flags: Sequence[str], hopeless: Any) -> tuple[Figures, int, bool]:
+    def __call__(
+        self, dataset: Dataset, folder: Path, flags: Sequence[str], hopeless: Any
+    ) -> tuple[Figures, int, bool]:
         self.flags.append(list(flags))
-        for epoch in range(1, 11):
+        for epoch in range(1, 5):
             if hopeless(epoch, made_up(flags, epoch)):
                 return made_up(flags, epoch), epoch, True
-            if len(self.flags) == self.kill_at and epoch == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if len(self.flags) == self.fail_at and epoch == 5:
+            if len(self.flags) == self.kill_at and epoch == 2:
+                self.kill()
+            if len(self.flags) == self.fail_at and epoch == 2:
                 raise RuntimeError("out of memory\nin two lines")
-        return made_up(flags, 10), 10, False
+        return made_up(flags, 4), 4, False
 
 
 def search(data: Path, study: Path, trainings: Trainings, trials: int, **more: Any) -> dict[str, Any]:
@@ -65,10 +72,10 @@ def drawn(result: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 def test_the_default_comes_first_and_the_search_finds_better(toy_dataset, tmp_path):
     trainings = Trainings()
-    result = search(toy_dataset.path, tmp_path / "s.db", trainings, 16)
+    result = search(toy_dataset.path, tmp_path / "s.db", trainings, 12)
     space = search_space(PreparedData(str(toy_dataset.path)), {})
     assert trainings.flags[0] == [f"{setting.flag}={setting.default}" for setting in space]
-    assert len(result["trials"]) == 16 and result["objective"] == "ndcg@10 + mean auc"
+    assert len(result["trials"]) == 12 and result["objective"] == "ndcg@10 + mean auc"
     assert {trial["state"] for trial in result["trials"]} == {"complete", "pruned"}
     objectives = [trial["objective"] for trial in result["trials"] if trial["state"] == "complete"]
     assert result["best"]["objective"] == max(objectives) > result["trials"][0]["objective"]
@@ -77,25 +84,29 @@ def test_the_default_comes_first_and_the_search_finds_better(toy_dataset, tmp_pa
     assert result["command"] == ["recsys", "fit", "--data.path", str(toy_dataset.path), *best]
 
 
-def test_killed_by_sigkill_and_run_again_it_ends_like_an_undisturbed_one(toy_dataset, tmp_path):
-    whole = search(toy_dataset.path, tmp_path / "whole.db", Trainings(), 12)
+def test_killed_and_run_again_it_ends_like_an_undisturbed_one(toy_dataset, tmp_path):
+    whole = search(toy_dataset.path, tmp_path / "whole.db", Trainings(), 11)
     study = tmp_path / "killed.db"
-    for kill_at in (1, 3, 6):  # in the first trial, among the random ones, and where the sampler has learned
-        process = get_context("fork").Process(
-            target=search, args=(toy_dataset.path, study, Trainings(kill_at=kill_at), 12)
-        )
-        process.start()
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL
+    for kill_at in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            search(toy_dataset.path, study, Trainings(kill_at=kill_at), 11)
+    # A signal that nobody can catch, where the sampler has learned already.
+    code = (
+        "import os, pathlib, runpy, signal, sys; here = runpy.run_path(sys.argv[1]);"
+        "kill = lambda: os.kill(os.getpid(), signal.SIGKILL);"
+        "here['search'](*map(pathlib.Path, sys.argv[2:]), here['Trainings'](kill_at=9, kill=kill), 11)"
+    )
+    words = [sys.executable, "-P", "-c", code, __file__, str(toy_dataset.path), str(study)]
+    assert subprocess.run(words, capture_output=True, timeout=120).returncode == -signal.SIGKILL
     rest = Trainings()
-    result = search(toy_dataset.path, study, rest, 12)
-    assert 0 < len(rest.flags) < 12
+    result = search(toy_dataset.path, study, rest, 11)
+    assert 0 < len(rest.flags) < 4, "what was done before is not done again"
     assert drawn(result) == drawn(whole)
     # With every trial there, nothing runs; with more wanted, only those.
     more = Trainings()
-    assert drawn(search(toy_dataset.path, study, more, 12)) == drawn(whole) and not more.flags
-    search(toy_dataset.path, study, more, 14)
-    assert len(more.flags) == 2
+    assert drawn(search(toy_dataset.path, study, more, 11)) == drawn(whole) and not more.flags
+    search(toy_dataset.path, study, more, 12)
+    assert len(more.flags) == 1
 
 
 def test_a_failed_trial_is_recorded_and_the_search_goes_on(toy_dataset, tmp_path, capsys):
@@ -142,9 +153,8 @@ def test_trials_are_trainings_that_never_ask_for_the_test_split(toy_dataset, tmp
     flags = ["--trials", "2", "--epochs", "2", "--trainer.accelerator", "cpu", "--model.window=16", "--model.dim=16"]
     assert main(["sweep", "--data.path", str(toy_dataset.path), *flags, "--json", "out.json"]) == 0
     assert asked == {"validation"}
-    assert [path.name for path in (tmp_path / "runs").glob("*.db")] == [
-        f"sweep-{toy_dataset.manifest.data_hash[:12]}.db"
-    ]
+    study = f"sweep-{toy_dataset.manifest.data_hash[:12]}.db"
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [study, f"{study}.lock"]
     found = read_json(tmp_path / "out.json")
     said = capsys.readouterr().out
     assert found["objective"] == "ndcg@10" and not found["best"]["auc"], "these data have no slates"
