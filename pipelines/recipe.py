@@ -22,7 +22,8 @@ _FULL_SOFTMAX_ITEMS = 50_000
 _STEPS_PER_EPOCH = 500
 _EPOCHS = 12
 _NEIGHBOUR_TARGETS = 0.2
-"""On Amazon Toys with text vectors .2 raised validation NDCG@10 of the learned part from .0811 to .0854."""
+"""With twelve epochs instead of ten, .2 raised validation NDCG@10 of the learned part on Amazon Toys with text vectors
+from .0811 to .0830, and Recall@100 from .309 to .317."""
 _VALIDATION_USERS = 20_000
 
 
