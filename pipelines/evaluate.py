@@ -23,10 +23,12 @@ from recsys.pipelines.evaluation_ranking import (
     action_minus,
     bundle_probabilities,
     slate_rows,
+    value_row,
 )
 from recsys.pipelines.evaluation_retrieval import ndcg_minus, retrieval_row, segment_rows
 from recsys.pipelines.evaluation_tables import show
 from recsys.pipelines.targets import BatchStates, RankedTargets, RetrieverScorer, rank_all
+from recsys.ranking import predict_slates
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
 
 __all__ = ["evaluate", "evaluate_bundle", "evaluate_lists"]
@@ -139,9 +141,13 @@ def evaluate_bundle(
     rows = slate_rows(dataset, SPLITS[split])
     ours: dict[str, ActionFigures] = {}
     if rows is not None and bundle.model.action_head is not None:
-        served_SA, raw_SA = bundle_probabilities(bundle, dataset, rows, SPLITS[split])
+        predicted = predict_slates(bundle.model, dataset, SPLITS[split])
+        served_SA, raw_SA = bundle_probabilities(bundle, rows, predicted)
         ours = _action_figures(dataset, rows, served_SA, seed, raw_SA)
         result["ranking"] = {action: figures.row() for action, figures in ours.items()}
+        values = value_row(dataset, predicted)
+        if values is not None:
+            result["value"] = values
     others: dict[str, RankedTargets] = {}
     if names:
         learned = None if default.name == "dense_learned" else ranked.get("dense_learned")

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from recsys.bootstrap import NUM_RESAMPLES, bounds, resampled
 from recsys.bundle import Bundle
 from recsys.dataset import Dataset
-from recsys.ranking import predict_slates
+from recsys.ranking import SlatePredictions
 from recsys.ranking_metrics import auc, gauc, grouped_auc, logloss, logloss_rows, ndcg_groups
 
-__all__ = ["FIGURES", "ActionFigures", "SlateRows", "action_minus", "bundle_probabilities", "slate_rows"]
+__all__ = ["FIGURES", "ActionFigures", "SlateRows", "action_minus", "bundle_probabilities", "slate_rows", "value_row"]
 
 FIGURES = ("auc", "gauc", "logloss", "ndcg@10")
 MIN_RESAMPLES = 200
@@ -53,11 +54,32 @@ def slate_rows(dataset: Dataset, split: int) -> SlateRows | None:
     return SlateRows(row_S, slate_S, slates.user[slate_S], slates.yes[row_S], slates.known[row_S])
 
 
+def value_row(dataset: Dataset, predicted: SlatePredictions) -> dict[str, Any] | None:
+    """How well predicted values fit: mean absolute error of ln(1 + value) and Spearman's rank correlation.
+
+    None where the model predicts no values or the rows hold none.
+    """
+    slates = dataset.slates
+    if predicted.log_value_R is None or slates is None:
+        return None
+    value_R = slates.value[predicted.row_R]
+    known_R = ~np.isnan(value_R)
+    if not known_R.any():
+        return None
+    wanted_R = np.log1p(np.maximum(value_R[known_R], 0).astype(np.float64))
+    found_R = predicted.log_value_R[known_R].astype(np.float64)
+    row: dict[str, Any] = {"num_rows": int(known_R.sum()), "log_mae": float(np.abs(found_R - wanted_R).mean())}
+    row["log_mae_of_median"] = float(np.abs(np.median(wanted_R) - wanted_R).mean())
+    ranks = [rankdata(values) for values in (wanted_R, found_R)]
+    if all(rank_R.std() > 0 for rank_R in ranks):
+        row["spearman"] = float(np.corrcoef(*ranks)[0, 1])
+    return row
+
+
 def bundle_probabilities(
-    bundle: Bundle, dataset: Dataset, rows: SlateRows, split: int
+    bundle: Bundle, rows: SlateRows, predicted: SlatePredictions
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """[S, A] what a bundle serves for the rows, and the same before calibration."""
-    predicted = predict_slates(bundle.model, dataset, split)
+    """[S, A] what a bundle serves for the rows of a split, and the same before calibration."""
     place = np.searchsorted(rows.row_S, predicted.row_R)
 
     def in_order(prob_RA: NDArray[np.float32]) -> NDArray[np.float32]:

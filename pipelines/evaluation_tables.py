@@ -49,6 +49,12 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         ]
     if ranking:
         _table(console, "ranking (· = baseline)", FIGURES, ranking, minus="auc")
+    if "value" in result:
+        row = result["value"]
+        console.print(
+            f"value: ln(1 + value) off by {row['log_mae']:.3f} on average ({row['log_mae_of_median']:.3f} for the median "
+            f"of all), rank correlation {row.get('spearman', float('nan')):.3f}, {row['num_rows']:,} rows"
+        )
     segments: list[tuple[str, Mapping[str, Any]]] = []
     for name, row in result["segments"].items():
         if row["num_users"]:

@@ -359,6 +359,18 @@ class UnifiedModel(nn.Module):
             ValueError: the model was trained without actions, the states hold no keys and values, or the past rates
                 are missing.
         """
+        return self.rank_with_value(states, item_BC, at_B, surface_BC, past_BCF)[..., : self.config.num_actions]
+
+    @torch.no_grad()
+    def rank_with_value(
+        self,
+        states: UserStates,
+        item_BC: Tensor,
+        at_B: Tensor,
+        surface_BC: Tensor,
+        past_BCF: Tensor | None = None,
+    ) -> Tensor:
+        """As :meth:`rank`, with a last column ln(1 + value) [B, C, A + 1] where the model regresses values."""
         if self.action_head is None:
             raise ValueError("this model has no ranking head: its data has no action with both outcomes")
         if not states.cache:
@@ -374,7 +386,7 @@ class UnifiedModel(nn.Module):
             for cut in cuts
         ]
         if not parts:
-            return self.start_D.new_zeros(*item_BC.shape, self.config.num_actions)
+            return self.start_D.new_zeros(*item_BC.shape, self.config.num_actions + self.config.regress_value)
         return torch.cat(parts, 1)
 
     def _rank_rows(
@@ -400,8 +412,8 @@ class UnifiedModel(nn.Module):
         )  # fmt: skip
         assert self.action_head is not None
         past_NF = None if past_BCF is None else past_BCF.flatten(0, 1)
-        logits = self.action_head(z_ND, vector_ND, past_RF=past_NF)[:, : self.config.num_actions]
-        return logits.view(num_users, columns, self.config.num_actions).float()
+        logits = self.action_head(z_ND, vector_ND, past_RF=past_NF)
+        return logits.view(num_users, columns, -1).float()
 
     # -- files ----------------------------------------------------------------------------------------------------
 

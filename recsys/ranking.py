@@ -30,6 +30,8 @@ class SlatePredictions:
     row_R: NDArray[np.int64]
     """Rows of the :class:`recsys.events.SlateLog`."""
     logit_RA: NDArray[np.float32]
+    log_value_R: NDArray[np.float32] | None = None
+    """Predicted ln(1 + value), for a model that regresses values."""
 
     @property
     def prob_RA(self) -> NDArray[np.float32]:
@@ -90,7 +92,7 @@ def predict_slates(
         if model.config.past_rates and past_RF is not None:
             past_BCF = np.zeros((*item.shape, past_RF.shape[1]), dtype=np.float32)
             past_BCF[line, column] = past_RF[rows]
-        logits = model.rank(
+        logits = model.rank_with_value(
             states,
             torch.from_numpy(item).to(device),
             torch.from_numpy(np.ascontiguousarray(slates.timestamp[slate])).to(device),
@@ -101,4 +103,6 @@ def predict_slates(
         logits_out.append(logits.cpu().numpy()[line, column])
     if not rows_out:
         return SlatePredictions(np.zeros(0, np.int64), np.zeros((0, model.config.num_actions), np.float32))
-    return SlatePredictions(np.concatenate(rows_out), np.concatenate(logits_out))
+    out_RX, num_actions = np.concatenate(logits_out), model.config.num_actions
+    log_value_R = np.ascontiguousarray(out_RX[:, num_actions]) if model.config.regress_value else None
+    return SlatePredictions(np.concatenate(rows_out), np.ascontiguousarray(out_RX[:, :num_actions]), log_value_R)

@@ -38,8 +38,9 @@ def dataset(toy_frames, tmp_path_factory):
         if number % 2:
             items = [f"i{i}" for i in rng.choice(29, 4, replace=False)]
             labels = rng.choice(["click", "none", "like"], 4).tolist()
-            rows.append((f"s{number}", user, time, items, labels, ["home", "mail"] * 2))
-    schema = ["slate_id", "user_id", "timestamp", "item_ids", "actions", "surfaces"]
+            seconds = [40.0 if item < "i2" else 3.0 for item in items[:3]] + [None]
+            rows.append((f"s{number}", user, time, items, labels, ["home", "mail"] * 2, seconds))
+    schema = ["slate_id", "user_id", "timestamp", "item_ids", "actions", "surfaces", "values"]
     valid_from, test_from = (int(events["timestamp"].quantile(share)) for share in (0.5, 0.7))
     return prepare_frames(
         events,
@@ -178,7 +179,14 @@ def test_a_bundle_without_its_counts_is_refused(bundle, tmp_path):
 
 
 def test_fit_learns_with_them_and_its_checkpoint_loads(dataset, tmp_path):
-    settings = {"dim": 16, "past_rates": True, "cross_layers": 1, "pairwise_weight": 0.5, "regress_value": True}
+    settings = {
+        "dim": 16,
+        "lr": 1e-2,
+        "past_rates": True,
+        "cross_layers": 1,
+        "pairwise_weight": 0.5,
+        "regress_value": True,
+    }
     best = fit_dataset(
         dataset, tmp_path / "run", **settings, max_epochs=2, quiet=True, enable_progress_bar=False, logger=False
     )
@@ -188,4 +196,9 @@ def test_fit_learns_with_them_and_its_checkpoint_loads(dataset, tmp_path):
     assert float(head.past_scale_F.min()) >= 0.25 and float(head.past_mean_F.abs().max()) > 0
     assert float(head.cross[0].up.weight.detach().abs().max()) > 0
     export_model(trained, dataset, tmp_path / "bundle")
-    assert set(evaluate_bundle(tmp_path / "bundle", dataset)["ranking"]) == set(dataset.manifest.actions)
+    result = evaluate_bundle(tmp_path / "bundle", dataset)
+    assert set(result["ranking"]) == set(dataset.manifest.actions)
+    slates = dataset.slates
+    rows = (slates.split[np.repeat(np.arange(len(slates)), np.diff(slates.offsets))] == 2) & ~np.isnan(slates.value)
+    assert result["value"]["num_rows"] == rows.sum() > 0
+    assert result["value"]["spearman"] > 0.1  # two epochs of a small model on what an item alone decides
