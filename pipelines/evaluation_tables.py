@@ -52,8 +52,8 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     if "value" in result:
         row = result["value"]
         console.print(
-            f"value: ln(1 + value) off by {row['log_mae']:.3f} on average ({row['log_mae_of_median']:.3f} for the median "
-            f"of all), rank correlation {row.get('spearman', float('nan')):.3f}, {row['num_rows']:,} rows"
+            f"value: ln(1 + value) off by {row['log_mae']:.3f} on average (the median: {row['log_mae_of_median']:.3f}), "
+            f"rank correlation {row.get('spearman', float('nan')):.3f}, {row['num_rows']:,} rows"
         )
     segments: list[tuple[str, Mapping[str, Any]]] = []
     for name, row in result["segments"].items():

@@ -413,7 +413,7 @@ class UnifiedModel(nn.Module):
         assert self.action_head is not None
         past_NF = None if past_BCF is None else past_BCF.flatten(0, 1)
         logits = self.action_head(z_ND, vector_ND, past_RF=past_NF)
-        return logits.view(num_users, columns, -1).float()
+        return logits.view(num_users, columns, logits.shape[-1]).float()
 
     # -- files ----------------------------------------------------------------------------------------------------
 
