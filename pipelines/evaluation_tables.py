@@ -52,7 +52,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     if "value" in result:
         row = result["value"]
         console.print(
-            f"value: ln(1 + value) off by {row['log_mae']:.3f} on average (the median: {row['log_mae_of_median']:.3f}), "
+            f"value: ln(1 + value) off by {row['log_mae']:.3f} on average (median: {row['log_mae_of_median']:.3f}), "
             f"rank correlation {row.get('spearman', float('nan')):.3f}, {row['num_rows']:,} rows"
         )
     segments: list[tuple[str, Mapping[str, Any]]] = []
