@@ -59,32 +59,28 @@ def _scorer(dataset: Dataset, source: tuple[str, ...]) -> LinearScorer:
     return LinearScorer("text_knn", dataset, cosine_II, {"source": "+".join(source), "decay": 0.8})
 
 
-def sum_of_cosines(dataset: Dataset, source: tuple[str, ...]) -> Any:
-    """[I, I] cosines of item to item, added up over ``source``; larger catalogues keep the nearest of every item."""
-    total: Any = None
-    for kind in source:
-        rows_IV: Any = dataset.sparse_text
-        if kind == VECTORS:
-            # Rows of unit length side by side have the mean of their cosines as inner product.
-            parts = list(dataset.relation_vectors.values())
-            rows_IV = np.concatenate(parts, axis=1) / np.float32(len(parts) ** 0.5)
-        cosine_II = _every(rows_IV) if dataset.num_items <= MAX_FULL_ITEMS else _nearest(rows_IV, dataset.num_items)
-        if total is None:
-            total = cosine_II
-        elif scipy.sparse.issparse(total):
-            total = total + cosine_II
-        else:
-            total += cosine_II  # in place: these are the largest arrays around
-    return total
+def sum_of_cosines(dataset: Dataset, source: tuple[str, ...]) -> NDArray[np.float32] | scipy.sparse.csr_matrix:
+    """[I, I] cosines of item to item, added up over ``source``.
 
-
-def _every(rows_IV: Any) -> NDArray[np.float32]:
-    num_items = rows_IV.shape[0]
-    cosine_II = np.empty((num_items, num_items), dtype=np.float32)
-    columns = rows_IV.T.tocsr() if scipy.sparse.issparse(rows_IV) else rows_IV.T
-    for low in range(0, num_items, _BLOCK):
-        block = rows_IV[low : low + _BLOCK] @ columns
-        cosine_II[low : low + _BLOCK] = block.toarray() if scipy.sparse.issparse(block) else block
+    Larger catalogues keep those of the nearest of every item, found for the text and each kind of vectors apart.
+    """
+    parts: list[tuple[Any, np.float32]] = []
+    if SPARSE in source:
+        parts.append((dataset.sparse_text, np.float32(1)))
+    if VECTORS in source:
+        share = np.float32(1 / len(dataset.relation_vectors))
+        parts += [(rows_IV, share) for rows_IV in dataset.relation_vectors.values()]
+    if dataset.num_items > MAX_FULL_ITEMS:
+        nearest = [_nearest(rows_IV, dataset.num_items) * share for rows_IV, share in parts]
+        return sum(nearest[1:], start=nearest[0])
+    cosine_II = np.zeros((dataset.num_items, dataset.num_items), dtype=np.float32)
+    for rows_IV, share in parts:
+        columns_VI = rows_IV.T.tocsr() if scipy.sparse.issparse(rows_IV) else rows_IV.T
+        for low in range(0, dataset.num_items, _BLOCK):
+            block_BI = rows_IV[low : low + _BLOCK] @ columns_VI
+            if scipy.sparse.issparse(block_BI):
+                block_BI = block_BI.toarray()
+            cosine_II[low : low + _BLOCK] += share * block_BI
     return cosine_II
 
 
