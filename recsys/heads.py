@@ -122,6 +122,7 @@ class ActionHead(nn.Module):
         self.wide.weight[: self.num_actions] = start.weight_AF
         self.wide.bias[: self.num_actions] = start.bias_A
         self.out.bias[: self.num_actions] = 0.0
+        self.out.weight[: self.num_actions] = 0.0
 
     def forward(
         self, z_RD: Tensor, vector_RD: Tensor, shown_R: Tensor | None = None, past_RF: Tensor | None = None

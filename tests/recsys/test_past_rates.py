@@ -250,7 +250,6 @@ def test_a_head_starts_as_a_logistic_regression_on_the_rates(log):
     head = ActionHead(make_model(cross_layers=0).config)
     head.set_priors(torch.full((A,), 0.3), None)
     head.set_past(start)
-    torch.nn.init.zeros_(head.out.weight)
     rows = torch.from_numpy(past).float()
     logits = head(torch.randn(4000, 16), torch.randn(4000, 16), None, rows).detach()
     scaled = (past - start.mean_F.numpy()) / start.scale_F.numpy()
