@@ -72,6 +72,11 @@ def warm_start(data: PreparedData, changes: dict[str, Any], checkpoint: Path) ->
     old, meta = load_model(checkpoint)
     names, manifest = stored_names(meta, checkpoint), data.dataset.manifest
     config, notes = _config(data, changes, old.config, checkpoint)
+    if config.past_rates and names.actions != manifest.actions:
+        raise InputError(
+            f"{checkpoint} reads past rates of {', '.join(names.actions)}, but the actions of {data.dataset.path} are "
+            f"{', '.join(manifest.actions)}; train anew without --init-from"
+        )
     old_row_I = torch.from_numpy(IdMap(names.item_ids).index(data.dataset.item_ids))
     num_shared = int((old_row_I >= 0).sum())
     if not num_shared:

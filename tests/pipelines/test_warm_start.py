@@ -216,6 +216,9 @@ def test_what_does_not_fit_is_one_line(toy_dataset, young, grown, checkpoint, tm
         assert main([*flags, *more]) == 2
         error = capsys.readouterr().err
         assert words in error and len(error.strip().splitlines()) == 1, error
+    rates = fit_dataset(young, tmp_path / "rates", max_steps=1, dim=16, past_rates=True, quiet=True, **FAST)
+    with pytest.raises(InputError, match="reads past rates of click, hide, share, but the actions .* like"):
+        warm_start(PreparedData(str(grown.path)), {}, rates)
     with pytest.raises(InputError, match="no item id of"):
         warm_start(PreparedData(str(toy_dataset.path)), {}, checkpoint)
 
