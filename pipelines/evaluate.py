@@ -60,7 +60,8 @@ def evaluate(
         lists: a Parquet file of lists, or a folder of such files, instead of a bundle.
         split: test or validation.
         retrievers: which of the bundle's retrievers get a row, A,B; default all.
-        baselines: run these beside it, A,B or all; results are kept in RECSYS_CACHE (default ~/.cache/recsys).
+        baselines: run these beside it, A,B or all or all,-A; results are kept in RECSYS_CACHE (default
+            ~/.cache/recsys).
         all_positives: of a time split, rank every positive of the period too, each after all events before it.
         json: write all figures to this file too.
         seed: of the intervals.

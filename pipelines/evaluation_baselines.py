@@ -54,7 +54,7 @@ def baseline_names(asked: str | None, dataset: Dataset) -> tuple[list[str], list
     """The baselines to run, and a sentence for each that ``all`` leaves out.
 
     Args:
-        asked: ``all``, or names separated by commas; None or empty = none.
+        asked: ``all``, or names separated by commas, those after a minus left out; None or empty = none.
         dataset: what they would run on.
 
     Raises:
@@ -63,11 +63,11 @@ def baseline_names(asked: str | None, dataset: Dataset) -> tuple[list[str], list
     every = [*RETRIEVAL, *(name for name in ("memory",) if name not in RETRIEVAL), *RANKING]
     words = [word.strip() for word in (asked or "").split(",") if word.strip()]
     for word in words:
-        if word not in (*every, "all"):
+        if word.removeprefix("-") not in (*every, "all") or word == "-all":
             raise InputError(f"--baselines: there is no {word!r}; choose all, or some of {','.join(every)}")
     chosen, notes = [], []
     for name in every:
-        if name not in words and "all" not in words:
+        if (name not in words and "all" not in words) or f"-{name}" in words:
             continue
         reason = skip_reason(name, dataset)
         if reason is None:

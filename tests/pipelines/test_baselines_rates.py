@@ -13,12 +13,14 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.pipelines.baselines import RANKING, skip_reason
 from recsys.pipelines.baselines.lightgbm_rates import LightGBMRates, fit_lightgbm_rates, rate_features
+from recsys.pipelines.baselines.logistic_rates import LogisticRates, log_odds_features
 from recsys.pipelines.baselines.past_rates import GROUPS, past_counts, rows_of_split
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.pipelines.scorer import RankingScorer
 from recsys.pipelines.simulate import World, WorldConfig
 from recsys.pipelines.simulate.tables import impression_table, interaction_table
 from recsys.pipelines.simulate.visits import draw_visits
+from recsys.ranking_metrics import auc
 
 pytest.importorskip("lightgbm")
 
@@ -173,3 +175,45 @@ def test_without_slates_the_error_names_the_flag(toy_dataset: Dataset) -> None:
     for factory in RANKING.values():
         with pytest.raises(InputError, match="--impressions"):
             factory(toy_dataset)
+
+
+def test_logistic_features_are_the_log_odds_of_the_same_rates(by_user: Dataset) -> None:
+    rows = rows_of_split(by_user, 1)[::7]
+    boosted, linear = rate_features(by_user, rows), log_odds_features(by_user, rows)
+    width = len(GROUPS) * len(by_user.manifest.actions)
+    expected = np.clip(boosted[:, :width].astype(np.float64), 1e-5, 1 - 1e-5)
+    np.testing.assert_allclose(1 / (1 + np.exp(-linear[:, :width])), expected, rtol=1e-4)
+    np.testing.assert_allclose(linear[:, width : width + 4], boosted[:, width:-1], rtol=1e-5)
+    surface = boosted[:, -1]
+    assert len(np.unique(surface)) > 1
+    np.testing.assert_array_equal(
+        linear[:, width + 4 :], surface[:, None] == np.arange(1, len(by_user.manifest.surfaces))
+    )
+
+
+def test_logistic_regression_reads_no_test_label_and_ranks(by_time: Dataset) -> None:
+    slates = by_time.slates
+    assert slates is not None
+    changed = Dataset(by_time.path, by_time.manifest)
+    in_test = np.isin(np.arange(len(slates.item)), rows_of_split(by_time, 2))
+    changed.__dict__["slates"] = replace(slates, yes=np.where(in_test, 0, slates.yes))
+    scorer = LogisticRates(by_time)
+    assert set(scorer.settings["click"]) == {"inverse_penalty"}
+    predicted = scorer.predict(by_time, 2)
+    for action, prob_R in LogisticRates(changed).predict(by_time, 2).items():
+        np.testing.assert_array_equal(predicted[action], prob_R)
+    click = by_time.manifest.actions.index("click")
+    label = (slates.yes[in_test] >> click & 1).astype(bool)
+    prob = predicted["click"][in_test].astype(np.float64)
+    assert auc(label, prob) > 0.55
+
+
+def test_logistic_regression_of_an_action_that_never_happens(by_user: Dataset) -> None:
+    slates = by_user.slates
+    assert slates is not None
+    hide = by_user.manifest.actions.index("hide")
+    changed = Dataset(by_user.path, by_user.manifest)
+    changed.__dict__["slates"] = replace(slates, yes=slates.yes & ~(1 << hide))
+    scorer = LogisticRates(changed)
+    assert scorer.settings["hide"] == {"constant": 0.0}
+    assert np.nanmax(scorer.predict(changed, 2)["hide"]) == 0.0

@@ -276,6 +276,8 @@ def test_all_leaves_out_what_cannot_run_and_says_so(toy_bundle, toy_dataset, mon
     result = evaluate_bundle(toy_bundle, toy_dataset, baselines="all")
     assert set(result["baselines"]) == {"popularity", "memory"}
     assert any(note.startswith("past_rates ranks slates") for note in result["notes"])
+    result = evaluate_bundle(toy_bundle, toy_dataset, baselines="all,-memory")
+    assert set(result["baselines"]) == {"popularity"}
 
 
 def test_rank_targets_equals_counting(toy_dataset):
@@ -365,6 +367,7 @@ def test_segment_rows_hold_the_default_retrievers_figures(toy_bundle, toy_datase
         (["--bundle", "BUNDLE", "--retrievers", "dense,beam"], "no retriever 'beam'"),
         (["--bundle", "BUNDLE", "--retrievers", ","], "--retrievers names none"),
         (["--bundle", "BUNDLE", "--baselines", "popular"], "there is no 'popular'"),
+        (["--bundle", "BUNDLE", "--baselines", "all,-popular"], "there is no '-popular'"),
         (["--bundle", "BUNDLE", "--baselines", "past_rates"], "ranks slates and the data has none"),
         (["--bundle", "BUNDLE", "--lists", "x.parquet"], "either --bundle or --lists"),
         ([], "either --bundle or --lists"),
