@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recsys.causal_blocks import RunBias, attend_blocks
+
 __all__ = ["AttentionKind", "Group", "attend_delta", "attend_packed", "equal_length_groups"]
 
 AttentionKind = Literal["softmax", "silu"]
@@ -54,7 +56,7 @@ def attend_packed(
     k_THD: Tensor,
     v_THD: Tensor,
     groups: Sequence[Group],
-    bias: Sequence[Tensor] | None,
+    bias: Sequence[Tensor | RunBias] | None,
     *,
     kind: AttentionKind,
     max_len: int,
@@ -64,28 +66,36 @@ def attend_packed(
     Args:
         q_THD, k_THD, v_THD: [T, H, D].
         groups: covers all T rows, in order.
-        bias: per group [B, H, L, L], added to the scaled scores; None = no bias.
+        bias: per group [B, H, L, L], added to the scaled scores, or what makes it in blocks of rows; None = no bias.
         max_len: divides silu weights; a constant of the model.
     Returns:
         [T, H, D].
     """
     scale = q_THD.shape[-1] ** -0.5
     sizes = [group.num_sequences * group.length for group in groups]
+    if kind == "silu":
+        v_THD = v_THD / max_len
     # One split: its backward pass is one concatenation, where a slice per group would fill a whole gradient each.
     rows = zip(*(x.split(sizes) for x in (q_THD, k_THD, v_THD)), strict=True)
     parts: list[Tensor] = []
     for number, (group, qkv) in enumerate(zip(groups, rows, strict=True)):
         shape = (group.num_sequences, group.length, *q_THD.shape[1:])
-        q, k, v = (x.view(shape).transpose(1, 2) for x in qkv)
-        if kind == "softmax" and bias is None:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        bias_here = None if bias is None else bias[number]
+        in_blocks = q_THD.device.type == "cpu" and kind == "silu" and not torch.is_grad_enabled()
+        if isinstance(bias_here, RunBias) or (bias_here is None and in_blocks):
+            out_BLHD = attend_blocks(*(x.view(shape) for x in qkv), bias_here, softmax=kind == "softmax")
         else:
-            score_BHLL = (q @ k.transpose(-1, -2)) * scale
-            if bias is not None:
-                score_BHLL = score_BHLL + bias[number]
-            future_LL = torch.ones(group.length, group.length, dtype=torch.bool, device=q.device).triu(1)
-            out = _weights(score_BHLL, future_LL, kind, max_len) @ v
-        parts.append(out.transpose(1, 2).reshape(-1, *q_THD.shape[1:]))
+            q, k, v = (x.view(shape).transpose(1, 2) for x in qkv)
+            if kind == "softmax" and bias_here is None:
+                out_BHLD = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            else:
+                score_BHLL = (q * scale) @ k.transpose(-1, -2)
+                if bias_here is not None:
+                    score_BHLL = score_BHLL + bias_here
+                future_LL = torch.ones(group.length, group.length, dtype=torch.bool, device=q.device).triu(1)
+                out_BHLD = _weights(score_BHLL, future_LL, kind) @ v
+            out_BLHD = out_BHLD.transpose(1, 2)
+        parts.append(out_BLHD.reshape(-1, *q_THD.shape[1:]))
     return torch.cat(parts) if parts else torch.empty_like(v_THD)
 
 
@@ -108,44 +118,55 @@ def attend_delta(
     Args:
         k_own, v_own: [B, N, P, H, D] rows of its own that each new row sees, for ``self``; [B, N, H, D] for ``causal``.
         k_BLHD, v_BLHD: [B, L, H, D] cached history, padded on the right.
-        visible_BN: [B, N] int64; row n sees the first ``visible`` cached rows.
+        visible_BN: [B, N] int64, row n sees the first ``visible`` cached rows; [B, 1] with ``self``: all see as many.
         own: ``self`` = a new row sees no other new row (candidates); ``causal`` = those before it and itself (events).
-        bias_BHNL: added to the scaled history scores.
+        bias_BHNL: added to the scaled history scores; N may be 1.
         bias_own: [H, P] for ``self``, [B, H, N, N] for ``causal``.
     Returns:
         [B, N, H, D].
     """
-    scale = q_BNHD.shape[-1] ** -0.5
+    q_BNHD = q_BNHD * q_BNHD.shape[-1] ** -0.5
     q_BHND = q_BNHD.transpose(1, 2)
-    score_BHNL = (q_BHND @ k_BLHD.permute(0, 2, 3, 1)) * scale
+    score_BHNL = q_BHND @ k_BLHD.permute(0, 2, 3, 1)
     if bias_BHNL is not None:
         score_BHNL = score_BHNL + bias_BHNL
     length = k_BLHD.shape[1]
     hidden_BNL = torch.arange(length, device=q_BNHD.device) >= visible_BN[..., None]
     if own == "self":
-        score_own = ((q_BNHD[:, :, None] * k_own).sum(-1) * scale).permute(0, 3, 1, 2)
+        score_own = (q_BNHD[:, :, None] * k_own).sum(-1).permute(0, 3, 1, 2)
         if bias_own is not None:
             score_own = score_own + bias_own[None, :, None]
         hidden_own = torch.zeros(1, 1, 1, dtype=torch.bool, device=q_BNHD.device)
         hidden_own = hidden_own.expand(*visible_BN.shape, k_own.shape[2])
     else:
-        score_own = (q_BHND @ k_own.permute(0, 2, 3, 1)) * scale
+        score_own = q_BHND @ k_own.permute(0, 2, 3, 1)
         if bias_own is not None:
             score_own = score_own + bias_own
         future_NN = torch.ones(q_BNHD.shape[1], q_BNHD.shape[1], dtype=torch.bool, device=q_BNHD.device).triu(1)
         hidden_own = future_NN.expand(visible_BN.shape[0], *future_NN.shape)
-    hidden = torch.cat([hidden_BNL, hidden_own], dim=-1)[:, None]
-    weight = _weights(torch.cat([score_BHNL, score_own], dim=-1), hidden, kind, max_len)
-    out_BHND = weight[..., :length] @ v_BLHD.transpose(1, 2)
-    if own == "self":
-        weight_BNPH1 = weight[..., length:].permute(0, 2, 3, 1)[..., None]
-        out_BHND = out_BHND + (weight_BNPH1 * v_own).sum(2).transpose(1, 2)
+    if kind == "silu":
+        # No normaliser runs along a row, so that history and own rows stay apart and nothing is copied.
+        v_BLHD, v_own = v_BLHD / max_len, v_own / max_len
+        if visible_BN.shape[1] == 1:
+            v_BLHD = v_BLHD.masked_fill(hidden_BNL[:, 0, :, None, None], 0.0)
+            weight_BHNL = F.silu(score_BHNL)
+        else:
+            weight_BHNL = _weights(score_BHNL, hidden_BNL[:, None], kind)
+        weight_own = _weights(score_own, hidden_own[:, None], kind)
     else:
-        out_BHND = out_BHND + weight[..., length:] @ v_own.transpose(1, 2)
+        hidden = torch.cat([hidden_BNL, hidden_own], dim=-1)[:, None]
+        weight = _weights(torch.cat([score_BHNL, score_own], dim=-1), hidden, kind)
+        weight_BHNL, weight_own = weight[..., :length], weight[..., length:]
+    out_BHND = weight_BHNL @ v_BLHD.transpose(1, 2)
+    if own == "self":
+        out_BHND = out_BHND + (weight_own.permute(0, 2, 3, 1)[..., None] * v_own).sum(2).transpose(1, 2)
+    else:
+        out_BHND = out_BHND + weight_own @ v_own.transpose(1, 2)
     return out_BHND.transpose(1, 2)
 
 
-def _weights(score: Tensor, hidden: Tensor, kind: AttentionKind, max_len: int) -> Tensor:
+def _weights(score: Tensor, hidden: Tensor, kind: AttentionKind) -> Tensor:
+    """Silu weights are divided by ``max_len`` through the values, which are fewer."""
     if kind == "softmax":
         return score.masked_fill(hidden, float("-inf")).softmax(-1)
-    return F.silu(score).masked_fill(hidden, 0.0) / max_len
+    return F.silu(score).masked_fill(hidden, 0.0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recsys.attention import AttentionKind
+from recsys.causal_blocks import RunBias, TimeRuns
 from recsys.dropout import Dropout
 from recsys.model_config import ModelConfig
 from recsys.position_bias import PositionBias
@@ -40,6 +41,14 @@ class Block(nn.Module, ABC):
         time = None if self.time_bias is None or bucket_BNL is None else self.time_bias(bucket_BNL)
         position = None if self.position_bias is None or distance_BNL is None else self.position_bias(distance_BNL)
         return _sum(time, position)
+
+    def row_bias(
+        self, runs: TimeRuns | None, bucket_BLL: Tensor | None, distance_BLL: Tensor | None
+    ) -> Tensor | RunBias | None:
+        """:meth:`bias` of rows of a history to one another; in blocks of rows where ``runs`` are given."""
+        if runs is None or self.time_bias is None:
+            return self.bias(bucket_BLL, distance_BLL)
+        return runs.bias(self.time_bias.table.all_rows())
 
     def own_bias(self, num_rows: int) -> Tensor | None:
         """[H, num_rows]: the bias of the last of some adjacent rows of one time to each of them, itself last."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recsys.attention import Group, attend_delta, attend_packed
 from recsys.blocks import Block, init_linear, make_block
+from recsys.causal_blocks import TimeRuns, time_runs
 from recsys.embedding_table import EmbeddingTable
 from recsys.model_config import ModelConfig
 from recsys.packing import CandidateRows
@@ -67,12 +68,15 @@ class Encoder(nn.Module):
         """
         buckets: list[Tensor | None] = [None] * len(groups)
         distances: list[Tensor | None] = [None] * len(groups)
+        runs: list[TimeRuns | None] = [None] * len(groups)
+        in_blocks = x_RD.device.type == "cpu" and not torch.is_grad_enabled() and not self.has_position_bias
         for number, group in enumerate(groups):
             if self.has_time_bias:
                 time = time_R[group.rows].view(group.num_sequences, group.length)
                 known = time_known_R[group.rows].view(group.num_sequences, group.length)
-                bucket = _difference_bucket(time, known, time, known)
-                buckets[number] = _same_row_is_zero(bucket)
+                runs[number] = time_runs(time, known) if in_blocks else None
+                if runs[number] is None:
+                    buckets[number] = _same_row_is_zero(_difference_bucket(time, known, time, known))
             if self.has_position_bias:
                 place_L = torch.arange(group.length, device=x_RD.device)
                 distances[number] = (place_L[:, None] - place_L)[None]
@@ -82,7 +86,7 @@ class Encoder(nn.Module):
             q, k, v, gate = block.project(x_RD)
             if turn is not None:
                 q, k = rotate(q, turn), rotate(k, turn)
-            found = [block.bias(*seen) for seen in zip(buckets, distances, strict=True)]
+            found = [block.row_bias(*seen) for seen in zip(runs, buckets, distances, strict=True)]
             bias = [part for part in found if part is not None] or None
             attended = attend_packed(q, k, v, groups, bias, kind=block.kind, max_len=self.max_len)
             x_RD = block.finish(x_RD, attended, gate)

@@ -405,9 +405,8 @@ class UnifiedModel(nn.Module):
             _gap(at_B, states.last_time_B)[each], rows.visible_N, states.positive_age_B[each],
         )  # fmt: skip
         z_ND, _ = self.encoder.delta(
-            x_ND, rows, states.cache, states.num_rows_B[:, None].expand(-1, columns), own="self",
-            time_BN=at_B[:, None].expand(-1, columns),
-            time_known_BN=torch.ones_like(item_BC, dtype=torch.bool),
+            x_ND, rows, states.cache, states.num_rows_B[:, None], own="self",
+            time_BN=at_B[:, None], time_known_BN=torch.ones_like(at_B, dtype=torch.bool)[:, None],
             time_BL=states.time_BL, time_known_BL=states.time_known_BL,
         )  # fmt: skip
         assert self.action_head is not None
