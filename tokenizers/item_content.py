@@ -2,6 +2,9 @@
 
 A fitted content lives in the folder of a prepared dataset or of a bundle: the blocks in its manifest, the transform
 of the text in ``text/``, each text encoder in ``text/encoders/NAME/``.
+Directions have length sqrt(K), so that an entry of any block is about 1. How long the blocks of SVD and encoder are to
+each other matters little: ridge regression on both to vectors of co-taken items (Amazon Toys, 128 and 384 columns)
+recalled .1697 to .1706 of held-out items' neighbours for lengths of the encoder block from .7 to 2.5 times the other's.
 Suffixes: I = items, C = content columns, K = columns of one block, V = terms.
 """
 

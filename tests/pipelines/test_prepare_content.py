@@ -194,6 +194,17 @@ def test_text_encoder_adds_its_vectors(encoder: Path, tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
+def test_long_encoding_shows_how_far_it_is(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(tmp_path, text_encoder=encoder)
+    assert "encode texts" not in capsys.readouterr().err
+    monkeypatch.setattr("recsys.pipelines.prepare.content._LONG_WORK", 3)
+    made(tmp_path, text_encoder=encoder)
+    shown = capsys.readouterr().err
+    assert "encode texts: small_encoder_v1" in shown and "3/3" in shown
+
+
 def test_several_encoders_and_vector_columns_are_relations(encoder: Path, tmp_path: Path) -> None:
     items = ITEMS.with_columns(vec=pl.Series([[1.0, 0.0], [0.0, 1.0], None, [1.0, 1.0]]))
     data = made(tmp_path, items, text_encoder=f"one={encoder},two={encoder}", item_features="vec")
