@@ -66,7 +66,8 @@ def test_fit_without_memory_leaves_the_learned_part_alone(toy_dataset, tmp_path)
     assert "memory_weights" not in load_model(best)[1]
     export(best, toy_dataset.path, tmp_path / "bundle")
     found = evaluate_bundle(tmp_path / "bundle", toy_dataset, split="validation")["retrieval"]
-    assert found["dense"] == found["dense_learned"]
+    assert found["dense"].items() <= found["dense_learned"].items()  # which also has the difference, 0
+    assert found["dense_learned"]["ndcg@10_minus"] == 0
 
 
 def test_the_same_model_gets_the_same_weights(toy_model, toy_dataset, chosen):
