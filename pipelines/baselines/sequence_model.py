@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from recsys.errors import InputError
-from recsys.files import atomic_folder
 from recsys.pipelines.baselines.cache import cache_entry
 
 if TYPE_CHECKING:
@@ -101,9 +101,13 @@ def _kept(folder: Path) -> UnifiedModel | None:
 
 
 def _keep(model: UnifiedModel, folder: Path) -> None:
-    """Write the weights; of two runs that finish together one keeps its own, and it does not matter which."""
+    """Write the weights, all or nothing; of runs that finish together one keeps its own, whichever it is."""
     try:
-        with atomic_folder(folder) as partial:
-            model.save(partial)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=folder.parent) as partial:
+            model.save(Path(partial) / "model")
+            if folder.exists() and _kept(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            (Path(partial) / "model").rename(folder)  # fails where another run's weights stand by now
     except OSError:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 
 from recsys.dataset import Dataset
+from recsys.model import UnifiedModel
 from recsys.pipelines.baselines import NETWORKS, RETRIEVAL, sequence_model
 from recsys.pipelines.baselines.cache import cache_entry, code_files
 from recsys.pipelines.baselines.esasrec import ESASREC_SETTINGS
 from recsys.pipelines.baselines.hstu import HSTU_SETTINGS
 from recsys.pipelines.baselines.sasrec import SASREC_SETTINGS
 from recsys.pipelines.baselines.sequence_model import SequenceScorer, fit_sequence_model
+from recsys.pipelines.evaluation_baselines import BaselineRuns
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.pipelines.scorer import Scorer
 
@@ -91,6 +94,32 @@ def test_weights_go_by_settings_and_data(
     fit(toy_dataset)
     assert len(trainings) == 4 and fit(toy_dataset).kept and len(trainings) == 4
     assert not list(cache.rglob("*.pkl")) and not list(cache.rglob("*.ckpt"))
+
+
+def test_runs_that_finish_together_leave_whole_weights(toy_model: UnifiedModel, cache: Path) -> None:
+    folder = cache / "weights"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: sequence_model._keep(toy_model, folder), range(16)))
+    kept = sequence_model._kept(folder)
+    assert kept is not None and kept.config == toy_model.config
+    assert [path.name for path in cache.iterdir()] == ["weights"]
+
+
+def test_another_split_finds_the_weights(
+    toy_dataset: Dataset, trainings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        RETRIEVAL, "sasrec", lambda dataset: fit_sequence_model("sasrec", SASREC_SETTINGS | QUICK, dataset)
+    )
+    asked = {split: toy_dataset.requests(split) for split in ("test", "validation")}
+    runs = BaselineRuns(toy_dataset)
+    first = runs.ranked("sasrec", {"test": asked["test"]})["test"]
+    assert runs.notes() == [] and runs.settings["sasrec"]["block"] == "softmax"
+    later = BaselineRuns(toy_dataset)
+    both = later.ranked("sasrec", asked)
+    assert trainings == ["sasrec"] and later.reused == ["sasrec"] and later.settings == runs.settings
+    np.testing.assert_array_equal(both["test"].rank_Q, first.rank_Q)
+    assert len(both["validation"].rank_Q) == len(asked["validation"])
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(
