@@ -90,7 +90,7 @@ def chosen_recipe(dataset: Dataset) -> Recipe:
     )
     spreads = dataset.sparse_text is not None or bool(dataset.relation_vectors)
     if spreads:
-        reasons["neighbour_targets"] = f"{_NEIGHBOUR_TARGETS:.0%} of the targets are replaced by items that read alike"
+        reasons["neighbour_targets"] = f"{_NEIGHBOUR_TARGETS:.0%} of each label goes to items that read alike"
     num_trained = int((dataset.train_item_counts() > 0).sum())
     full = num_trained <= _FULL_SOFTMAX_ITEMS
     reasons["retrieval_loss"] = f"{'full' if full else 'sampled'} softmax over {num_trained:,} trained items"

@@ -59,7 +59,7 @@ class UnifiedModule(L.LightningModule):
         score: retrieval by inner product (``dot``) or by ``cosine`` with a learned temperature.
         retrieval_loss: ``full`` or ``sampled`` softmax.
         num_negatives: uniform negatives of the sampled softmax, joined by up to as many targets of the batch.
-        neighbour_targets: share of retrieval targets replaced by an item near them in content.
+        neighbour_targets: share of a retrieval target's label that goes to the items nearest in content.
         label_smoothing: of the retrieval softmax.
         action_weight: weight of L_action.
         pairwise_weight: weight of the pairwise term inside slates.

@@ -1,6 +1,6 @@
 """Losses as sums, with their counts beside them; the caller divides.
 
-Suffixes: N = rows, D = width, I = items, A = actions.
+Suffixes: N = rows, D = width, I = items, A = actions, K = items of a label.
 """
 
 from __future__ import annotations
@@ -22,20 +22,23 @@ class _FullSoftmax(torch.autograd.Function):
     """Loss and gradients in one go over chunks of rows, so that no logits wait for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, query_ND: Tensor, vectors_ID: Tensor, target_N: Tensor, smoothing: float) -> Tensor:
+    def forward(
+        ctx: Any, query_ND: Tensor, vectors_ID: Tensor, label_NK: Tensor, weight_NK: Tensor, smoothing: float
+    ) -> Tensor:
         chunk = max(1, _MAX_LOGITS // max(1, len(vectors_ID)))
         loss = query_ND.new_zeros(())
         grad_ID = torch.zeros_like(vectors_ID)
         grads: list[Tensor] = []
-        for query, target in zip(query_ND.split(chunk), target_N.split(chunk), strict=True):
+        for query, label, weight in zip(
+            query_ND.split(chunk), label_NK.split(chunk), weight_NK.split(chunk), strict=True
+        ):
             logits = query @ vectors_ID.T
             log_p = torch.log_softmax(logits, -1, out=logits)
-            own = log_p.gather(1, target[:, None])
-            loss = loss - (1.0 - smoothing) * own.sum()
+            loss = loss - (1.0 - smoothing) * (log_p.gather(1, label) * weight).sum()
             if smoothing:
                 loss = loss - smoothing * log_p.mean(1).sum()
-            residual = log_p.exp_()  # d loss / d logits = p − (1 − ε) [own] − ε / I
-            residual.scatter_(1, target[:, None], own.exp() - (1.0 - smoothing))
+            residual = log_p.exp_()  # d loss / d logits = p − (1 − ε) w − ε / I
+            residual.scatter_add_(1, label, weight * -(1.0 - smoothing))
             if smoothing:
                 residual -= smoothing / len(vectors_ID)
             grads.append(residual @ vectors_ID)
@@ -45,20 +48,29 @@ class _FullSoftmax(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_ND, grad_ID = ctx.saved_tensors
-        return grad_ND * grad, grad_ID * grad, None, None
+        return grad_ND * grad, grad_ID * grad, None, None, None
 
 
 def full_softmax_loss_sum(
-    query_ND: Tensor, vectors_ID: Tensor, target_N: Tensor, label_smoothing: float = 0.0
+    query_ND: Tensor,
+    vectors_ID: Tensor,
+    label_NK: Tensor,
+    weight_NK: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Σ −log softmax(query · vectors)[target]; memory stays bounded whatever the number of rows.
+    """Σ −label · log softmax(query · vectors); memory stays bounded whatever the number of rows.
 
     Args:
-        label_smoothing: ε of the label (1 − ε) [target] + ε / I (arXiv 1512.00567).
+        label_NK: [N] targets, or [N, K] items that share a row's label.
+        weight_NK: their shares, which add up to 1 in each row; an item may be named twice.
+        label_smoothing: ε of the label (1 − ε) label + ε / I (arXiv 1512.00567).
     """
-    loss: Tensor = _FullSoftmax.apply(query_ND, vectors_ID, target_N, label_smoothing)
+    if weight_NK is None:
+        label_NK = label_NK[:, None]
+        weight_NK = torch.ones_like(label_NK, dtype=query_ND.dtype)
+    loss: Tensor = _FullSoftmax.apply(query_ND, vectors_ID, label_NK, weight_NK, label_smoothing)
     return loss
 
 

@@ -71,7 +71,7 @@ class ModelConfig:
     num_negatives: int = 256
     """Uniform negatives a step of the sampled softmax; up to as many targets of the batch join them."""
     neighbour_targets: float = 0.0
-    """Share of retrieval targets replaced by one of the items nearest to them in content."""
+    """Share of a retrieval target's label that goes to the items nearest to it in content."""
     label_smoothing: float = 0.0
     """Share of a retrieval target's probability that is spread over all items of the softmax (arXiv 1512.00567)."""
     action_weight: float = 1.0

@@ -1,9 +1,11 @@
 """Labels spread to similar items: what reads alike is a plausible next item as well.
 
-Suffixes: I = items, K = neighbours, N = targets.
+Suffixes: I = items, K = neighbours, L = 1 + K items of a label, N = targets.
 """
 
 from __future__ import annotations
+
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -12,28 +14,33 @@ __all__ = ["NeighbourTargets"]
 
 
 class NeighbourTargets:
-    """Replaces a share of retrieval targets by items that are near them in content, drawn by their weights.
+    """Gives a share of each retrieval target's label to the items near it in content.
 
-    In expectation this is the softmax loss on a label that keeps 1 − share on the target and spreads the rest over its
-    neighbours, so that item vectors learn from the events of similar items (a rule as a teacher of the model).
+    Item vectors so learn from the events of similar items (a rule as a teacher of the model). The full softmax takes
+    the whole label; a sampled one takes a single item drawn from it, which is the same in expectation.
 
     Args:
         neighbour_IK: ids of the nearest items, -1 = none. weight_IK: how likely each is drawn, 0 where there is none.
-        share: of the targets with a neighbour; 0 changes nothing.
+        share: of the label of a target that has a neighbour, in [0, 1).
     """
 
     def __init__(self, neighbour_IK: Tensor, weight_IK: Tensor, share: float) -> None:
-        self.neighbour_IK, self.weight_IK, self.share = neighbour_IK, weight_IK, share
+        self.neighbour_IK = neighbour_IK
+        self.weight_IK = share * weight_IK / weight_IK.sum(1, keepdim=True).clamp_min(torch.finfo().tiny)
 
     def to(self, device: torch.device) -> NeighbourTargets:
-        return NeighbourTargets(self.neighbour_IK.to(device), self.weight_IK.to(device), self.share)
+        moved = copy(self)
+        moved.neighbour_IK, moved.weight_IK = self.neighbour_IK.to(device), self.weight_IK.to(device)
+        return moved
 
-    def __call__(self, target_N: Tensor) -> Tensor:
-        """[N] targets, some of them replaced; draws from torch's generator."""
+    def labels(self, target_N: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, L] items, the target first (it also stands where there is no neighbour), and shares that add up to 1."""
         weight_NK = self.weight_IK[target_N]
-        swap_N = (torch.rand(len(target_N), device=target_N.device) < self.share) & (weight_NK.sum(1) > 0)
-        at_M = swap_N.nonzero().flatten()
-        if not len(at_M):
-            return target_N
-        drawn_M1 = torch.multinomial(weight_NK[at_M], 1)
-        return target_N.index_copy(0, at_M, self.neighbour_IK[target_N[at_M]].gather(1, drawn_M1).squeeze(1))
+        neighbour_NK = torch.where(weight_NK > 0, self.neighbour_IK[target_N], target_N[:, None])
+        own_N1 = 1.0 - weight_NK.sum(1, keepdim=True)
+        return torch.cat([target_N[:, None], neighbour_NK], 1), torch.cat([own_N1, weight_NK], 1)
+
+    def drawn(self, target_N: Tensor) -> Tensor:
+        """[N] one item of each label; draws from torch's generator."""
+        label_NL, weight_NL = self.labels(target_N)
+        return label_NL.gather(1, torch.multinomial(weight_NL, 1)).squeeze(1) if len(target_N) else target_N

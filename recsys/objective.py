@@ -43,7 +43,7 @@ class Objective:
 
     Args:
         item_counts_I: [I] training events per item; items without any stay out of softmax denominators.
-        neighbours: replaces some retrieval targets by similar items; None = none.
+        neighbours: spreads the labels of retrieval targets to similar items; None = not.
     """
 
     def __init__(self, model: UnifiedModel, item_counts_I: Tensor, neighbours: NeighbourTargets | None = None) -> None:
@@ -81,8 +81,6 @@ class Objective:
 
         query_ND, target_N = self._queries(batch, z_RD, cache, model.layout.item_events(hidden_T))
         num_targets = len(target_N)
-        if self.neighbours is not None and num_targets:
-            target_N = self.neighbours(target_N)
         item = z_RD.sum() * 0.0
         if num_targets:
             item = self._item_loss(query_ND, target_N, table_I1D) / num_targets
@@ -122,8 +120,11 @@ class Objective:
         items, config, item_side = self.model.items, self.model.config, self.model.query_head.item_side
         if table_I1D is not None:
             vectors_JD = table_I1D[:-1] if self.all_trained else table_I1D.index_select(0, self.trained_J)
-            target_J = self.compact_I[target_N]
-            return full_softmax_loss_sum(query_ND, item_side(vectors_JD), target_J, config.label_smoothing)
+            label_NK, weight_NK = (target_N, None) if self.neighbours is None else self.neighbours.labels(target_N)
+            label_JK = self.compact_I[label_NK]
+            return full_softmax_loss_sum(query_ND, item_side(vectors_JD), label_JK, weight_NK, config.label_smoothing)
+        if self.neighbours is not None:
+            target_N = self.neighbours.drawn(target_N)
         num_random, num_trained = config.num_negatives, len(self.trained_J)
         num_shared = min(config.num_negatives, len(target_N))
         random_M = self.trained_J[torch.randint(num_trained, (num_random,), device=target_N.device)]

@@ -47,8 +47,27 @@ def test_smoothed_full_softmax_is_that_of_torch(smoothing, monkeypatch):
     query, vectors = torch.randn(13, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
     target = torch.randint(0, 9, (13,))
     monkeypatch.setattr("recsys.losses._MAX_LOGITS", 30)
-    ours = full_softmax_loss_sum(query, vectors, target, smoothing)
+    ours = full_softmax_loss_sum(query, vectors, target, label_smoothing=smoothing)
     torchs = torch.nn.functional.cross_entropy(query @ vectors.T, target, reduction="sum", label_smoothing=smoothing)
+    assert torch.allclose(ours, torchs, rtol=1e-5)
+    for one, other in zip(
+        torch.autograd.grad(2 * ours, [query, vectors]), torch.autograd.grad(2 * torchs, [query, vectors]), strict=True
+    ):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_shared_labels_are_those_of_torch(smoothing, monkeypatch):
+    torch.manual_seed(0)
+    query, vectors = torch.randn(13, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    label, weight = torch.randint(0, 9, (13, 3)), torch.rand(13, 3)
+    label[0] = 5  # one item three times
+    weight = weight / weight.sum(1, keepdim=True)
+    monkeypatch.setattr("recsys.losses._MAX_LOGITS", 30)
+    ours = full_softmax_loss_sum(query, vectors, label, weight, smoothing)
+    wanted = torch.zeros(13, 9).scatter_add(1, label, weight)
+    logits = query @ vectors.T
+    torchs = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum", label_smoothing=smoothing)
     assert torch.allclose(ours, torchs, rtol=1e-5)
     for one, other in zip(
         torch.autograd.grad(2 * ours, [query, vectors]), torch.autograd.grad(2 * torchs, [query, vectors]), strict=True
