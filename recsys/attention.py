@@ -83,7 +83,8 @@ def attend_packed(
         bias_here = None if bias is None else bias[number]
         in_blocks = q_THD.device.type == "cpu" and kind == "silu" and not torch.is_grad_enabled()
         if isinstance(bias_here, RunBias) or (bias_here is None and in_blocks):
-            out_BLHD = attend_blocks(*(x.view(shape) for x in qkv), bias_here, softmax=kind == "softmax")
+            q, k, v = (x.view(shape) for x in qkv)
+            out_BLHD = attend_blocks(q, k, v, bias_here, softmax=kind == "softmax")
         else:
             q, k, v = (x.view(shape).transpose(1, 2) for x in qkv)
             if kind == "softmax" and bias_here is None:
