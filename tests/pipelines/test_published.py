@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from recsys.pipelines.published import ranking_rows, retrieval_rows
+import pytest
+
+from recsys.pipelines.published import mean_evaluation, ranking_rows, retrieval_rows
 
 ROW = {"recall@10": 0.2, "recall@100": 0.4, "mrr": 0.05}
 
@@ -42,3 +44,27 @@ def test_rows_are_sorted_and_keep_paired_differences():
 
 def test_data_without_slates_has_no_ranking_table():
     assert ranking_rows({"retrieval": {}}) == []
+
+
+def test_trainings_with_other_seeds_are_averaged():
+    def evaluation(ndcg: float, auc: float) -> dict:
+        row = {**ROW, "ndcg@10": ndcg, "ndcg@10_ci": [ndcg - 0.01, ndcg + 0.03], "num_users": 7}
+        slates = {"auc": auc, "auc_ci": [auc, auc], "gauc": auc / 2, "gauc_ci": [0.0, auc]}
+        return {
+            "protocol": {"split": "test", "num_users": 7},
+            "retrieval": {"dense": row, "dense_learned": {**row, "ndcg@10": 0.05, "ndcg@10_ci": [0.0, 0.1]}},
+            "ranking": {"click": slates, "like": slates},
+            "baselines": {"rates": {"click": {**slates, "auc_minus": ndcg, "auc_minus_ci": [0.0, ndcg]}}},
+        }
+
+    mean = mean_evaluation([evaluation(0.1, 0.6), evaluation(0.2, 0.8)])
+    assert mean["protocol"] == {"split": "test", "num_users": 7}
+    rows = retrieval_rows(mean)
+    assert [row["model"] for row in rows] == ["dense", "dense_learned"]
+    assert rows[0]["NDCG@10"] == pytest.approx(0.15) and rows[0]["NDCG@10_ci"] == pytest.approx([0.14, 0.18])
+    assert rows[0]["of seeds"] == "0.1000 – 0.2000" and "of seeds" not in rows[1]
+    ours, rates = ranking_rows(mean, ["click"])
+    assert ours["AUC click"] == pytest.approx(0.7) and ours["GAUC click"] == pytest.approx(0.35)
+    assert not any("like" in key for key in ours)
+    assert rates["ours − it, AUC click"] == pytest.approx(0.15)
+    assert rates["ours − it, AUC click_ci"] == pytest.approx([0.0, 0.15])
