@@ -9,8 +9,8 @@ import numpy as np
 
 from recsys.calibration import Calibration
 from recsys.dataset import Dataset
+from recsys.event_counts import mask_bits
 from recsys.model import UnifiedModel
-from recsys.past_rates import mask_bits
 from recsys.ranking import predict_slates
 
 __all__ = ["fit_calibration"]

@@ -18,7 +18,8 @@ from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.events import EventLog, Requests
 from recsys.packing import ranges
-from recsys.past_rates import PastSource, past_tensor
+from recsys.past_counts import PastSource
+from recsys.past_rates import past_tensor
 from recsys.recent import recent_positives
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
 from recsys.retrieval.memory import RecentItems

@@ -17,7 +17,7 @@ from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import atomic_file, sha256_file
-from recsys.past_rates import PastLog
+from recsys.past_counts import PastLog
 from recsys.pipelines.candidate_plan import CandidatePlan, open_output, part_name
 from recsys.pipelines.candidate_search import CandidateLists, CandidateSearch
 from recsys.pipelines.console import progress_bar, stdout_console

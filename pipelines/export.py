@@ -16,7 +16,7 @@ from recsys.errors import InputError
 from recsys.index.memory_terms import MemoryWeights
 from recsys.index.registry import build_index
 from recsys.model import UnifiedModel
-from recsys.past_rates import PastTable
+from recsys.past_counts import PastTable
 from recsys.pipelines.calibrate import fit_calibration
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.console import stdout_console

@@ -43,7 +43,7 @@ from recsys.index.memory_terms import MemoryWeights
 from recsys.index.protocol import VectorIndex
 from recsys.index.registry import load_index
 from recsys.model import UnifiedModel
-from recsys.past_rates import PastTable
+from recsys.past_counts import PastTable
 from recsys.vocabulary import IdMap, Vocabulary
 
 __all__ = ["FORMAT_VERSION", "MARKER", "Bundle", "StoredHistories", "new_bundle"]

@@ -26,7 +26,7 @@ from recsys.item_vectors import ItemVectors
 from recsys.layouts import ActionInput, make_layout
 from recsys.model_config import ModelConfig
 from recsys.packing import CandidateRows, EventBatch, pack_histories
-from recsys.past_rates import history_counts
+from recsys.past_counts import history_counts
 from recsys.positive_age import age_after, positive_ages
 from recsys.recent import recent_positives
 from recsys.time_features import UNKNOWN_GAP

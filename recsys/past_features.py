@@ -13,17 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recsys.event_counts import mask_bits
 from recsys.logistic import fit_logistic
-from recsys.past_rates import (
-    COUNTED,
-    GROUPS,
-    PastLog,
-    event_owners,
-    log_features,
-    mask_bits,
-    past_width,
-    training_mask,
-)
+from recsys.past_counts import PastLog, event_owners, training_mask
+from recsys.past_rates import COUNTED, GROUPS, log_features, past_width
 
 if TYPE_CHECKING:
     from recsys.dataset import Dataset

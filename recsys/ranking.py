@@ -16,8 +16,8 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.model import UnifiedModel
 from recsys.packing import ranges
+from recsys.past_counts import PastLog
 from recsys.past_features import slate_features
-from recsys.past_rates import PastLog
 from recsys.training_batches import events_before
 
 __all__ = ["SlatePredictions", "predict_slates"]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.errors import InputError
-from recsys.past_rates import EventCounts, mask_bits
+from recsys.event_counts import EventCounts, mask_bits
 from recsys.pipelines.baselines.training_matrix import event_users, is_training
 
 if TYPE_CHECKING:

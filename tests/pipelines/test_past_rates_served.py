@@ -17,7 +17,8 @@ from recsys.errors import InputError
 from recsys.events import EventLog
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
-from recsys.past_rates import PastLog, past_tensor
+from recsys.past_counts import PastLog
+from recsys.past_rates import past_tensor
 from recsys.pipelines.candidates import candidates
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.evaluate import evaluate_bundle

@@ -9,23 +9,14 @@ import pytest
 import torch
 
 from recsys.errors import InputError
+from recsys.event_counts import EventCounts, mask_bits
 from recsys.events import EventLog, History
 from recsys.heads import ActionHead
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
+from recsys.past_counts import GROUPS, PastLog, PastTable, history_counts
 from recsys.past_features import WideStart, training_features
-from recsys.past_rates import (
-    GROUPS,
-    EventCounts,
-    PastLog,
-    PastTable,
-    history_counts,
-    mask_bits,
-    past_features,
-    past_tensor,
-    past_width,
-    without_surface,
-)
+from recsys.past_rates import past_features, past_tensor, past_width, without_surface
 
 A, S, I, U = 3, 4, 9, 6  # noqa: E741
 
