@@ -16,7 +16,7 @@ from recsys.files import read_json
 from recsys.pipelines.command_parser import parse_call
 from recsys.pipelines.results import record, write
 
-__all__ = ["mean_evaluation", "publish", "ranking_rows", "retrieval_rows"]
+__all__ = ["mean_evaluation", "publish", "ranking_rows", "retrieval_rows", "segment_rows"]
 
 _METRICS = {"NDCG@10": "ndcg@10", "Recall@10": "recall@10", "Recall@100": "recall@100", "MRR": "mrr"}
 
@@ -43,7 +43,7 @@ def mean_evaluation(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     return {
         part: mean([evaluation[part] for evaluation in evaluations])
-        for part in ("protocol", "retrieval", "ranking", "baselines")
+        for part in ("protocol", "retrieval", "ranking", "baselines", "segments")
         if all(evaluation.get(part) for evaluation in evaluations)
     }
 
@@ -98,6 +98,22 @@ def ranking_rows(evaluation: Mapping[str, Any], actions: Sequence[str] | None = 
     return rows
 
 
+def segment_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per segment with targets: ``dense``, and the baseline that answers the same requests."""
+    rows = []
+    for name, figures in evaluation.get("segments", {}).items():
+        if "recall@10" not in figures:
+            continue
+        row = {"segment": name, "targets": figures.get("num_targets", figures["num_users"])}
+        row |= {"Recall@10": figures["recall@10"], "Recall@10_ci": figures["recall@10_ci"]}
+        row["NDCG@10"] = figures["ndcg@10"]
+        for baseline, other in figures.get("baselines", {}).items():
+            row |= {"beside": baseline, "its Recall@10": other["recall@10"]}
+            row |= {"ours − it": other["recall@10_minus"], "ours − it_ci": other["recall@10_minus_ci"]}
+        rows.append(row)
+    return rows
+
+
 def publish(
     name: str,
     title: str,
@@ -106,6 +122,7 @@ def publish(
     note: str = "",
     ceilings: Path | None = None,
     actions: str | None = None,
+    segments: bool = False,
 ) -> None:
     """Record an evaluation and render the pages again.
 
@@ -117,6 +134,7 @@ def publish(
         note: a sentence below the table.
         ceilings: ceilings.json of simulated data, added as rows.
         actions: A,B: show the ranking of these alone, with GAUC and differences.
+        segments: a file NAME-segments for those of `dense`, new users and items among them.
     """
     files = [Path(file) for file in evaluation.split(",")]
     figures = mean_evaluation([read_json(file) for file in files])
@@ -138,6 +156,11 @@ def publish(
     spread = ["of seeds"] if any("of seeds" in row for row in retrieval) else []
     columns = ["model", "NDCG@10", *spread, *[metric for metric in _METRICS if metric != "NDCG@10"], *differences]
     record(name, title, command, retrieval, columns, data_hash=protocol["data_hash"], notes=notes)
+    if segments:
+        rows = segment_rows(figures)
+        shown = ["segment", "targets", "Recall@10", "NDCG@10", "beside", "its Recall@10", "ours − it"]
+        heading = f"{title}: `dense` by segment"
+        record(f"{name}-segments", heading, command, rows, shown, data_hash=protocol["data_hash"], notes=notes)
     if ranking:
         shown = list(dict.fromkeys(key for row in ranking for key in row if not key.endswith("_ci")))
         heading = f"{title}: ranking of slates"

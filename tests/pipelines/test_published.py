@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recsys.pipelines.published import mean_evaluation, ranking_rows, retrieval_rows
+from recsys.pipelines.published import mean_evaluation, ranking_rows, retrieval_rows, segment_rows
 
 ROW = {"recall@10": 0.2, "recall@100": 0.4, "mrr": 0.05}
 
@@ -68,3 +68,12 @@ def test_trainings_with_other_seeds_are_averaged():
     assert not any("like" in key for key in ours)
     assert rates["ours − it, AUC click"] == pytest.approx(0.15)
     assert rates["ours − it, AUC click_ci"] == pytest.approx([0.0, 0.15])
+
+
+def test_segments_stand_beside_the_baseline_that_answers_them():
+    row = {**ROW, "ndcg@10": 0.1, "recall@10_ci": [0.1, 0.3], "num_users": 5}
+    text = {"recall@10": 0.15, "recall@10_minus": 0.05, "recall@10_minus_ci": [0.0, 0.1]}
+    segments = {"empty": {"num_users": 0}, "cold_items": {**row, "num_targets": 6, "baselines": {"text_knn": text}}}
+    (cold,) = segment_rows({"segments": segments})
+    assert cold["segment"] == "cold_items" and cold["targets"] == 6 and cold["beside"] == "text_knn"
+    assert cold["ours − it"] == 0.05 and cold["ours − it_ci"] == [0.0, 0.1] and cold["Recall@10"] == 0.2
