@@ -1,11 +1,12 @@
 """The item graph: for every item and relation its best neighbours, in one CSR table.
 
-Suffixes: I = items, R = relations, T = edges, B = users, M = recent items of a user, K = hits, C = candidates.
+Suffixes: I = items, R = relations, T = edges, B = users (items of a block where said), M = recent items of a user,
+K = hits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,34 +15,37 @@ import numpy as np
 import scipy.sparse
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from recsys.index.edge_table import EdgeSpool, EdgeTable, ranges
+from recsys.index.graph_search import neighbour_hits, neighbour_scores
 from recsys.index.hits import Hits
 from recsys.index.parts import checked_parts, write_parts
-from recsys.index.protocol import check_lists, no_hits
-from recsys.index.text_neighbours import nearest_by_cosine
-from recsys.kernels.topk import topk_smaller_id
+from recsys.index.relations import GAMMA, grown_texts, grown_transitions, text_edges, transition_edges, walk_edges
+from recsys.index.tensor_file import write_tensors
+from recsys.index.transitions import TransitionLog
+from recsys.index.walks import WALKS
 
-__all__ = ["TRANSITION", "ItemGraph"]
+__all__ = ["GAMMA", "TRANSITION", "ItemGraph"]
 
 TRANSITION = "transition"
-GAMMA = 100.0
-"""f = log(1 + GAMMA · P) of the transition relation."""
 
 _FORMAT = "recsys-item-graph"
 _FORMAT_VERSION = 1
 _MANIFEST = "graph.json"
 _EDGES = "edges.safetensors"
-_EDGES_AT_ONCE = 2**22
-"""Edges gathered at once by :meth:`ItemGraph.search`."""
+_ITEMS_AT_ONCE = 2**14
+"""Items whose edges are laid out at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class ItemGraph:
     """Typed, weighted edges item -> item, f > 0, none from an item to itself.
 
-    The edges of item h in relation r are rows ``indptr[h * R + r]:indptr[h * R + r + 1]``, best first.
+    The edges of item h in relation r are rows ``indptr[h * R + r]:indptr[h * R + r + 1]``, best first. Building and
+    growing look at a block of items at a time; with a folder for scratch files the edges themselves lie there and not
+    in memory, so that a catalogue of many millions needs room for its events and vectors, but not for its neighbours.
     """
 
     relations: tuple[str, ...]
@@ -63,74 +67,108 @@ class ItemGraph:
 
     @property
     def default_weights(self) -> dict[str, float]:
-        """1 for transitions, 2 for each text relation."""
-        return {name: 1.0 if name == TRANSITION else 2.0 for name in self.relations}
+        """1 for transitions, 2 for each text relation, 1/2 for walks over the transitions."""
+        return {name: 1.0 if name == TRANSITION else 0.5 if name in WALKS else 2.0 for name in self.relations}
 
     @classmethod
     def build(
         cls,
         num_items: int,
         *,
-        transitions: scipy.sparse.spmatrix | None = None,
+        transitions: scipy.sparse.spmatrix | TransitionLog | None = None,
         texts: Mapping[str, scipy.sparse.spmatrix | NDArray[Any] | Tensor] | None = None,
+        walks: Sequence[str] = (),
         max_neighbours: int = 256,
+        scratch: Path | None = None,
     ) -> ItemGraph:
         """Find the neighbours and lay them out.
 
         Args:
             num_items: the catalogue, items without any event or text included.
-            transitions: [I, I] probabilities P from :func:`recsys.index.transitions.transition_matrix`; becomes the
-                relation ``transition`` with f = log(1 + 100·P).
+            transitions: [I, I] probabilities P from :func:`recsys.index.transitions.transition_matrix`, or the log to
+                count them in; becomes the relation ``transition`` with f = log(1 + 100·P).
             texts: relation name to [I, V] vectors, sparse (TF-IDF) or dense; f is their cosine where positive.
+            walks: ``two_step`` and ``pagerank``, relations made of the kept transitions; f = log(1 + 100·π).
             max_neighbours: most neighbours kept per item and relation; of equal ones the smaller ids.
+            scratch: folder for unnamed files with the edges; None = keep them in memory.
         """
         if max_neighbours < 1:
             raise ValueError(f"max_neighbours must be at least 1, got {max_neighbours}")
-        tables: dict[str, tuple[NDArray[np.int64], Tensor, Tensor]] = {}
+        tables: dict[str, EdgeTable] = {}
         if transitions is not None:
-            _check_rows(TRANSITION, transitions.shape, num_items, columns=num_items)
-            tables[TRANSITION] = _best_transitions(scipy.sparse.csr_matrix(transitions), max_neighbours)
+            tables[TRANSITION] = _transitions(transitions, num_items, max_neighbours, scratch)
+        _add_walks(tables, walks, max_neighbours, scratch)
         for name, vectors in (texts or {}).items():
-            if name == TRANSITION:
-                raise ValueError(f"a text relation cannot be called {TRANSITION!r}; choose another name")
+            if name == TRANSITION or name in WALKS:
+                raise ValueError(f"a text relation cannot be called {name!r}; choose another name")
             _check_rows(name, tuple(vectors.shape), num_items)
-            tables[name] = _best_texts(vectors, num_items, max_neighbours)
-        return _interleaved(num_items, tables, max_neighbours)
+            tables[name] = text_edges(vectors, max_neighbours, scratch)
+        return cls(tuple(tables), max_neighbours, *_interleaved(num_items, list(tables.values()), scratch))
 
-    def with_transitions(self, transitions: scipy.sparse.spmatrix) -> ItemGraph:
-        """The same text relations beside other transitions."""
-        _check_rows(TRANSITION, transitions.shape, self.num_items, columns=self.num_items)
-        tables = {TRANSITION: _best_transitions(scipy.sparse.csr_matrix(transitions), self.max_neighbours)}
-        num_relations = len(self.relations)
-        for at, name in enumerate(self.relations):
-            if name != TRANSITION:
-                start_I = self.indptr[:-1][at::num_relations]
-                count_I = self.indptr[1:][at::num_relations] - start_I
-                _, edge_T = _ranges(start_I, count_I)
-                tables[name] = count_I.numpy(), self.neighbours[edge_T], self.values[edge_T]
-        return _interleaved(self.num_items, tables, self.max_neighbours)
+    def append(
+        self,
+        num_items: int,
+        *,
+        transitions: TransitionLog | None = None,
+        touched: NDArray[np.int64] | None = None,
+        texts: Mapping[str, scipy.sparse.spmatrix | NDArray[Any] | Tensor] | None = None,
+        scratch: Path | None = None,
+    ) -> ItemGraph:
+        """The graph of more events and items: what :meth:`build` would make of all of them, for less work.
+
+        Rows of transitions that new events touch are counted again, the others kept; walks reach everywhere and are
+        made anew. New items get neighbours by text and become neighbours of older ones, exactly where neighbours are
+        found exactly (:func:`recsys.index.text_neighbours.nearest_by_cosine`).
+
+        Args:
+            num_items: the catalogue as it is now; older items keep their ids.
+            transitions: the log of all events; None = no new ones.
+            touched: the items whose transitions may differ, from :func:`recsys.index.transitions.touched_items`; None =
+                all.
+            texts: relation name to [I, V] vectors of all items, those of older items unchanged; needed for every text
+                relation where there are new items.
+            scratch: as in :meth:`build`.
+        """
+        if num_items < self.num_items:
+            raise ValueError(f"{num_items} items are fewer than the {self.num_items} of the graph; build it again")
+        tables: dict[str, EdgeTable] = {}
+        if transitions is not None and TRANSITION in self.relations:
+            before = self._table(TRANSITION, scratch)
+            if touched is None or transitions.num_items != num_items:
+                tables[TRANSITION] = _transitions(transitions, num_items, self.max_neighbours, scratch)
+            else:
+                tables[TRANSITION] = grown_transitions(before, transitions, touched, self.max_neighbours, scratch)
+            _add_walks(tables, [name for name in self.relations if name in WALKS], self.max_neighbours, scratch)
+        for name in self.relations:
+            if name in tables:
+                continue
+            tables[name] = self._table(name, scratch)
+            if name == TRANSITION or name in WALKS or num_items == self.num_items:
+                continue
+            if name not in (texts or {}):
+                raise ValueError(
+                    f"there are {num_items - self.num_items} new items and no vectors for the relation {name!r}; "
+                    "give those of all items"
+                )
+            vectors = (texts or {})[name]
+            _check_rows(name, tuple(vectors.shape), num_items)
+            tables[name] = grown_texts(tables[name], vectors, self.max_neighbours, scratch)
+        laid_out = _interleaved(num_items, [tables[name] for name in self.relations], scratch)
+        return replace(self, indptr=laid_out[0], neighbours=laid_out[1], values=laid_out[2])
+
+    def _table(self, name: str, scratch: Path | None) -> EdgeTable:
+        """One relation by itself."""
+        at, num_relations = self.relations.index(name), len(self.relations)
+        spool = EdgeSpool(scratch)
+        for low in range(0, self.num_items, _ITEMS_AT_ONCE):
+            high = min(low + _ITEMS_AT_ONCE, self.num_items)
+            bounds_X = self.indptr[low * num_relations : high * num_relations + 1]
+            count_B = bounds_X.diff()[at::num_relations]
+            _, edge_T = ranges(bounds_X[:-1][at::num_relations], count_B)
+            spool.add(count_B.cpu(), self.neighbours[edge_T].cpu(), self.values[edge_T].cpu())
+        return spool.table()
 
     # -- scoring ---------------------------------------------------------------------------------------------------
-
-    def _active(self, weights: Mapping[str, float] | None) -> list[tuple[int, float]]:
-        """(place, weight) of the relations that are on."""
-        chosen = self.default_weights if weights is None else weights
-        for name, weight in chosen.items():
-            if name not in self.relations:
-                raise ValueError(
-                    f"the item graph has no relation {name!r}; it has {', '.join(self.relations) or 'none'}"
-                )
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"the weight of relation {name!r} must be at least 0, got {weight}")
-        return [(at, float(chosen[name])) for at, name in enumerate(self.relations) if chosen.get(name, 0.0) > 0]
-
-    def _check_recent(self, recent_BM: Tensor, decay: float) -> None:
-        if recent_BM.dim() != 2 or recent_BM.dtype != torch.int64:
-            raise ValueError(f"recent_BM must be int64 [B, M], got {recent_BM.dtype} {list(recent_BM.shape)}")
-        if recent_BM.numel() and int(recent_BM.max()) >= self.num_items:
-            raise ValueError(f"recent item {int(recent_BM.max())} is outside the graph's {self.num_items} items")
-        if not 0 < decay <= 1:
-            raise ValueError(f"decay must be above 0 and at most 1, got {decay}")
 
     def scores(self, recent_BM: Tensor, weights: Mapping[str, float] | None = None, decay: float = 0.6) -> Tensor:
         """Score of every item: Σ_j decay^j Σ_r b_r · f_r(h_j -> i). The definition of correct for :meth:`search`.
@@ -143,33 +181,7 @@ class ItemGraph:
         Returns:
             [B, I] float32 on the device of ``recent_BM``; 0 where no recent item has the item as a neighbour.
         """
-        self._check_recent(recent_BM, decay)
-        active = self._active(weights)
-        device = self.indptr.device
-        out_BI = torch.zeros(len(recent_BM), self.num_items, dtype=torch.float32, device=device)
-        step = max(1, _EDGES_AT_ONCE // max(1, self.num_items))
-        for low in range(0, len(recent_BM), step):
-            recent_bM = recent_BM[low : low + step].to(device)
-            sum_X = torch.zeros(len(recent_bM) * self.num_items, dtype=torch.float64, device=device)
-            for user_T, id_T, term_T in self._terms(recent_bM, active, decay):
-                sum_X.index_add_(0, user_T * self.num_items + id_T, term_T)
-            out_BI[low : low + step] = sum_X.view(len(recent_bM), self.num_items).float()
-        return out_BI.to(recent_BM.device)
-
-    def _terms(
-        self, recent_BM: Tensor, active: list[tuple[int, float]], decay: float
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Per recent place and relation: user, neighbour and float64 term of every edge."""
-        terms = []
-        for back in range(recent_BM.shape[1]):
-            user_b = (recent_BM[:, back] >= 0).nonzero().squeeze(1)
-            for relation, weight in active:
-                row_b = recent_BM[user_b, back] * len(self.relations) + relation
-                start_b = self.indptr[row_b]
-                owner_T, edge_T = _ranges(start_b, self.indptr[row_b + 1] - start_b)
-                term_T = self.values[edge_T].double() * (weight * decay**back)
-                terms.append((user_b[owner_T], self.neighbours[edge_T].long(), term_T))
-        return terms
+        return neighbour_scores(self, recent_BM, weights, decay)
 
     def search(
         self,
@@ -194,57 +206,7 @@ class ItemGraph:
         Returns:
             Best first; equal scores go to the smaller id; unfilled places are (-1, -inf).
         """
-        self._check_recent(recent_BM, decay)
-        check_lists(len(recent_BM), k, exclude_QE, allow_N, self.num_items)
-        active = self._active(weights)
-        device, home = self.indptr.device, recent_BM.device
-        most = max(1, recent_BM.shape[1] * len(active) * self.max_neighbours)
-        step = max(1, _EDGES_AT_ONCE // most)
-        allowed_I = None
-        if allow_N is not None:
-            allowed_I = torch.zeros(self.num_items, dtype=torch.bool, device=device)
-            allowed_I[allow_N.to(device)] = True
-        chunks = []
-        for low in range(0, len(recent_BM), step):
-            exclude_bE = None if exclude_QE is None else exclude_QE[low : low + step].to(device)
-            terms = self._terms(recent_BM[low : low + step].to(device), active, decay)
-            chunks.append(self._merge(terms, len(recent_BM[low : low + step]), k, exclude_bE, allowed_I))
-        if not chunks:
-            return no_hits(0, k, home)
-        return Hits(torch.cat([ids for _, ids in chunks]).to(home), torch.cat([best for best, _ in chunks]).to(home))
-
-    def _merge(
-        self,
-        terms: list[tuple[Tensor, Tensor, Tensor]],
-        num_users: int,
-        k: int,
-        exclude_QE: Tensor | None,
-        allowed_I: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        if not terms or not sum(len(term_T) for _, _, term_T in terms):
-            none = no_hits(num_users, k, self.indptr.device)
-            return none.scores_QK, none.ids_QK
-        key_T = torch.cat([user_T * self.num_items + id_T for user_T, id_T, _ in terms])
-        # Stable, so that the terms of one item keep their order and their sum rounds as that of `scores` does.
-        key_T, order_T = key_T.sort(stable=True)
-        found_X, place_T = torch.unique_consecutive(key_T, return_inverse=True)
-        sum_X = torch.zeros(len(found_X), dtype=torch.float64, device=key_T.device)
-        sum_X.index_add_(0, place_T, torch.cat([term_T for _, _, term_T in terms])[order_T])
-        user_X, id_X = found_X // self.num_items, found_X % self.num_items
-        if exclude_QE is not None:
-            query_P, slot_P = ((exclude_QE >= 0) & (exclude_QE < self.num_items)).nonzero(as_tuple=True)
-            sum_X[torch.isin(found_X, query_P * self.num_items + exclude_QE[query_P, slot_P])] = -torch.inf
-        if allowed_I is not None:
-            sum_X[~allowed_I[id_X]] = -torch.inf
-        count_B = torch.bincount(user_X, minlength=num_users)
-        first_B = count_B.cumsum(0) - count_B
-        column_X = torch.arange(len(found_X), device=key_T.device) - first_B[user_X]
-        width = int(count_B.max())
-        score_BC = torch.full((num_users, width), -torch.inf, dtype=torch.float32, device=key_T.device)
-        id_BC = torch.full((num_users, width), -1, dtype=torch.int64, device=key_T.device)
-        score_BC[user_X, column_X] = sum_X.float()
-        id_BC[user_X, column_X] = id_X
-        return topk_smaller_id(score_BC, id_BC, k)
+        return neighbour_hits(self, recent_BM, k, weights, decay, exclude_QE, allow_N)
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -263,8 +225,8 @@ class ItemGraph:
             "relations": list(self.relations),
             "max_neighbours": self.max_neighbours,
         }
-        tensors = {"indptr": self.indptr.cpu(), "neighbours": self.neighbours.cpu(), "values": self.values.cpu()}
-        write_parts(folder, _MANIFEST, header, {_EDGES: lambda path: save_file(tensors, path)})
+        tensors = {"indptr": self.indptr, "neighbours": self.neighbours, "values": self.values}
+        write_parts(folder, _MANIFEST, header, {_EDGES: lambda path: write_tensors(tensors, path)})
 
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device = "cpu") -> ItemGraph:
@@ -284,10 +246,6 @@ class ItemGraph:
         return graph
 
 
-Table = tuple[NDArray[np.int64], Tensor, Tensor]
-"""Neighbours per item [I], then ids and values of all of them, item by item, best first."""
-
-
 def _check_rows(name: str, shape: tuple[int, ...], num_items: int, columns: int | None = None) -> None:
     if len(shape) != 2 or shape[0] != num_items or (columns is not None and shape[1] != columns):
         wanted = f"[{num_items}, {'V' if columns is None else columns}]"
@@ -296,53 +254,39 @@ def _check_rows(name: str, shape: tuple[int, ...], num_items: int, columns: int 
         )
 
 
-def _ranges(start_S: Tensor, count_S: Tensor) -> tuple[Tensor, Tensor]:
-    """Concatenate the ranges start, start + 1, …: the range each number belongs to, and the numbers."""
-    owner_T = torch.repeat_interleave(torch.arange(len(count_S), device=count_S.device), count_S)
-    shift_S = start_S - (count_S.cumsum(0) - count_S)
-    return owner_T, torch.arange(len(owner_T), device=count_S.device) + shift_S[owner_T]
+def _transitions(
+    transitions: scipy.sparse.spmatrix | TransitionLog, num_items: int, most: int, scratch: Path | None
+) -> EdgeTable:
+    if isinstance(transitions, TransitionLog):
+        shape: tuple[int, ...] = (transitions.num_items, transitions.num_items)
+    else:
+        shape = tuple(transitions.shape)
+    _check_rows(TRANSITION, shape, num_items, columns=num_items)
+    return transition_edges(transitions, most, scratch)
 
 
-def _best_transitions(probability: scipy.sparse.csr_matrix, max_neighbours: int) -> Table:
-    row_T = np.repeat(np.arange(probability.shape[0]), np.diff(probability.indptr))
-    usable_T = (probability.indices != row_T) & (probability.data > 0)
-    row_T, id_T = row_T[usable_T], probability.indices[usable_T].astype(np.int64)
-    value_T = np.log1p(GAMMA * probability.data[usable_T]).astype(np.float32)
-    order_T = np.lexsort((id_T, -value_T, row_T))
-    row_T, id_T, value_T = row_T[order_T], id_T[order_T], value_T[order_T]
-    count_I = np.bincount(row_T, minlength=probability.shape[0])
-    keep_T = np.arange(len(row_T)) - (np.cumsum(count_I) - count_I)[row_T] < max_neighbours
-    return np.minimum(count_I, max_neighbours), torch.from_numpy(id_T[keep_T]), torch.from_numpy(value_T[keep_T])
+def _add_walks(tables: dict[str, EdgeTable], walks: Sequence[str], most: int, scratch: Path | None) -> None:
+    for name in walks:
+        if TRANSITION not in tables:
+            raise ValueError(f"the relation {name!r} is made of transitions; give them too")
+        tables[name] = walk_edges(name, tables[TRANSITION], most, scratch)
 
 
-def _best_texts(vectors: Any, num_items: int, max_neighbours: int) -> Table:
-    items, counts, ids, values = [], [], [], []
-    for item_B, cosine_BM, id_BM in nearest_by_cosine(vectors, max_neighbours):
-        real_BM = id_BM >= 0
-        items.append(item_B)
-        counts.append(real_BM.sum(1))
-        ids.append(id_BM[real_BM].int())
-        values.append(cosine_BM[real_BM])
-    if not items:
-        return np.zeros(num_items, dtype=np.int64), torch.empty(0, dtype=torch.int32), torch.empty(0)
-    item_I, count_S = torch.from_numpy(np.concatenate(items)), torch.cat(counts)
-    place_I = torch.empty_like(item_I)
-    place_I[item_I] = torch.arange(len(item_I))
-    start_S = count_S.cumsum(0) - count_S
-    _, edge_T = _ranges(start_S[place_I], count_S[place_I])
-    return count_S[place_I].numpy(), torch.cat(ids)[edge_T], torch.cat(values)[edge_T]
-
-
-def _interleaved(num_items: int, tables: Mapping[str, Table], max_neighbours: int) -> ItemGraph:
+def _interleaved(num_items: int, tables: list[EdgeTable], scratch: Path | None) -> tuple[Tensor, Tensor, Tensor]:
     """One table whose rows are (item, relation)."""
-    num_relations = len(tables)
-    count_X = torch.zeros(num_items, max(1, num_relations), dtype=torch.int64)
-    for at, (count_I, _, _) in enumerate(tables.values()):
-        count_X[:, at] = torch.from_numpy(np.asarray(count_I, dtype=np.int64))
-    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), count_X.flatten().cumsum(0)])
-    neighbours = torch.empty(int(indptr[-1]), dtype=torch.int32)
-    values = torch.empty(int(indptr[-1]), dtype=torch.float32)
-    for at, (_, id_T, value_T) in enumerate(tables.values()):
-        _, edge_T = _ranges(indptr[:-1].view(num_items, num_relations)[:, at], count_X[:, at])
-        neighbours[edge_T], values[edge_T] = id_T.int(), value_T
-    return ItemGraph(tuple(tables), max_neighbours, indptr, neighbours, values)
+    spool = EdgeSpool(scratch)
+    for low in range(0, num_items, _ITEMS_AT_ONCE):
+        high = min(low + _ITEMS_AT_ONCE, num_items)
+        blocks = [table.block(low, high) for table in tables]
+        count_BR = torch.zeros(high - low, max(1, len(tables)), dtype=torch.int64)
+        for at, (count_B, _, _) in enumerate(blocks):
+            count_BR[:, at] = count_B
+        start_BR = (count_BR.flatten().cumsum(0) - count_BR.flatten()).view_as(count_BR)
+        id_T = torch.empty(int(count_BR.sum()), dtype=torch.int32)
+        value_T = torch.empty(len(id_T))
+        for at, (count_B, ids, values) in enumerate(blocks):
+            _, edge_T = ranges(start_BR[:, at], count_B)
+            id_T[edge_T], value_T[edge_T] = ids, values
+        spool.add(count_BR.flatten(), id_T, value_T)
+    table = spool.table()
+    return table.indptr_I1, table.id_T, table.value_T

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["cache_entry", "cache_folder", "code_files", "read_arrays", "write_arrays"]
 
 _SHARED = (
-    "index/item_graph.py",
-    "index/text_neighbours.py",
+    *(f"index/{name}.py" for name in ("edge_table", "graph_search", "item_graph", "relations", "text_neighbours")),
     "index/transitions.py",
+    "index/walks.py",
     "retrieval/memory.py",
     "recsys/metrics.py",
     "recsys/recent.py",

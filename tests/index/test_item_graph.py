@@ -97,7 +97,7 @@ def test_chunks_change_nothing(edges_at_once, monkeypatch):
     graph = made_graph(5)
     recent = torch.from_numpy(np.random.default_rng(0).integers(-1, 30, (40, 4)))
     hits, dense = graph.search(recent, 10), graph.scores(recent)
-    monkeypatch.setattr("recsys.index.item_graph._EDGES_AT_ONCE", edges_at_once)
+    monkeypatch.setattr("recsys.index.graph_search._EDGES_AT_ONCE", edges_at_once)
     again = graph.search(recent, 10)
     assert torch.equal(hits.ids_QK, again.ids_QK)
     assert torch.equal(hits.scores_QK, again.scores_QK)
@@ -204,17 +204,6 @@ def test_most_neighbours_kept_per_relation():
             kept, every = edges_of(graph, item, relation), edges_of(whole, item, relation)
             best = sorted(every, key=lambda other: (-every[other], other))[:4]
             assert list(kept) == best
-
-
-def test_other_transitions_beside_the_same_texts():
-    draw = np.random.default_rng(0)
-    text = scipy.sparse.random(30, 6, density=0.4, random_state=1, format="csr")
-    old, new = (scipy.sparse.csr_matrix(draw.random((30, 30)) * (draw.random((30, 30)) < 0.3)) for _ in range(2))
-    built = ItemGraph.build(30, transitions=new, texts={"text": text}, max_neighbours=5)
-    swapped = ItemGraph.build(30, transitions=old, texts={"text": text}, max_neighbours=5).with_transitions(new)
-    assert swapped.relations == built.relations
-    for name in ("indptr", "neighbours", "values"):
-        assert torch.equal(getattr(built, name), getattr(swapped, name))
 
 
 @pytest.mark.parametrize("num_items", [0, 30])
