@@ -19,7 +19,6 @@ from recsys.errors import InputError
 from recsys.events import EventLog, Requests
 from recsys.packing import ranges
 from recsys.past_counts import PastSource
-from recsys.past_rates import past_tensor
 from recsys.recent import recent_positives
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
 from recsys.retrieval.memory import RecentItems
@@ -87,7 +86,7 @@ class CandidateSearch:
             InputError: the bundle lacks a retriever, or cannot rank.
         """
         self._model, self._calibration = bundle.model, bundle.calibration
-        self._past = bundle.past if past is None else past
+        self._features = bundle.features(past=past, training_only=training_only)
         try:
             self._retrievers = list(bundle_retrievers(bundle, names, training_only=training_only).values())
         except InputError as error:
@@ -163,10 +162,9 @@ class CandidateSearch:
         for low in range(0, len(item), step):
             rows = torch.arange(low, min(low + step, len(item)), device=self._device)
             surface_bC = surface_B[rows, None].expand(-1, item.shape[1])
-            some, past_bCF = states.select(rows), None
-            if self._past is not None:
-                past_bCF = past_tensor(self._past, some.past_BX, item[rows], at_B[rows], surface_bC)
-            logits = self._model.rank(some, item[rows], at_B[rows], surface_bC, past_bCF)
+            some = states.select(rows)
+            feature_bCF = self._features.of(some, item[rows], at_B[rows], surface_bC)
+            logits = self._model.rank(some, item[rows], at_B[rows], surface_bC, feature_bCF)
             prob = self._calibration.probabilities(logits)
             parts.append(prob.masked_fill(item[rows][..., None] < 0, torch.nan))
         return torch.cat(parts).cpu().numpy()

@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from recsys.candidate_features import feature_width
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import History, Requests
+from recsys.index.item_graph import ItemGraph
 from recsys.model_config import ModelConfig
-from recsys.past_features import PastFeatures
+from recsys.pipelines.item_graphs import training_graph
 from recsys.pipelines.recipe import chosen_batch_tokens, chosen_recipe, validation_requests
 from recsys.training_batches import TrainingBatch, TrainingExamples
+from recsys.training_features import TrainingFeatures
 
 __all__ = ["PreparedData"]
 
@@ -81,6 +84,7 @@ class PreparedData(L.LightningDataModule):
         self.recipe = chosen_recipe(self.dataset)
         self.batch_tokens = batch_tokens
         self.batch_users, self.seed, self.slates = batch_users, seed, slates
+        self._features: tuple[Any, TrainingFeatures] | None = None
         if not (self.dataset.train_end > 0).any():
             raise InputError(f"{path} has no training events; choose another split or prepare more data")
 
@@ -96,6 +100,7 @@ class PreparedData(L.LightningDataModule):
         tokens = int(train_end.sum())
         if slates is not None:
             tokens += int(np.diff(slates.offsets)[slates.split == 0].sum())
+        features = self.features(config)
         return TrainingExamples(
             log,
             train_end,
@@ -103,20 +108,30 @@ class PreparedData(L.LightningDataModule):
             slates,
             window=config.window,
             crop=config.crop,
-            past_NF=self.past.events_NF if config.past_rates else None,
-            past_RF=self.past.slates_RF if config.past_rates else None,
+            feature_NF=None if features is None else features.events_NF,
+            feature_RF=None if features is None else features.slates_RF,
             batch_tokens=chosen_batch_tokens(tokens) if self.batch_tokens is None else self.batch_tokens,
             seed=self.seed,
         )
 
-    @cached_property
-    def past(self) -> PastFeatures:
-        """Past rates of the training events and of all slate rows.
+    def features(self, config: ModelConfig) -> TrainingFeatures | None:
+        """What a model's ranking head reads of the training events and of all slate rows; None where it reads nothing.
 
         Raises:
-            InputError: the data has no clock.
+            InputError: the data has no clock, and past rates are asked for.
         """
-        return PastFeatures.of(self.dataset)
+        if not feature_width(config):
+            return None
+        asked = (config.past_rates, config.memory_features, config.relations, config.recent)
+        if self._features is None or self._features[0] != asked:
+            graph = self.graph if config.memory_features else None
+            self._features = asked, TrainingFeatures.of(self.dataset, config, graph)
+        return self._features[1]
+
+    @cached_property
+    def graph(self) -> ItemGraph:
+        """The item graph of the training events."""
+        return training_graph(self.dataset)
 
     def train_dataloader(self) -> _Steps:
         from recsys.pipelines.unified_module import UnifiedModule

@@ -142,7 +142,7 @@ def evaluate_bundle(
     rows = slate_rows(dataset, SPLITS[split])
     ours: dict[str, ActionFigures] = {}
     if rows is not None and bundle.model.action_head is not None:
-        predicted = predict_slates(bundle.model, dataset, SPLITS[split])
+        predicted = predict_slates(bundle.model, dataset, SPLITS[split], graph=bundle.graph_train)
         served_SA, raw_SA = bundle_probabilities(bundle, rows, predicted)
         ours = _action_figures(dataset, rows, served_SA, seed, raw_SA)
         result["ranking"] = {action: figures.row() for action, figures in ours.items()}

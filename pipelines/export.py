@@ -82,7 +82,8 @@ def export_model(
             "give the dataset it was trained on"
         )
     model.eval()
-    calibration = fit_calibration(model, dataset)
+    graphs = item_graphs(dataset)
+    calibration = fit_calibration(model, dataset, graphs[0])
     about = {
         "data_hash": manifest.data_hash,
         "num_items": dataset.num_items,
@@ -111,7 +112,7 @@ def export_model(
             build_index(index, vectors).save(folder / "index")
         except ValueError as error:
             raise InputError(f"--index {index}: {error}") from error
-        for name, graph in zip(("graph_train", "graph_now"), item_graphs(dataset), strict=True):
+        for name, graph in zip(("graph_train", "graph_now"), graphs, strict=True):
             graph.save(folder / name)
         if dataset.text_transform is not None:
             shutil.copytree(dataset.text_transform, folder / "text")

@@ -88,7 +88,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
 
 
 def _calibration(rec: Recommender, dataset: Dataset) -> Section:
-    return calibration_section(rec.bundle.model, dataset, rec.bundle.calibration)
+    return calibration_section(rec.bundle, dataset)
 
 
 def _about(dataset: Dataset, bundle: Bundle | None) -> Section:

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recsys.calibration import Calibration
+from recsys.bundle import Bundle
 from recsys.dataset import Dataset
-from recsys.model import UnifiedModel
 from recsys.pipelines.report_charts import (
     CalibrationPoint,
     IntervalRow,
@@ -159,16 +158,16 @@ def segments_section(result: Row) -> Section:
     return Section("Segments", head + table(["segment", "which", "users", *_MAIN], rows, text=(1,), intervals=small))
 
 
-def calibration_section(model: UnifiedModel, dataset: Dataset, calibration: Calibration) -> Section:
+def calibration_section(bundle: Bundle, dataset: Dataset) -> Section:
     """Predicted against observed rates on the slates of the test split."""
     title = "Calibration"
     slates = dataset.slates
     if slates is None or not (slates.split == 2).any():
         return Section(title, absent="The data holds no slates of the test split, so there is nothing to calibrate on.")
-    if model.action_head is None:
+    if bundle.model.action_head is None:
         return Section(title, absent="The model learned no action probabilities.")
-    predicted = predict_slates(model, dataset, 2)
-    prob_RA = predicted.calibrated_RA(calibration)
+    predicted = predict_slates(bundle.model, dataset, 2, graph=bundle.graph_train)
+    prob_RA = predicted.calibrated_RA(bundle.calibration)
     known_R, yes_R = slates.known[predicted.row_R], slates.yes[predicted.row_R]
     charts = []
     for bit, action in enumerate(dataset.manifest.actions):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recsys.events import Requests
 from recsys.index.memory_terms import MemoryTerms, MemoryWeights
+from recsys.memory_features import readable_relations
 from recsys.metrics import target_ranks
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
@@ -65,6 +66,7 @@ class UnifiedModule(L.LightningModule):
         pairwise_weight: weight of the pairwise term inside slates.
         regress_value: whether a head predicts log(1 + value).
         past_rates: whether the ranking head reads how often each action followed before an event's time.
+        memory_features: whether the ranking head reads what the item graph says of a candidate.
         cross_layers: low-rank cross layers of the ranking head.
         lr: peak learning rate of AdamW.
         weight_decay: of matrices; vectors and norms have none.
@@ -103,6 +105,7 @@ class UnifiedModule(L.LightningModule):
         pairwise_weight: float | None = None,
         regress_value: bool | None = None,
         past_rates: bool | None = None,
+        memory_features: bool | None = None,
         cross_layers: int | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.1,
@@ -141,6 +144,7 @@ class UnifiedModule(L.LightningModule):
                 "pairwise_weight": pairwise_weight,
                 "regress_value": regress_value,
                 "past_rates": past_rates,
+                "memory_features": memory_features,
                 "cross_layers": cross_layers,
             }.items()
             if value is not None
@@ -240,10 +244,7 @@ class UnifiedModule(L.LightningModule):
     def _start_ranks(self) -> None:
         self._ranks, self._items_ID = {"dense_learned": []}, self.model.item_vectors()
         if self.memory_weights is not None and self._terms is None:
-            from recsys.pipelines.item_graphs import training_graph
-
-            graph = training_graph(self.data.dataset).to(self.device)
-            self._terms = MemoryTerms(graph, self.memory_weights.relations)
+            self._terms = MemoryTerms(self.data.graph.to(self.device), self.memory_weights.relations)
         if self._terms is not None:
             self._ranks["dense"] = []
 
@@ -280,8 +281,9 @@ class UnifiedModule(L.LightningModule):
             return {}
         from recsys.ranking_metrics import auc
 
-        past_RF = self.data.past.slates_RF if self.config.past_rates else None
-        predicted = predict_slates(self.model, dataset, split, past_RF=past_RF)
+        features = self.data.features(self.config)
+        feature_RF = None if features is None else features.slates_RF
+        predicted = predict_slates(self.model, dataset, split, feature_RF=feature_RF)
         figures = {}
         for place, action in enumerate(dataset.manifest.actions):
             known = ((slates.known[predicted.row_R] >> place) & 1).astype(bool)
@@ -327,6 +329,8 @@ def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     """A fresh network for a data set: the recipe's configuration with ``changes``, initial weights from the seed."""
     dataset = data.dataset
     config = replace(data.recipe.model, **changes)
+    if config.memory_features:
+        config = replace(config, relations=readable_relations(dataset))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(data.seed)
         model = UnifiedModel(config)
@@ -338,8 +342,9 @@ def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     )
     if model.action_head is not None:
         model.action_head.set_priors(_action_rates(data), _padded_share(data, config.max_shown_rank))
-        if config.past_rates:
-            model.action_head.set_past(data.past.start(dataset))
+        features = data.features(config)
+        if features is not None:
+            model.action_head.set_features(features.start(dataset))
     return model
 
 

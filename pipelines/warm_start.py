@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from recsys.errors import InputError
+from recsys.memory_features import readable_relations
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.pipelines.checkpoint import load_model, stored_names
@@ -76,6 +77,12 @@ def warm_start(data: PreparedData, changes: dict[str, Any], checkpoint: Path) ->
         raise InputError(
             f"{checkpoint} reads past rates of {', '.join(names.actions)}, but the actions of {data.dataset.path} are "
             f"{', '.join(manifest.actions)}; train anew without --init-from"
+        )
+    relations = readable_relations(data.dataset)
+    if config.memory_features and config.relations != relations:
+        raise InputError(
+            f"{checkpoint} reads the relations {', '.join(config.relations)} of the item graph, but "
+            f"{data.dataset.path} has {', '.join(relations)}; train anew without --init-from"
         )
     old_row_I = torch.from_numpy(IdMap(names.item_ids).index(data.dataset.item_ids))
     num_shared = int((old_row_I >= 0).sum())

@@ -35,6 +35,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recsys.calibration import Calibration
+from recsys.candidate_features import CandidateFeatures
 from recsys.errors import InputError
 from recsys.events import EventLog
 from recsys.files import atomic_folder, read_json, sha256_file, write_json
@@ -43,7 +44,7 @@ from recsys.index.memory_terms import MemoryWeights
 from recsys.index.protocol import VectorIndex
 from recsys.index.registry import load_index
 from recsys.model import UnifiedModel
-from recsys.past_counts import PastTable
+from recsys.past_counts import PastSource, PastTable
 from recsys.vocabulary import IdMap, Vocabulary
 
 __all__ = ["FORMAT_VERSION", "MARKER", "Bundle", "StoredHistories", "new_bundle"]
@@ -143,6 +144,16 @@ class Bundle:
         """Weights of the sum that ``dense`` is; those of the learned part alone where none were chosen."""
         return MemoryWeights.from_dict(self.manifest.get("memory_weights") or {"learned": 1.0, "relations": {}})
 
+    def features(self, *, past: PastSource | None = None, training_only: bool = False) -> CandidateFeatures:
+        """Where the ranking head finds what it reads beside the encoder.
+
+        Args:
+            past: other counts than those of everything known.
+            training_only: transitions of training events alone, as validation and test must.
+        """
+        graph = self.graph_train if training_only else self.graph_now
+        return CandidateFeatures(self.model.config, self.past if past is None else past, graph)
+
     @classmethod
     def open(cls, path: Path | str, device: str | torch.device = "cpu") -> Bundle:
         """Check every part, then load it.
@@ -212,9 +223,8 @@ class Bundle:
                 raise InputError(
                     f"{path}: {name} holds {count} items but bundle.json says {manifest['num_items']}; {_REMEDY}"
                 )
-        for name in MemoryWeights.from_dict(
-            manifest.get("memory_weights") or {"learned": 1, "relations": {}}
-        ).relations:
+        weighted = MemoryWeights.from_dict(manifest.get("memory_weights") or {"learned": 1, "relations": {}}).relations
+        for name in (*weighted, *model.config.relations):
             if name not in graphs["graph_now"].relations:
                 raise InputError(f"{path}: its item graph has no relation {name!r}; {_REMEDY}")
         if model.config.num_actions != len(vocabulary.actions) or model.config.num_surfaces != len(vocabulary.surfaces):

@@ -1,6 +1,6 @@
 """Heads on the shared encoder: the query of dense retrieval, and one probability per action of a candidate.
 
-Suffixes: R = rows, D = width, A = actions, P = shown ranks, F = past rates, W = width of a cross layer.
+Suffixes: R = rows, D = width, A = actions, P = shown ranks, F = features of a candidate, W = width of a cross layer.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recsys.candidate_features import feature_width
 from recsys.dropout import Dropout
 from recsys.embedding_table import EmbeddingTable
 from recsys.model_config import ModelConfig
-from recsys.past_features import WideStart
-from recsys.past_rates import past_width
+from recsys.wide_start import WideStart
 
 __all__ = ["ActionHead", "QueryHead"]
 
@@ -73,8 +73,9 @@ class CrossLayer(nn.Module):
 class ActionHead(nn.Module):
     """Logits of every action from an encoded row and its item.
 
-    Past rates, where the model has them, enter twice: beside the encoded row, and by a linear (wide) term of their own
-    that starts as a logistic regression (Wide & Deep, arXiv 1606.07792).
+    Features of the candidate (:mod:`recsys.candidate_features`), where the model reads some, enter twice: beside the
+    encoded row, and by a linear (wide) term of their own that starts as a logistic regression (Wide & Deep,
+    arXiv 1606.07792).
 
     The shown rank adds a bias of its own in training only, against position bias; elsewhere its mean over the places
     seen in training stands in, so that probabilities stay calibrated.
@@ -83,13 +84,14 @@ class ActionHead(nn.Module):
     rank_share_P: Tensor
     past_mean_F: Tensor
     past_scale_F: Tensor
+    """Of all features; the names are those of checkpoints from when past rates were the only ones."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_actions = config.num_actions
         width = config.num_actions + (1 if config.regress_value else 0)
-        num_past = past_width(config.num_actions) if config.past_rates else 0
-        mixed = 3 * config.dim + num_past
+        num_features = feature_width(config)
+        mixed = 3 * config.dim + num_features
         self.item = nn.Linear(config.dim, config.dim)
         self.cross = nn.ModuleList(CrossLayer(mixed, config.cross_rank) for _ in range(config.cross_layers))
         self.hidden = nn.Linear(mixed, 2 * config.dim)
@@ -97,10 +99,10 @@ class ActionHead(nn.Module):
         self.out = nn.Linear(2 * config.dim, width)
         self.rank_bias = EmbeddingTable(config.max_shown_rank, config.num_actions, std=0.0)
         self.register_buffer("rank_share_P", torch.full((config.max_shown_rank,), 1.0 / config.max_shown_rank))
-        self.wide = nn.Linear(num_past, width) if num_past else None
-        if num_past:
-            self.register_buffer("past_mean_F", torch.zeros(num_past))
-            self.register_buffer("past_scale_F", torch.ones(num_past))
+        self.wide = nn.Linear(num_features, width) if num_features else None
+        if num_features:
+            self.register_buffer("past_mean_F", torch.zeros(num_features))
+            self.register_buffer("past_scale_F", torch.ones(num_features))
 
     @torch.no_grad()
     def set_priors(self, action_rate_A: Tensor, rank_share_P: Tensor | None) -> None:
@@ -112,8 +114,8 @@ class ActionHead(nn.Module):
             self.rank_share_P.copy_(rank_share_P)
 
     @torch.no_grad()
-    def set_past(self, start: WideStart) -> None:
-        """Begin with the forecast that past rates make by themselves; after :meth:`set_priors`."""
+    def set_features(self, start: WideStart) -> None:
+        """Begin with the forecast that the features make by themselves; after :meth:`set_priors`."""
         assert self.wide is not None
         self.past_mean_F.copy_(start.mean_F)
         self.past_scale_F.copy_(start.scale_F)
@@ -125,26 +127,26 @@ class ActionHead(nn.Module):
         self.out.weight[: self.num_actions] = 0.0
 
     def forward(
-        self, z_RD: Tensor, vector_RD: Tensor, shown_R: Tensor | None = None, past_RF: Tensor | None = None
+        self, z_RD: Tensor, vector_RD: Tensor, shown_R: Tensor | None = None, feature_RF: Tensor | None = None
     ) -> Tensor:
         """[R, A] logits (and a last column ln(1 + value) where a value is regressed).
 
         Args:
             z_RD: encoded rows. vector_RD: their item vectors. shown_R: shown rank from 0, or None = any place.
-            past_RF: [R, F] past rates, for a model that has them.
+            feature_RF: [R, F] features of the candidates, for a model that reads some.
         """
         item_RD = self.item(vector_RD * vector_RD.shape[-1] ** 0.5)
         parts = [z_RD, item_RD, z_RD * item_RD]
         if self.wide is not None:
-            assert past_RF is not None, "a model with past rates needs those of every row"
-            past_RF = (past_RF - self.past_mean_F) / self.past_scale_F
-            parts.append(past_RF)
+            assert feature_RF is not None, "a model that reads features needs those of every row"
+            feature_RF = (feature_RF - self.past_mean_F) / self.past_scale_F
+            parts.append(feature_RF)
         first = mixed = torch.cat(parts, -1)
         for cross in self.cross:
             mixed = cross(first, mixed)
         logits: Tensor = self.out(self.dropout(F.gelu(self.hidden(mixed))))
         if self.wide is not None:
-            logits = logits + self.wide(past_RF)
+            logits = logits + self.wide(feature_RF)
         if shown_R is None:
             bias = self.rank_share_P @ self.rank_bias.all_rows()
         else:

@@ -347,19 +347,19 @@ class UnifiedModel(nn.Module):
         item_BC: Tensor,
         at_B: Tensor,
         surface_BC: Tensor,
-        past_BCF: Tensor | None = None,
+        feature_BCF: Tensor | None = None,
     ) -> Tensor:
         """Action logits [B, C, A] of candidates, computed on the cached keys and values (delta forward).
 
         Args:
             item_BC: [B, C] int64; -1 marks a padded place, whose logits mean nothing.
             at_B: [B] time of the request. surface_BC: [B, C].
-            past_BCF: what :func:`recsys.past_rates.past_tensor` says of them, for a model with past rates.
+            feature_BCF: from :meth:`recsys.candidate_features.CandidateFeatures.of`, for a model that reads some.
         Raises:
-            ValueError: the model was trained without actions, the states hold no keys and values, or the past rates
-                are missing.
+            ValueError: the model was trained without actions, the states hold no keys and values, or the features are
+                missing.
         """
-        return self.rank_with_value(states, item_BC, at_B, surface_BC, past_BCF)[..., : self.config.num_actions]
+        return self.rank_with_value(states, item_BC, at_B, surface_BC, feature_BCF)[..., : self.config.num_actions]
 
     @torch.no_grad()
     def rank_with_value(
@@ -368,20 +368,22 @@ class UnifiedModel(nn.Module):
         item_BC: Tensor,
         at_B: Tensor,
         surface_BC: Tensor,
-        past_BCF: Tensor | None = None,
+        feature_BCF: Tensor | None = None,
     ) -> Tensor:
         """As :meth:`rank`, with a last column ln(1 + value) [B, C, A + 1] where the model regresses values."""
         if self.action_head is None:
             raise ValueError("this model has no ranking head: its data has no action with both outcomes")
         if not states.cache:
             raise ValueError("these states hold no keys and values; encode with keep_cache=True")
-        if self.config.past_rates and past_BCF is None:
-            raise ValueError("this model ranks with past rates; give past_BCF, from recsys.past_rates.past_tensor()")
+        if self.action_head.wide is not None and feature_BCF is None:
+            raise ValueError(
+                "this model ranks with features of candidates; give feature_BCF, from CandidateFeatures.of()"
+            )
         step = max(1, _MICRO_BATCH // max(1, states.num_users))
         cuts = [slice(low, low + step) for low in range(0, item_BC.shape[1], step)]
         parts = [
             self._rank_rows(
-                states, item_BC[:, cut], at_B, surface_BC[:, cut], None if past_BCF is None else past_BCF[:, cut]
+                states, item_BC[:, cut], at_B, surface_BC[:, cut], None if feature_BCF is None else feature_BCF[:, cut]
             )
             for cut in cuts
         ]
@@ -390,7 +392,7 @@ class UnifiedModel(nn.Module):
         return torch.cat(parts, 1)
 
     def _rank_rows(
-        self, states: UserStates, item_BC: Tensor, at_B: Tensor, surface_BC: Tensor, past_BCF: Tensor | None
+        self, states: UserStates, item_BC: Tensor, at_B: Tensor, surface_BC: Tensor, feature_BCF: Tensor | None
     ) -> Tensor:
         num_users, columns = item_BC.shape
         each = torch.arange(num_users, device=item_BC.device).repeat_interleave(columns)
@@ -410,8 +412,8 @@ class UnifiedModel(nn.Module):
             time_BL=states.time_BL, time_known_BL=states.time_known_BL,
         )  # fmt: skip
         assert self.action_head is not None
-        past_NF = None if past_BCF is None else past_BCF.flatten(0, 1)
-        logits = self.action_head(z_ND, vector_ND, past_RF=past_NF)
+        feature_NF = None if feature_BCF is None else feature_BCF.flatten(0, 1)
+        logits = self.action_head(z_ND, vector_ND, feature_RF=feature_NF)
         return logits.view(num_users, columns, logits.shape[-1]).float()
 
     # -- files ----------------------------------------------------------------------------------------------------

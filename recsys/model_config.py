@@ -82,6 +82,10 @@ class ModelConfig:
     """Whether a head predicts log(1 + value)."""
     past_rates: bool = False
     """Whether the ranking head reads how often each action followed before; see :mod:`recsys.past_rates`."""
+    memory_features: bool = False
+    """Whether the ranking head reads the memory terms of a candidate; see :mod:`recsys.memory_features`."""
+    relations: tuple[str, ...] = ()
+    """Relations of the item graph that these terms are read from."""
     cross_layers: int = 0
     """Low-rank cross layers of the ranking head (DCN V2, arXiv 2008.13535)."""
     cross_rank: int = 32
@@ -115,8 +119,9 @@ class ModelConfig:
                 raise InputError(f"model.{name} must be in [0, 1), got {getattr(self, name)!r}")
         if self.cross_layers < 0:
             raise InputError(f"model.cross_layers must not be negative, got {self.cross_layers!r}")
-        if self.past_rates and not self.use_actions:
-            raise InputError("model.past_rates needs actions to rank by; leave it out with model.use_actions = false")
+        for name in ("past_rates", "memory_features"):
+            if getattr(self, name) and not self.use_actions:
+                raise InputError(f"model.{name} needs actions to rank by; leave it out with model.use_actions = false")
         if self.reasoning_steps < 0:
             raise InputError(f"model.reasoning_steps must not be negative, got {self.reasoning_steps!r}")
         if not 0.0 <= self.crop <= 1.0:
@@ -171,4 +176,4 @@ class ModelConfig:
             raise InputError(
                 f"model configuration holds the unknown setting {unknown[0]!r}; it was written by another version"
             )
-        return cls(**values)
+        return cls(**{**values, "relations": tuple(values.get("relations", ()))})

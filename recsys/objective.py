@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recsys.candidate_features import features_without_surface
 from recsys.encoder import KeysValues
 from recsys.event_tokens import action_bits
 from recsys.layouts import ActionInput
@@ -18,7 +19,6 @@ from recsys.losses import action_loss, full_softmax_loss_sum, pairwise_loss, sam
 from recsys.model import UnifiedModel
 from recsys.neighbour_targets import NeighbourTargets
 from recsys.packing import CandidateRows
-from recsys.past_rates import without_surface
 from recsys.time_features import UNKNOWN_GAP
 from recsys.training_batches import TrainingBatch
 from recsys.user_state import pad_packed
@@ -150,7 +150,7 @@ class Objective:
         logits_NA = model.action_head(
             model.layout.action_reads(z_RD)[at_N],
             lookup(events.item_T[at_N]),
-            past_RF=None if batch.past_TF is None else batch.past_TF[at_N].float(),
+            feature_RF=None if batch.feature_TF is None else batch.feature_TF[at_N].float(),
         )
         return self._labels_loss(logits_NA, events.yes_T[at_N], events.known_T[at_N], batch.value_T[at_N])
 
@@ -185,8 +185,10 @@ class Objective:
             time_BL=pad(events.time_T.repeat_interleave(scale)),
             time_known_BL=pad(events.time_known_T.repeat_interleave(scale)),
         )  # fmt: skip
-        past_NF = None if rows.past_NF is None else without_surface(rows.past_NF, surface_N == 0)
-        logits_NA = model.action_head(z_ND, vector_ND, rows.shown_N, past_NF)
+        feature_NF = rows.feature_NF
+        if feature_NF is not None:
+            feature_NF = features_without_surface(model.config, feature_NF, surface_N == 0)
+        logits_NA = model.action_head(z_ND, vector_ND, rows.shown_N, feature_NF)
         assert rows.value_N is not None and rows.slate_N is not None
         loss = self._labels_loss(logits_NA, rows.yes_N, rows.known_N, rows.value_N)
         if model.config.pairwise_weight:

@@ -86,8 +86,8 @@ class CandidateRows:
     known_N: Tensor | None = None
     slate_N: Tensor | None = None
     value_N: Tensor | None = None
-    past_NF: Tensor | None = None
-    """Past rates as of the slate's time."""
+    feature_NF: Tensor | None = None
+    """What the ranking head reads beside the encoder, as of the slate's time; see :mod:`recsys.candidate_features`."""
 
     def to(self, device: torch.device | str) -> CandidateRows:
         return _moved(self, device)

@@ -1,6 +1,6 @@
 """Action probabilities for the slates of a data set.
 
-Suffixes: R = slate rows, A = actions, B = slates of a batch, C = candidates, F = past rates.
+Suffixes: R = slate rows, A = actions, B = slates of a batch, C = candidates, F = features of a candidate.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from recsys.calibration import Calibration
+from recsys.candidate_features import feature_width
 from recsys.dataset import Dataset
 from recsys.errors import InputError
+from recsys.index.item_graph import ItemGraph
 from recsys.model import UnifiedModel
 from recsys.packing import ranges
-from recsys.past_counts import PastLog
-from recsys.past_features import slate_features
 from recsys.training_batches import events_before
+from recsys.training_features import DatasetFeatures
 
 __all__ = ["SlatePredictions", "predict_slates"]
 
@@ -52,14 +53,16 @@ def predict_slates(
     split: int,
     *,
     batch_slates: int = 256,
-    past_RF: NDArray[np.float32] | None = None,
+    feature_RF: NDArray[np.float32] | None = None,
+    graph: ItemGraph | None = None,
 ) -> SlatePredictions:
     """Probability of every action for each candidate of the slates of a split (1 = validation, 2 = test).
 
     A slate sees its user's events strictly before its own time, and nothing of its own.
 
     Args:
-        past_RF: past rates of all slate rows where the caller has them; counted here otherwise.
+        feature_RF: features of all slate rows where the caller has them; made here otherwise.
+        graph: of training events' transitions, for a model with memory features where ``feature_RF`` is not given.
 
     Raises:
         InputError: the data set has no slates.
@@ -67,8 +70,10 @@ def predict_slates(
     slates, log = dataset.slates, dataset.events
     if slates is None:
         raise InputError(f"{dataset.path} has no slates; prepare it with --impressions to rank them")
-    if model.config.past_rates and past_RF is None:
-        past_RF = slate_features(PastLog.of(dataset), dataset, split)
+    if not feature_width(model.config):
+        feature_RF = None
+    elif feature_RF is None:
+        feature_RF = DatasetFeatures(dataset, model.config, graph).slates(split)
     chosen = np.flatnonzero(slates.split == split)
     visible = events_before(log, slates.user[chosen], slates.timestamp[chosen])
     by_length = np.argsort(visible, kind="stable")
@@ -88,16 +93,16 @@ def predict_slates(
         item = np.full((len(slate), int(size[slate].max(initial=0))), -1, dtype=np.int64)
         surface = np.zeros_like(item)
         item[line, column], surface[line, column] = slates.item[rows], slates.surface[rows]
-        past_BCF = None
-        if model.config.past_rates and past_RF is not None:
-            past_BCF = np.zeros((*item.shape, past_RF.shape[1]), dtype=np.float32)
-            past_BCF[line, column] = past_RF[rows]
+        feature_BCF = None
+        if feature_RF is not None:
+            feature_BCF = np.zeros((*item.shape, feature_RF.shape[1]), dtype=np.float32)
+            feature_BCF[line, column] = feature_RF[rows]
         logits = model.rank_with_value(
             states,
             torch.from_numpy(item).to(device),
             torch.from_numpy(np.ascontiguousarray(slates.timestamp[slate])).to(device),
             torch.from_numpy(surface).to(device),
-            None if past_BCF is None else torch.from_numpy(past_BCF).to(device),
+            None if feature_BCF is None else torch.from_numpy(feature_BCF).to(device),
         )
         rows_out.append(rows)
         logits_out.append(logits.cpu().numpy()[line, column])

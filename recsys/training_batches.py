@@ -42,8 +42,8 @@ class TrainingBatch:
     start_surface_F: Tensor
     start_known_F: Tensor
     candidates: CandidateRows | None
-    past_TF: Tensor | None = None
-    """Past rates of every event as of its own time."""
+    feature_TF: Tensor | None = None
+    """Features of every event as a candidate, as of its own time."""
 
     def to(self, device: torch.device | str) -> TrainingBatch:
         parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -69,7 +69,7 @@ class TrainingExamples:
         positive: [events] bool. slates: their rows train where their split says so.
         window: most events of one window. batch_tokens: events plus candidates of a batch, about.
         start_share: share of a user's first windows that train the start vector.
-        past_NF: past rates of the events. past_RF: of the slate rows.
+        feature_NF: features of the events as candidates. feature_RF: of the slate rows.
         crop: share of windows that are cut in two at a random place. The second part starts anew at position 0, so
             that short histories are seen, and no event is lost.
     """
@@ -86,10 +86,10 @@ class TrainingExamples:
         seed: int,
         start_share: float = 0.125,
         crop: float = 0.0,
-        past_NF: NDArray[np.float16] | None = None,
-        past_RF: NDArray[np.float32] | None = None,
+        feature_NF: NDArray[np.float16] | None = None,
+        feature_RF: NDArray[np.float32] | None = None,
     ) -> None:
-        self.past_NF, self.past_RF = past_NF, past_RF
+        self.feature_NF, self.feature_RF = feature_NF, feature_RF
         self.crop = crop
         self.log, self.train_end, self.window = log, train_end, window
         self.batch_tokens, self.seed, self.start_share = batch_tokens, seed, start_share
@@ -194,7 +194,7 @@ class TrainingExamples:
             start_surface_F=_tensor(log.surface[first_positive]),
             start_known_F=torch.from_numpy(log.time_known[first_positive]),
             candidates=self._candidates(user, start, end),
-            past_TF=None if self.past_NF is None else torch.from_numpy(self.past_NF[rows]),
+            feature_TF=None if self.feature_NF is None else torch.from_numpy(self.feature_NF[rows]),
         )
 
     def _candidates(self, user: Ints, start: Ints, end: Ints) -> CandidateRows | None:
@@ -230,7 +230,7 @@ class TrainingExamples:
             known_N=_tensor(slates.known[rows]),
             slate_N=_tensor(np.repeat(slate, size)),
             value_N=torch.from_numpy(np.ascontiguousarray(slates.value[rows], dtype=np.float32)),
-            past_NF=None if self.past_RF is None else torch.from_numpy(self.past_RF[rows]),
+            feature_NF=None if self.feature_RF is None else torch.from_numpy(self.feature_RF[rows]),
         )
 
 

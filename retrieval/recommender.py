@@ -22,7 +22,6 @@ from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.events import UNKNOWN_ITEM, Event, History
 from recsys.kernels.topk import topk_smaller_id
-from recsys.past_rates import past_tensor
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.protocol import Retriever
@@ -346,10 +345,8 @@ class Recommender:
             ranked = states.select(self._tensor(rows))
             at_B = self._tensor([questions[row].at for row in rows])
             surface_BC = surface_B[:, None].expand_as(item_BC)
-            past_BCF = None
-            if self.bundle.past is not None:
-                past_BCF = past_tensor(self.bundle.past, ranked.past_BX, item_BC, at_B, surface_BC)
-            logits = self.bundle.model.rank(ranked, item_BC, at_B, surface_BC, past_BCF)
+            feature_BCF = self.bundle.features().of(ranked, item_BC, at_B, surface_BC)
+            logits = self.bundle.model.rank(ranked, item_BC, at_B, surface_BC, feature_BCF)
             probability = self.bundle.calibration.probabilities(logits).cpu().numpy()
             for place, row in enumerate(rows):
                 result[row] = probability[place, : len(found[row])]

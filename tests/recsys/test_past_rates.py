@@ -15,8 +15,9 @@ from recsys.heads import ActionHead
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.past_counts import GROUPS, PastLog, PastTable, history_counts
-from recsys.past_features import WideStart, training_features
 from recsys.past_rates import past_features, past_tensor, past_width, without_surface
+from recsys.training_features import DatasetFeatures
+from recsys.wide_start import WideStart
 
 A, S, I, U = 3, 4, 9, 6  # noqa: E741
 
@@ -158,8 +159,9 @@ def test_a_hidden_surface_is_read_as_no_surface(log):
 
 
 def test_training_events_have_the_features_of_their_own_time(toy_dataset):
-    past = PastLog.of(toy_dataset)
-    found = training_features(past, toy_dataset)
+    past, manifest = PastLog.of(toy_dataset), toy_dataset.manifest
+    sizes = {"num_actions": len(manifest.actions), "num_surfaces": len(manifest.surfaces)}
+    found = DatasetFeatures(toy_dataset, make_model(**sizes).config).events()
     events, end = toy_dataset.events, toy_dataset.train_end
     for user in (0, 7, 20):
         for place in range(len(events.history(user))):
@@ -240,7 +242,7 @@ def test_a_head_starts_as_a_logistic_regression_on_the_rates(log):
     start = WideStart.fit(past, yes, known)
     head = ActionHead(make_model(cross_layers=0).config)
     head.set_priors(torch.full((A,), 0.3), None)
-    head.set_past(start)
+    head.set_features(start)
     rows = torch.from_numpy(past).float()
     logits = head(torch.randn(4000, 16), torch.randn(4000, 16), None, rows).detach()
     scaled = (past - start.mean_F.numpy()) / start.scale_F.numpy()
@@ -258,5 +260,5 @@ def test_ranking_without_the_rates_says_what_is_missing(log):
     model = make_model()
     states = model.encode([log.history(0)])
     one = torch.zeros(1, 1, dtype=torch.int64)
-    with pytest.raises(ValueError, match="past_tensor"):
+    with pytest.raises(ValueError, match="feature_BCF"):
         model.rank(states, one, torch.tensor([200]), one)

@@ -9,15 +9,17 @@ import polars as pl
 import pytest
 import torch
 
+from recsys.candidate_features import feature_width
 from recsys.errors import InputError
 from recsys.events import EventLog
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.objective import Objective
-from recsys.past_features import PastFeatures
+from recsys.pipelines.item_graphs import training_graph
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.ranking import predict_slates
 from recsys.training_batches import TrainingExamples, events_before
+from recsys.training_features import TrainingFeatures
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +58,8 @@ def model(slated):
     return model.eval()
 
 
-def predictions(model, dataset, split):
-    found = predict_slates(model, dataset, split, batch_slates=7)
+def predictions(model, dataset, split, graph=None):
+    found = predict_slates(model, dataset, split, batch_slates=7, graph=graph)
     return dict(zip(found.row_R.tolist(), found.prob_RA, strict=True))
 
 
@@ -73,6 +75,8 @@ def test_each_slate_of_a_split_is_predicted_once(slated, model):
         {},
         {"positive_recency": True, "position_bias": True, "time_encoding": "both"},
         {"past_rates": True, "cross_layers": 2},
+        {"memory_features": True, "relations": ("transition", "text")},
+        {"past_rates": True, "memory_features": True, "relations": ("text",)},
     ],
 )
 def test_candidates_in_training_are_those_that_are_served(slated, model, changes):
@@ -82,17 +86,18 @@ def test_candidates_in_training_are_those_that_are_served(slated, model, changes
     for parameter in trained.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.3)
     trained.action_head.rank_bias.weight.data.zero_()
-    served = predictions(trained, slated, 0)
+    graph = training_graph(slated) if trained.config.memory_features else None
+    served = predictions(trained, slated, 0, graph)
     log, slates = slated.events, slated.slates
     before = events_before(log, slates.user, slates.timestamp)
     logits = []
     trained.action_head.register_forward_hook(lambda module, inputs, output: logits.append(output))
-    rates = {}
-    if trained.config.past_rates:
-        features = PastFeatures.of(slated)
-        rates = {"past_NF": features.events_NF, "past_RF": features.slates_RF}
+    read = {}
+    if feature_width(trained.config):
+        features = TrainingFeatures.of(slated, trained.config, graph)
+        read = {"feature_NF": features.events_NF, "feature_RF": features.slates_RF}
     examples = TrainingExamples(
-        log, slated.train_end, slated.is_positive(), slates, window=64, batch_tokens=300, seed=0, **rates
+        log, slated.train_end, slated.is_positive(), slates, window=64, batch_tokens=300, seed=0, **read
     )
     objective = Objective(trained, torch.from_numpy(slated.train_item_counts()))
     compared = 0

@@ -1,0 +1,58 @@
+"""What an item graph says of single pairs of items.
+
+Suffixes: X = pairs, R = relations, S = distinct sources, T = their edges.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recsys.index.item_graph import ItemGraph
+
+__all__ = ["pair_values"]
+
+_EDGES_AT_ONCE = 1 << 22
+
+
+def pair_values(graph: ItemGraph, source_X: Tensor, target_X: Tensor) -> Tensor:
+    """[X, R] f_r(source -> target); 0 where there is no such edge, and for negative items.
+
+    The edges of every source are looked at once, however many pairs it is in.
+    """
+    num_relations = len(graph.relations)
+    out_XR = torch.zeros(len(source_X), num_relations, dtype=torch.float32, device=source_X.device)
+    real_X = ((source_X >= 0) & (target_X >= 0)).nonzero().flatten()
+    if not num_relations or not len(real_X):
+        return out_XR
+    device = graph.indptr.device
+    source_S, place_X = torch.unique(source_X[real_X].to(device), return_inverse=True)
+    order_X = place_X.argsort(stable=True)
+    first_S = torch.searchsorted(place_X[order_X], torch.arange(len(source_S) + 1, device=device))
+    edges_S = graph.indptr[(source_S + 1) * num_relations] - graph.indptr[source_S * num_relations]
+    low = 0
+    while low < len(source_S):
+        total_S = edges_S[low:].cumsum(0)
+        high = low + max(1, int(torch.searchsorted(total_S, _EDGES_AT_ONCE, right=True)))
+        block_X = order_X[first_S[low] : first_S[high]]
+        value_XR = _values(graph, source_S[low:high], place_X[block_X] - low, target_X[real_X.to(device)[block_X]])
+        out_XR[real_X[block_X]] = value_XR.to(out_XR.device)
+        low = high
+    return out_XR
+
+
+def _values(graph: ItemGraph, source_S: Tensor, place_X: Tensor, target_X: Tensor) -> Tensor:
+    """[X, R] of pairs whose source is ``source_S[place_X]``."""
+    num_relations, num_items = len(graph.relations), graph.num_items
+    device = graph.indptr.device
+    row_SR = source_S[:, None] * num_relations + torch.arange(num_relations, device=device)
+    start_Q, count_Q = graph.indptr[row_SR].flatten(), (graph.indptr[row_SR + 1] - graph.indptr[row_SR]).flatten()
+    owner_T = torch.repeat_interleave(count_Q)
+    edge_T = torch.arange(len(owner_T), device=device) + (start_Q - (count_Q.cumsum(0) - count_Q))[owner_T]
+    key_T, order_T = (owner_T * num_items + graph.neighbours[edge_T].long()).sort()
+    asked_XR = place_X[:, None] * num_relations + torch.arange(num_relations, device=device)
+    asked_XR = asked_XR * num_items + target_X.to(device)[:, None]
+    if not len(key_T):
+        return torch.zeros(asked_XR.shape, device=device)
+    at_XR = torch.searchsorted(key_T, asked_XR).clamp_max(len(key_T) - 1)
+    return torch.where(key_T[at_XR] == asked_XR, graph.values[edge_T[order_T]][at_XR], 0.0)
