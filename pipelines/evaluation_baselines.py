@@ -20,7 +20,7 @@ from recsys.index.item_graph import ItemGraph
 from recsys.pipelines.baselines import NETWORKS, RANKING, RETRIEVAL, skip_reason
 from recsys.pipelines.baselines.cache import cache_entry, cache_folder, read_arrays, write_arrays
 from recsys.pipelines.evaluation_ranking import SlateRows
-from recsys.pipelines.item_graphs import training_graph
+from recsys.pipelines.item_graphs import chosen_relations, training_graph
 from recsys.pipelines.scorer import Scorer
 from recsys.pipelines.targets import RankedTargets, histories_of, rank_all
 from recsys.recent import recent_positives
@@ -88,7 +88,7 @@ class BaselineRuns:
 
     dataset: Dataset
     graph: ItemGraph | None = None
-    """Item graph of training transitions for ``memory``; built where it is None."""
+    """Item graph of training transitions for ``memory``; built where it is None or has other relations than usual."""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By baseline, what was chosen on validation."""
     reused: list[str] = field(default_factory=list)
@@ -147,5 +147,7 @@ class BaselineRuns:
 
     def _fitted(self, name: str) -> Scorer:
         if name == "memory" and name not in RETRIEVAL:
-            return MemoryScorer(self.dataset, self.graph or training_graph(self.dataset))
+            usual = self.graph is not None and self.graph.relations == chosen_relations(self.dataset, None)
+            graph = self.graph if self.graph is not None and usual else training_graph(self.dataset)
+            return MemoryScorer(self.dataset, graph)
         return RETRIEVAL[name](self.dataset)

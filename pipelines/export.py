@@ -20,7 +20,7 @@ from recsys.past_counts import PastTable
 from recsys.pipelines.calibrate import fit_calibration
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.console import stdout_console
-from recsys.pipelines.item_graphs import item_graphs
+from recsys.pipelines.item_graphs import item_graphs, weighted_relations
 
 __all__ = ["export", "export_model"]
 
@@ -82,7 +82,7 @@ def export_model(
             "give the dataset it was trained on"
         )
     model.eval()
-    graphs = item_graphs(dataset)
+    graphs = item_graphs(dataset, weighted_relations(memory_weights, model.config.relations))
     calibration = fit_calibration(model, dataset, graphs[0])
     about = {
         "data_hash": manifest.data_hash,

@@ -22,6 +22,7 @@ from recsys.model_config import ModelConfig
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.console import stdout_console
 from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.item_graphs import chosen_relations
 from recsys.pipelines.last_checkpoint import LastCheckpoint
 from recsys.pipelines.memory_weights import ChosenWeights, add_memory_weights
 from recsys.pipelines.unified_module import UnifiedModule
@@ -63,6 +64,12 @@ class _TrainingCLI(LightningCLI):
         parser.add_argument("--patience", type=int, default=3, help="epochs without a better validation NDCG@10")
         parser.add_argument("--quiet", type=bool, default=False, help="say nothing of what was chosen")
         parser.add_argument("--memory", type=bool, default=True, help="choose weights of memory terms on validation")
+        parser.add_argument(
+            "--memory_relations",
+            type=str,
+            default="default",
+            help="relations of the memory terms, A,B: default (transition, all kinds of text), two_step, pagerank, …",
+        )
         # Two spellings: that of this command line, and that of all others.
         parser.add_argument("--init_from", "--init-from", type=str, default=None, help="start from the weights of FILE")
         parser.add_argument("--last_every_n_steps", type=int, default=100, help="steps between writes of last.ckpt")
@@ -73,6 +80,7 @@ class _TrainingCLI(LightningCLI):
         assert isinstance(data, PreparedData) and isinstance(module, UnifiedModule)
         checkpoint = config.get("ckpt_path")
         if self.subcommand == "fit":
+            chosen_relations(data.dataset, config["memory_relations"])  # a wrong name is said now, not after training
             folder = Path(trainer["default_root_dir"] or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
             if trainer["max_epochs"] is None and trainer["max_steps"] == -1:
                 kwargs["max_epochs"] = data.recipe.max_epochs
@@ -105,7 +113,8 @@ class _TrainingCLI(LightningCLI):
             self.trainer.save_checkpoint(best)
         chosen = None
         if self.config_init.fit.memory and self.trainer.is_global_zero and not self.trainer.interrupted:
-            chosen = add_memory_weights(best, self.datamodule.dataset)
+            relations = chosen_relations(self.datamodule.dataset, self.config_init.fit.memory_relations)
+            chosen = add_memory_weights(best, self.datamodule.dataset, relations)
         if not self.config_init.fit.quiet:
             _say_result(self.datamodule, self.trainer, chosen)
 
@@ -293,6 +302,7 @@ def fit_dataset(
         "quiet": "",
         "last_every_n_steps": "",
         "memory": "",
+        "memory_relations": "",
         "init_from": "",
     }
     argv = ["fit", "--data.path", str(dataset.path), "--trainer.default_root_dir", str(root_dir)]

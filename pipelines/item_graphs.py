@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.index.item_graph import TRANSITION, ItemGraph
+from recsys.index.memory_terms import MemoryWeights
 from recsys.index.transitions import TransitionLog, touched_items
 from recsys.index.walks import WALKS
 
-__all__ = ["chosen_relations", "item_graphs", "training_graph"]
+__all__ = ["chosen_relations", "item_graphs", "training_graph", "weighted_relations"]
 
 _DEFAULT = "default"
 _MAPPED_ITEMS = 200_000
@@ -37,9 +38,12 @@ def chosen_relations(dataset: Dataset, asked: str | None) -> tuple[str, ...]:
     Raises:
         InputError: the dataset has no such relation.
     """
+    return _relations(dataset, [word.strip() for word in (asked or _DEFAULT).split(",") if word.strip()])
+
+
+def _relations(dataset: Dataset, words: Sequence[str]) -> tuple[str, ...]:
     texts = _text_vectors(dataset)
     every = (TRANSITION, *WALKS, *texts)
-    words = [word.strip() for word in (asked or _DEFAULT).split(",") if word.strip()]
     chosen: set[str] = set()
     for word in words:
         if word not in (*every, _DEFAULT):
@@ -49,6 +53,18 @@ def chosen_relations(dataset: Dataset, asked: str | None) -> tuple[str, ...]:
             )
         chosen |= {TRANSITION, *texts} if word == _DEFAULT else {TRANSITION, word} if word in WALKS else {word}
     return tuple(name for name in every if name in chosen)
+
+
+def weighted_relations(weights: MemoryWeights | None, others: Sequence[str] = ()) -> tuple[str, ...] | None:
+    """The relations that a model's item graph must hold: those that its weights name, in any order.
+
+    Args:
+        weights: of its memory terms; None or without relations = the graph is that of :func:`training_graph` unasked.
+        others: relations that something else of the model reads.
+    """
+    if weights is None or not weights.relations:
+        return None
+    return tuple(dict.fromkeys((*weights.relations, *others)))
 
 
 def training_graph(dataset: Dataset, relations: Sequence[str] | None = None) -> ItemGraph:
@@ -62,7 +78,7 @@ def training_graph(dataset: Dataset, relations: Sequence[str] | None = None) -> 
     Raises:
         InputError: the dataset has no such relation.
     """
-    chosen = chosen_relations(dataset, None if relations is None else ",".join(relations))
+    chosen = _relations(dataset, (_DEFAULT,) if relations is None else relations)
     return ItemGraph.build(
         dataset.num_items,
         transitions=_transitions(dataset, training_only=True) if TRANSITION in chosen else None,

@@ -6,6 +6,7 @@ relation), B = requests of a batch, I = items, M = recent items, R = relations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +51,16 @@ class ChosenWeights:
     num_requests: int
 
 
-def add_memory_weights(checkpoint: Path, dataset: Dataset) -> ChosenWeights:
-    """Choose the weights for a checkpoint of a dataset and keep them in it; the last step of a fit."""
+def add_memory_weights(checkpoint: Path, dataset: Dataset, relations: Sequence[str] | None = None) -> ChosenWeights:
+    """Choose the weights for a checkpoint of a dataset and keep them in it; the last step of a fit.
+
+    Args:
+        checkpoint: which gets the weights, and with them the names of the relations that everything after uses.
+        dataset: that it was trained on.
+        relations: as in :func:`recsys.pipelines.item_graphs.training_graph`.
+    """
     model, _ = load_model(checkpoint)
-    chosen = choose_memory_weights(model, dataset, training_graph(dataset))
+    chosen = choose_memory_weights(model, dataset, training_graph(dataset, relations))
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     content["recsys"]["memory_weights"] = chosen.weights.to_dict()
     with atomic_file(checkpoint) as temporary:
@@ -66,7 +73,7 @@ def choose_memory_weights(model: UnifiedModel, dataset: Dataset, graph: ItemGrap
 
     Only items that some sensible weighting could put among the first ten are looked at, so that a weighting costs a
     small matrix product. Where there is nothing to choose from, the start weights (w = .5, transitions 1, texts 2,
-    decay .6) stand.
+    walks .5, decay .6) stand.
 
     Args:
         model: in evaluation mode.

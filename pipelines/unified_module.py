@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.events import Requests
+from recsys.index.item_graph import ItemGraph
 from recsys.index.memory_terms import MemoryTerms, MemoryWeights
 from recsys.memory_features import readable_relations
 from recsys.metrics import target_ranks
@@ -244,9 +245,18 @@ class UnifiedModule(L.LightningModule):
     def _start_ranks(self) -> None:
         self._ranks, self._items_ID = {"dense_learned": []}, self.model.item_vectors()
         if self.memory_weights is not None and self._terms is None:
-            self._terms = MemoryTerms(self.data.graph.to(self.device), self.memory_weights.relations)
+            self._terms = MemoryTerms(self._weighted_graph(self.memory_weights), self.memory_weights.relations)
         if self._terms is not None:
             self._ranks["dense"] = []
+
+    def _weighted_graph(self, weights: MemoryWeights) -> ItemGraph:
+        """That of the data, or one with the relations that the weights name."""
+        from recsys.pipelines.item_graphs import training_graph, weighted_relations
+
+        graph = self.data.graph
+        if not set(weights.relations) <= set(graph.relations):
+            graph = training_graph(self.data.dataset, weighted_relations(weights))
+        return graph.to(self.device)
 
     def _rank_batch(self, requests: Requests) -> None:
         """Full-catalogue rank of each target, the history filtered out."""
