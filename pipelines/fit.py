@@ -74,6 +74,16 @@ class _TrainingCLI(LightningCLI):
         parser.add_argument("--init_from", "--init-from", type=str, default=None, help="start from the weights of FILE")
         parser.add_argument("--last_every_n_steps", type=int, default=100, help="steps between writes of last.ckpt")
 
+    def before_instantiate_classes(self) -> None:
+        """Lightning's own flag for the seed is the seed of the data module, which decides all that is drawn."""
+        config = self.config[self.subcommand]
+        seed = config.get("seed_everything")
+        if seed is None or isinstance(seed, bool):
+            return
+        if config["data"]["seed"] not in (0, seed):
+            raise InputError(f"--seed_everything {seed} and --data.seed {config['data']['seed']} differ; give one")
+        config["data"]["seed"] = seed
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config_init[self.subcommand]
         trainer, data, module = config["trainer"], self.datamodule, self.model
