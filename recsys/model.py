@@ -211,7 +211,8 @@ class UnifiedModel(nn.Module):
     def _past_counts(self, histories: Sequence[History]) -> Tensor:
         if not self.config.past_rates:
             return torch.zeros(len(histories), 0, dtype=torch.int64, device=self.device)
-        return torch.from_numpy(history_counts(histories, self.config.num_actions)).to(self.device)
+        counts_BX = history_counts(histories, self.config.num_actions, self.config.num_surfaces)
+        return torch.from_numpy(counts_BX).to(self.device)
 
     def _seen(self, histories: Sequence[History]) -> Sequence[History]:
         if not self.config.positives_only:

@@ -40,7 +40,8 @@ class UserStates:
     recent_BM: Tensor
     """Last positive items of the whole history, newest first, -1 padded."""
     past_BX: Tensor
-    """Events of the whole history in which each action happened, then was recorded; [B, 0] without past rates."""
+    """Events of the whole history in which each action happened, then was recorded: of all, then of every surface from
+    1 on; [B, 0] without past rates."""
 
     @property
     def num_users(self) -> int:

@@ -14,7 +14,7 @@ from recsys.events import EventLog, History
 from recsys.heads import ActionHead
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
-from recsys.past_counts import GROUPS, PastLog, PastTable, history_counts
+from recsys.past_counts import GROUPS, PastLog, PastTable, history_counts, user_keys
 from recsys.past_rates import past_features, past_tensor, past_width, without_surface
 from recsys.training_features import DatasetFeatures
 from recsys.wide_start import WideStart
@@ -48,7 +48,14 @@ def asked(rows: int, seed: int = 1):
 
 
 def features(past, user, item, surface, time):
-    return past_features(past, item, surface, time, past.counts("user", user, time))
+    return past_features(past, item, surface, time, *own_counts(past, user, surface, time))
+
+
+def own_counts(past, user, surface, time):
+    return [
+        past.counts(group, user_keys(group, user, surface, past.num_surfaces), time)
+        for group in ("user", "user_surface")
+    ]
 
 
 def test_counts_are_those_of_a_slow_loop():
@@ -78,11 +85,16 @@ def test_features_of_one_row_by_hand():
     past = PastLog(log, 1, 3)
     found = features(past, *(np.array([value]) for value in (0, 1, 2, 10)))[0]
     overall = (2 + 0.5) / (3 + 1)
-    surface, item, user = ((yes + 20 * overall) / (n + 20) for yes, n in ((2, 2), (1, 2), (1, 2)))
-    odds = [np.log(rate / (1 - rate)) for rate in (overall, surface, item, user)]
-    placed = (1 + 20 * surface) / (1 + 20)
-    expected = [*odds, np.log(placed / (1 - placed)), np.log(3), np.log(3), np.log(2)]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    surface, item, user = ((yes + m * overall) / (n + m) for yes, n, m in ((2, 2, 20), (1, 2, 20), (1, 2, 5)))
+    placed, user_placed = (1 + 20 * surface) / (1 + 20), (1 + 5 * user) / (1 + 5)
+    odds = [np.log(rate / (1 - rate)) for rate in (overall, surface, item, user, placed, user_placed)]
+    # The item's two events, at 5 and 6: nothing was before the first; the second was nowhere, after one of its user.
+    first = 0.5
+    before = (1 + 0.5) / (1 + 1)
+    second = (1 + 20 * before) / (1 + 20)
+    surprise, variance = (1 - first) + (0 - second), first * (1 - first) + second * (1 - second)
+    expected = [*odds, surprise / (variance + 2), np.log(3), np.log(3), np.log(2), np.log(2)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert len(found) == past_width(1)
 
 
@@ -125,6 +137,11 @@ def test_events_that_are_not_shared_count_for_their_own_user_only(log):
         key = rows[1] if group == "item" else np.zeros(40, dtype=np.int64)
         assert np.array_equal(partly.counts(group, key, rows[3]), only.counts(group, key, rows[3]))
     assert np.array_equal(partly.counts("user", rows[0], rows[3]), PastLog(log, A, S).counts("user", rows[0], rows[3]))
+    # Every event by a user of its own: what others may not know of an item then changes nothing of its lift.
+    alone = replace(log, offsets=np.arange(len(log) + 1))
+    changed = replace(alone, yes=np.where(shared, log.yes, log.yes ^ log.known))
+    before, after = (PastLog(each, A, S, shared).surprises(rows[1], rows[3]) for each in (alone, changed))
+    assert np.array_equal(before, after) and before.any()
 
 
 def test_a_table_counts_what_a_log_counts_at_the_end(log, tmp_path):
@@ -132,21 +149,46 @@ def test_a_table_counts_what_a_log_counts_at_the_end(log, tmp_path):
     table, past = PastTable.load(tmp_path / "past.safetensors"), PastLog(log, A, S)
     user, item, surface, _ = asked(50)
     end = np.full(50, 1000)
-    own = past.counts("user", user, end)
-    expected = past_features(past, item, surface, end, own)
-    assert np.array_equal(past_features(table, item, surface, end, own), expected)
-    shaped = past_tensor(
-        table, *(torch.from_numpy(x) for x in (own[:10], item.reshape(10, 5), end[:10], surface.reshape(10, 5)))
-    )
-    each = past_features(table, item, surface, end, own[:10].repeat(5, axis=0))
+    expected = features(past, user, item, surface, end)
+    own = own_counts(past, user, surface, end)
+    assert np.array_equal(past_features(table, item, surface, end, *own), expected)
+    user, item, surface = user[:10], item.reshape(10, 5), surface.reshape(10, 5)
+    whole = history_counts([log.history(u) for u in user], A, S)
+    shaped = past_tensor(table, *(torch.from_numpy(x) for x in (whole, item, end[:10], surface)))
+    each = features(past, user.repeat(5), item.reshape(-1), surface.reshape(-1), end)
     assert torch.equal(shaped, torch.from_numpy(each).view(10, 5, -1))
 
 
 def test_user_counts_of_a_history_are_those_of_the_log(log):
     histories = [log.history(user) for user in range(U)]
-    found = history_counts(histories, A)
-    assert np.array_equal(found, PastLog(log, A, S).counts("user", np.arange(U), np.full(U, 1000)))
-    assert not found[1].any()
+    found, past = history_counts(histories, A, S).reshape(U, S, 2 * A), PastLog(log, A, S)
+    user, end = np.arange(U), np.full(U, 1000)
+    assert np.array_equal(found[:, 0], past.counts("user", user, end))
+    for surface in range(1, S):
+        assert np.array_equal(found[:, surface], own_counts(past, user, np.full(U, surface), end)[1])
+    assert not found[1].any() and found[3, 1:].any(-1).all()
+
+
+def test_a_lift_says_how_an_item_does_among_what_its_users_do():
+    """Two items of the same rate: one is met by those who like everything, the other by those who like nothing."""
+    rng = np.random.default_rng(4)
+    users, events = 40, 50
+    likes = np.repeat(np.arange(users) % 2 == 0, events)
+    item = rng.integers(2, 8, users * events)
+    half = (np.arange(users * events) % events == events - 1) & (rng.random(users * events) < 0.9)
+    item[half] = np.where(likes[half], 0, 1)
+    yes = rng.random(users * events) < np.where(likes, 0.9, 0.1)
+    yes[half] = np.arange(half.sum()) % 4 < 2
+    log = EventLog(
+        offsets=np.arange(users + 1) * events, item=item, timestamp=np.tile(np.arange(events), users),
+        yes=yes.astype(np.int64), known=np.ones_like(item), surface=np.ones_like(item),
+        value=np.full(len(item), np.nan, np.float32), time_known=np.ones(len(item), dtype=bool),
+    )  # fmt: skip
+    asked_item = np.array([0, 1, 2, 9, -1])
+    rows = features(PastLog(log, 1, 2), np.zeros(5, np.int64), asked_item, np.ones(5, np.int64), np.full(5, events))
+    rate, lift = rows[:, 2], rows[:, len(GROUPS)]
+    assert abs(rate[0] - rate[1]) < 0.4 and lift[0] < -0.5 < 0.5 < lift[1] and abs(lift[2]) < 0.3
+    assert not lift[3:].any()
 
 
 def test_a_hidden_surface_is_read_as_no_surface(log):
