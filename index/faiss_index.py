@@ -225,6 +225,8 @@ def _stored_dim(kind: str, dim: int) -> int:
 
 
 def _padded(vector_ID: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
+    if vector_ID.shape[1] == dim:
+        return np.ascontiguousarray(vector_ID)
     out = np.zeros((len(vector_ID), dim), dtype=np.float32)
     out[:, : vector_ID.shape[1]] = vector_ID
     return out

@@ -127,7 +127,7 @@ def test_many_items_are_searched_approximately_where_faiss_is_installed(monkeypa
     asked = []
     real = text_neighbours.build_index
     monkeypatch.setattr(
-        text_neighbours, "build_index", lambda kind, *rest: (asked.append(kind), real("exact", *rest))[1]
+        text_neighbours, "build_index", lambda kind, *rest, **how: (asked.append(kind), real("exact", *rest))[1]
     )
     monkeypatch.setattr(text_neighbours, "EXACT_ITEMS", 40)
     vectors = clustered(50)
