@@ -133,8 +133,8 @@ def ablation(
     columns += ["s/step", "× default", *(["failed"] if any("failed" in row for row in rows) else [])]
     notes = [
         f"Validation, one option changed at a time: full ranking of {dataset.num_items:,} items, history filtered, "
-        f"ties against the target; at most {max_minutes:g} minutes a training on one thread, {jobs} at once; the epoch with "
-        "the best NDCG@10 of the learned part. The weights of the sum are chosen on the same requests.",
+        f"ties against the target; at most {max_minutes:g} minutes a training on one thread, {jobs} at once; the epoch "
+        "with the best NDCG@10 of the learned part. The weights of the sum are chosen on the same requests.",
         "× default is NDCG@10 by that of the default with the same seeds. One seed; where a figure was "
         f"{_GAIN - 1:.0%} above the default's, the mean of several.",
     ]

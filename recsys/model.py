@@ -29,6 +29,7 @@ from recsys.packing import CandidateRows, EventBatch, pack_histories
 from recsys.past_counts import history_counts
 from recsys.positive_age import age_after, positive_ages
 from recsys.recent import recent_positives
+from recsys.target_aware import TargetAware
 from recsys.time_features import UNKNOWN_GAP
 from recsys.user_state import UserStates, pad_packed
 
@@ -53,6 +54,7 @@ class UnifiedModel(nn.Module):
         self.start_D = nn.Parameter(torch.zeros(config.dim))
         """Stands for the last output row of an empty history."""
         self.tokens.reset()
+        self.target_aware = TargetAware(config) if config.target_aware else None
 
     @property
     def device(self) -> torch.device:

@@ -74,6 +74,10 @@ class ModelConfig:
     """Share of a retrieval target's label that goes to the items nearest to it in content."""
     label_smoothing: float = 0.0
     """Share of a retrieval target's probability that is spread over all items of the softmax (arXiv 1512.00567)."""
+    target_aware: float = 0.0
+    """Weight of the target-aware loss of retrieval, in training alone; see :mod:`recsys.target_aware`."""
+    target_aware_negatives: int = 8
+    """Candidates beside each target of that loss; half of them are hard."""
     action_weight: float = 1.0
     """Weight of L_action beside L_item."""
     pairwise_weight: float = 0.0
@@ -103,6 +107,7 @@ class ModelConfig:
             "ffn_factor",
             "max_shown_rank",
             "cross_rank",
+            "target_aware_negatives",
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"model.{name} must be positive, got {getattr(self, name)!r}")
@@ -117,6 +122,8 @@ class ModelConfig:
         for name in ("mask_prob", "dropout", "id_dropout", "surface_dropout", "label_smoothing", "neighbour_targets"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"model.{name} must be in [0, 1), got {getattr(self, name)!r}")
+        if not self.target_aware >= 0:
+            raise InputError(f"model.target_aware must not be negative, got {self.target_aware!r}")
         if self.cross_layers < 0:
             raise InputError(f"model.cross_layers must not be negative, got {self.cross_layers!r}")
         for name in ("past_rates", "memory_features"):

@@ -89,7 +89,14 @@ class Objective:
             action = self._history_action_loss(batch, z_RD, hidden_T, lookup)
             if batch.candidates is not None:
                 action = action + self._candidate_loss(batch, batch.candidates, cache, lookup, hidden_T)
-        return Losses(item + config.action_weight * action, item.detach(), action.detach(), num_targets)
+        total = item + config.action_weight * action
+        if model.target_aware is not None:
+            at_N = (model.layout.item_events(hidden_T) & (batch.target_T >= 0)).nonzero().flatten()
+            total = total + config.target_aware * model.target_aware.loss(
+                model.layout.item_reads(z_RD), at_N, query_ND[: len(at_N)], target_N[: len(at_N)], self.trained_J,
+                lambda items: model.query_head.item_side(lookup(items)), events.groups,
+            )  # fmt: skip
+        return Losses(total, item.detach(), action.detach(), num_targets)
 
     # -- retrieval ------------------------------------------------------------------------------------------------
 
