@@ -26,10 +26,10 @@ Neighbours = tuple[NDArray[np.int64], Tensor, Tensor]
 """[B] items of a block, then [B, M] float32 cosines and [B, M] int64 ids, best first; unfilled = (-inf, -1)."""
 
 _PAIRS_AT_ONCE = 2**22
-"""Pairs of items held at once, or the number of items where that is more; a pair costs some 50 bytes while its block is
+"""Pairs of items held at once, or the number of items where that is more; a pair costs some 100 bytes while its block is
 sorted."""
 _ROWS_AT_ONCE = 1024
-_ITEMS_AT_ONCE = 2**16
+_ITEMS_AT_ONCE = 2**14
 """Items whose blocks may come in any order."""
 _MOST_ITEMS_OF_A_WORD = 2**15
 """A word that more items share (of a category, say) adds to cosines but brings no pair up: pairs would grow with the
@@ -63,7 +63,7 @@ def nearest_by_cosine(
 
     Yields:
         :data:`Neighbours`. An item is no neighbour of itself. Every item of ``queries`` comes exactly once, within
-        runs of 65,536 items in no particular order, run after run. Of sparse vectors, pairs that share only common
+        runs of 16,384 items in no particular order, run after run. Of sparse vectors, pairs that share only common
         words are no neighbours: words of more than 32,768 items, or of fewer in a catalogue above that size whose
         pairs would be more than 20,000 an item.
     """
