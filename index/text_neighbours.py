@@ -26,8 +26,7 @@ Neighbours = tuple[NDArray[np.int64], Tensor, Tensor]
 """[B] items of a block, then [B, M] float32 cosines and [B, M] int64 ids, best first; unfilled = (-inf, -1)."""
 
 _PAIRS_AT_ONCE = 2**22
-"""Pairs of items held at once, or the number of items where that is more; a pair costs some 100 bytes while its block is
-sorted."""
+"""Pairs of items held at once, or the number of items where that is more; a pair costs some 100 bytes meanwhile."""
 _ROWS_AT_ONCE = 1024
 _ITEMS_AT_ONCE = 2**14
 """Items whose blocks may come in any order."""
