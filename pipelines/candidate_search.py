@@ -101,13 +101,20 @@ class CandidateSearch:
         self.batch_users = batch_users
 
     @torch.inference_mode()
-    def lists(self, log: EventLog, requests: Requests, advance: Callable[[int], None]) -> CandidateLists:
+    def lists(
+        self,
+        log: EventLog,
+        requests: Requests,
+        advance: Callable[[int], None],
+        user_UK: NDArray[np.float32] | None = None,
+    ) -> CandidateLists:
         """The lists of a shard's requests, in their order.
 
         Args:
             log: the events of the shard's users, in the bundle's numbers.
             requests: of these users.
             advance: told how many more requests are done.
+            user_UK: features of the shard's users, for a model that reads some.
         """
         num_requests = len(requests)
         found = CandidateLists(
@@ -118,17 +125,25 @@ class CandidateSearch:
         )
         for row_B in length_batches(requests.end, self.batch_users):
             if self.k:
-                self._batch(log, requests.rows(row_B), row_B, found)
+                self._batch(log, requests.rows(row_B), row_B, found, user_UK)
             advance(len(row_B))
         return found
 
-    def _batch(self, log: EventLog, requests: Requests, row_B: Ints, found: CandidateLists) -> None:
+    def _batch(
+        self,
+        log: EventLog,
+        requests: Requests,
+        row_B: Ints,
+        found: CandidateLists,
+        user_UK: NDArray[np.float32] | None,
+    ) -> None:
         histories = [
             log.history(user, end) for user, end in zip(requests.user.tolist(), requests.end.tolist(), strict=True)
         ]
         states: Any  # memory alone reads recent items and nothing else
         if self._encodes:
-            states = self._model.encode(histories, keep_cache=self.rank > 0)
+            user_BK = None if user_UK is None else user_UK[requests.user]
+            states = self._model.encode(histories, keep_cache=self.rank > 0, user_BK=user_BK)
         else:
             config = self._model.config
             states = RecentItems(recent_positives(histories, config.positive_mask, config.recent).to(self._device))

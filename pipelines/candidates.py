@@ -24,6 +24,7 @@ from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.id_list import read_ids
 from recsys.pipelines.newer_data import Translation
 from recsys.pipelines.user_shard import UserShard
+from recsys.tokenizers.table_columns import table_rows
 
 __all__ = ["candidates"]
 
@@ -119,7 +120,7 @@ def candidates(
             shard = UserShard(dataset, part_U)
             requests = shard.requests(split, at=plan.at)
             events = shard.events if newer is None else newer.events(shard.events)
-            lists = search.lists(events, requests, advance)
+            lists = search.lists(events, requests, advance, _user_features(shard, loaded))
             frame = _frame(shard.user_ids.gather(requests.user), lists, loaded, names)
             with atomic_file(output / part_name(number)) as partial:
                 frame.write_parquet(partial, compression="zstd", compression_level=1, statistics=False)
@@ -179,6 +180,16 @@ def _allowed(bundle: Bundle, allow: Path | None, exclude: Path | None) -> Ints |
     if exclude is not None:
         allow_N = np.setdiff1d(allow_N, words.index(read_ids(exclude, "item_id", "--exclude")))
     return allow_N
+
+
+def _user_features(shard: UserShard, bundle: Bundle) -> NDArray[np.float32] | None:
+    """[U, K] of the shard's users, read as the bundle's model does; also where the dataset is a later one."""
+    if not bundle.user_blocks:
+        return None
+    try:
+        return table_rows(bundle.user_blocks, shard.users, shard.user_ids)
+    except ValueError as error:
+        raise InputError(f"the users table of {shard.path}, {error}") from error
 
 
 def _frame(user_ids: pl.Series, lists: CandidateLists, bundle: Bundle, names: list[str]) -> pl.DataFrame:

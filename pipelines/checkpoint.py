@@ -16,6 +16,7 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
+from recsys.tokenizers.table_columns import column_labels
 
 __all__ = ["StoredNames", "load_model", "names_to_store", "stored_names"]
 
@@ -27,6 +28,8 @@ class StoredNames:
     item_ids: pl.Series
     actions: tuple[str, ...]
     surfaces: tuple[str, ...]
+    user_columns: tuple[str, ...] = ()
+    """What the columns of the users' features say."""
 
 
 def names_to_store(dataset: Dataset) -> dict[str, Any]:
@@ -43,6 +46,7 @@ def names_to_store(dataset: Dataset) -> dict[str, Any]:
         "item_ids": stored,
         "actions": list(dataset.manifest.actions),
         "surfaces": list(dataset.manifest.surfaces),
+        "user_columns": column_labels(dataset.user_blocks),
     }
 
 
@@ -72,7 +76,7 @@ def stored_names(meta: dict[str, Any], path: Path) -> StoredNames:
         # Astype and not a cast: large unsigned ids are kept as the integers with the same bits.
         kind = pl.Series(dtype=getattr(pl, stored["type"])).to_numpy().dtype
         ids = pl.Series(stored["integers"].numpy().astype(kind))
-    return StoredNames(ids, tuple(names["actions"]), tuple(names["surfaces"]))
+    return StoredNames(ids, tuple(names["actions"]), tuple(names["surfaces"]), tuple(names.get("user_columns", ())))
 
 
 def load_model(path: Path | str, device: str = "cpu") -> tuple[UnifiedModel, dict[str, Any]]:

@@ -110,6 +110,7 @@ class PreparedData(L.LightningDataModule):
             crop=config.crop,
             feature_NF=None if features is None else features.events_NF,
             feature_RF=None if features is None else features.slates_RF,
+            user_UK=dataset.user_content if config.user_dim else None,
             batch_tokens=chosen_batch_tokens(tokens) if self.batch_tokens is None else self.batch_tokens,
             seed=self.seed,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from recsys.bundle import StoredHistories, new_bundle
+from recsys.bundle import USER_FEATURES, StoredHistories, new_bundle
 from recsys.content_map import ContentMap
 from recsys.dataset import Dataset
 from recsys.errors import InputError
@@ -76,6 +76,11 @@ def export_model(
         InputError: the output folder holds something else, or the index cannot be built.
     """
     manifest = dataset.manifest
+    if model.config.user_dim not in (0, dataset.user_dim):
+        raise InputError(
+            f"the model reads {model.config.user_dim} features of users and {dataset.path} holds {dataset.user_dim}; "
+            "give the dataset it was trained on"
+        )
     if model.config.num_items != dataset.num_items:
         raise InputError(
             f"the model knows {model.config.num_items} items and {dataset.path} holds {dataset.num_items}; "
@@ -101,6 +106,7 @@ def export_model(
         "memory_weights": None if memory_weights is None else memory_weights.to_dict(),
         "text": manifest.text,
         "content": dataset.content_blocks,
+        "user_content": dataset.user_blocks if model.config.user_dim else [],
     }
     with new_bundle(output, about) as folder:
         model.save(folder / "model")
@@ -125,3 +131,5 @@ def export_model(
             past.save(folder / "past_counts.safetensors")
         if histories:
             StoredHistories.write(folder / "histories.parquet", dataset.user_ids, dataset.events)
+            if model.config.user_dim and dataset.user_content is not None:
+                save_file({"features": torch.from_numpy(dataset.user_content)}, folder / USER_FEATURES)

@@ -168,7 +168,7 @@ def _features(
     for low in range(0, len(requests), step):
         part = requests.rows(np.arange(low, min(low + step, len(requests))))
         histories = [dataset.events.history(int(u), int(e)) for u, e in zip(part.user, part.end, strict=True)]
-        states = model.encode(histories, keep_cache=False)
+        states = model.encode(histories, keep_cache=False, user_BK=dataset.user_rows(part.user))
         at_B, surface_B, target_B = (
             torch.from_numpy(np.ascontiguousarray(column)).to(model.device)
             for column in (part.timestamp, part.surface, part.target)

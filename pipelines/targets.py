@@ -65,7 +65,8 @@ class BatchStates:
         """States of the requests' histories; the same object is encoded once."""
         if self._states is None or self._requests is not requests:
             self._requests = requests
-            self._states = self.model.encode(histories_of(self.dataset, requests), keep_cache=False)
+            histories, user_BK = histories_of(self.dataset, requests), self.dataset.user_rows(requests.user)
+            self._states = self.model.encode(histories, keep_cache=False, user_BK=user_BK)
         return self._states
 
 

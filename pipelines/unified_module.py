@@ -49,6 +49,8 @@ class UnifiedModule(L.LightningModule):
         surface_dropout: share of training requests whose surface is hidden.
         mask_prob: share of history actions hidden in training.
         use_content: False = ids only.
+        use_user_features: False = columns of users are not read.
+        user_dropout: share of training requests whose user's features are hidden.
         use_actions: False = no actions in the tokens and no ranking head.
         positives_only: the encoder sees positive events only.
         use_surfaces: False = surfaces are not read.
@@ -90,6 +92,8 @@ class UnifiedModule(L.LightningModule):
         surface_dropout: float | None = None,
         mask_prob: float | None = None,
         use_content: bool = True,
+        use_user_features: bool = True,
+        user_dropout: float | None = None,
         use_actions: bool | None = None,
         positives_only: bool | None = None,
         use_surfaces: bool | None = None,
@@ -130,6 +134,7 @@ class UnifiedModule(L.LightningModule):
                 "dropout": dropout,
                 "id_dropout": id_dropout,
                 "surface_dropout": surface_dropout,
+                "user_dropout": user_dropout,
                 "mask_prob": mask_prob,
                 "use_actions": use_actions,
                 "positives_only": positives_only,
@@ -159,6 +164,8 @@ class UnifiedModule(L.LightningModule):
         if not use_content:
             self.changes["content_dim"] = 0
             self.changes.setdefault("neighbour_targets", 0.0)
+        if not use_user_features:
+            self.changes["user_dim"] = 0
         self.lr, self.weight_decay = lr, weight_decay
         self.warmup_steps, self.decay_share = warmup_steps, decay_share
         self.net: UnifiedModel | None = None
@@ -268,7 +275,7 @@ class UnifiedModule(L.LightningModule):
         """Full-catalogue rank of each target, the history filtered out."""
         assert self._items_ID is not None
         model, histories = self.model, self.data.histories_of(requests)
-        states = model.encode(histories, keep_cache=False)
+        states = model.encode(histories, keep_cache=False, user_BK=self.data.dataset.user_rows(requests.user))
         at_B = torch.from_numpy(np.ascontiguousarray(requests.timestamp)).to(model.device)
         surface_B = torch.from_numpy(np.ascontiguousarray(requests.surface)).to(model.device)
         learned_BI = (model.query(states, at_B, surface_B) @ self._items_ID.T).float()
@@ -344,7 +351,7 @@ def _figures(rank_Q: NDArray[np.int64]) -> dict[str, float]:
 def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     """A fresh network for a data set: the recipe's configuration with ``changes``, initial weights from the seed."""
     dataset = data.dataset
-    config = replace(data.recipe.model, **changes)
+    config = replace(data.recipe.model, **{"user_dim": dataset.user_dim, **changes})
     if config.memory_features:
         config = replace(config, relations=readable_relations(dataset))
     with torch.random.fork_rng(devices=[]):

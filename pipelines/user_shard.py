@@ -83,6 +83,11 @@ class UserShard(Dataset):
         return self._own("splits.parquet")
 
     @property
+    def users(self) -> pl.DataFrame:
+        """Every column of these users."""
+        return self._own("users.parquet")
+
+    @property
     def user_ids(self) -> pl.Series:
         """Callers' ids of these users."""
         return self._own("users.parquet", "user_id")["user_id"]

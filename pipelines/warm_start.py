@@ -21,6 +21,7 @@ from recsys.model_config import ModelConfig
 from recsys.pipelines.checkpoint import load_model, stored_names
 from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.unified_module import build_network
+from recsys.tokenizers.table_columns import column_labels
 from recsys.vocabulary import IdMap
 
 __all__ = ["WarmStart", "warm_start"]
@@ -30,6 +31,7 @@ _FREE = frozenset(
         "dropout",
         "id_dropout",
         "surface_dropout",
+        "user_dropout",
         "mask_prob",
         "retrieval_loss",
         "num_negatives",
@@ -104,6 +106,7 @@ def warm_start(data: PreparedData, changes: dict[str, Any], checkpoint: Path) ->
         notes += _fill_items(old, network, old_row_I)
         _fill_surfaces(old, network, surface_A)
         _fill_actions(old, network, action_A)
+        notes += _fill_users(old, network, names.user_columns, column_labels(data.dataset.user_blocks))
     return WarmStart(network, tuple(notes))
 
 
@@ -114,8 +117,9 @@ def _config(
     recipe, notes = data.recipe.model, []
     for name, value in changes.items():
         if name not in _FREE and getattr(stored, name) != value:
-            flag = "use_content = true" if name == "content_dim" else f"{name} = {getattr(stored, name)!r}"
-            asked = False if name == "content_dim" else value
+            switch = {"content_dim": "use_content", "user_dim": "use_user_features"}.get(name)
+            flag = f"{name} = {getattr(stored, name)!r}" if switch is None else f"{switch} = true"
+            asked = value if switch is None else False
             raise InputError(
                 f"{checkpoint} has model.{flag}, not {asked!r}; leave the flag out or train anew without --init-from"
             )
@@ -131,7 +135,10 @@ def _config(
         notes.append("sampled softmax from here on: the catalogue has grown too large for the full one")
     sizes = {name: getattr(recipe, name) for name in ("num_items", "num_actions", "num_surfaces", "positive_mask")}
     content_dim = recipe.content_dim if stored.content_dim or "content_dim" not in changes else 0
-    return replace(stored, **{**changes, **sizes, "content_dim": content_dim}), notes
+    user_dim = data.dataset.user_dim if stored.user_dim else 0
+    if not stored.user_dim and data.dataset.user_dim:
+        notes.append("features of users are not read, as in the checkpoint")
+    return replace(stored, **{**changes, **sizes, "content_dim": content_dim, "user_dim": user_dim}), notes
 
 
 def _places(old: Sequence[str], new: Sequence[str]) -> list[int]:
@@ -151,7 +158,13 @@ def _said(what: str, old: Sequence[str], new: Sequence[str]) -> list[str]:
 
 def _sized_by_data(network: UnifiedModel) -> set[str]:
     """Parameters that are filled row by row or column by column."""
-    found = {"items.ids.weight", "items.project.weight", "tokens.mix.weight", "tokens.context.surface.weight"}
+    found = {
+        "items.ids.weight",
+        "items.project.weight",
+        "users.weight",
+        "tokens.mix.weight",
+        "tokens.context.surface.weight",
+    }
     return found | {f"action_head.{name}" for name in ("out.weight", "out.bias", "rank_bias.weight")}
 
 
@@ -243,6 +256,18 @@ def _fill_surfaces(old: UnifiedModel, network: UnifiedModel, place_A: list[int])
     after, before = network.tokens.context.surface, old.tokens.context.surface
     if after is not None and before is not None:
         after.weight.copy_(before.weight[[max(place, 0) for place in place_A]])
+
+
+def _fill_users(old: UnifiedModel, network: UnifiedModel, before: Sequence[str], after: Sequence[str]) -> list[str]:
+    """A new column of the users' features has no influence yet."""
+    if network.users is None or old.users is None:
+        return []
+    place_K = _places(before, after)
+    network.users.weight.zero_()
+    for new, place in enumerate(place_K):
+        if place >= 0:
+            network.users.weight[:, new] = old.users.weight[:, place]
+    return _said("user feature", before, after)
 
 
 def _fill_actions(old: UnifiedModel, network: UnifiedModel, place_A: list[int]) -> None:

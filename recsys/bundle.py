@@ -11,6 +11,7 @@
     index/                 search structure over the item vectors
     text/                  text transform as plain arrays, where the data had text; text/encoders/NAME: text encoders
     content_map.safetensors    from the content of an item to what the model reads of it, where it reads content
+    user_features.safetensors    what the model reads of the users in histories.parquet, where it reads something
     histories.parquet      the events of every user in internal numbers, where asked for
     past_counts.safetensors    how often each action followed so far, where the model reads past rates
     calibration.safetensors    temperature and offset of every action, where there were slates to fit them on
@@ -47,11 +48,12 @@ from recsys.model import UnifiedModel
 from recsys.past_counts import PastSource, PastTable
 from recsys.vocabulary import IdMap, Vocabulary
 
-__all__ = ["FORMAT_VERSION", "MARKER", "Bundle", "StoredHistories", "new_bundle"]
+__all__ = ["FORMAT_VERSION", "MARKER", "USER_FEATURES", "Bundle", "StoredHistories", "new_bundle"]
 
 FORMAT = "recsys-bundle"
 FORMAT_VERSION = 1
 MARKER = "bundle.json"
+USER_FEATURES = "user_features.safetensors"
 REQUIRED = (
     "model/model.json",
     "model/model.safetensors",
@@ -126,6 +128,8 @@ class Bundle:
     """None where the bundle was written without them."""
     calibration: Calibration
     """Of the ranking head's logits; the identity where none was fitted."""
+    user_features_UK: Tensor | None
+    """Of the users in ``histories``, where the model reads some."""
     past: PastTable | None
     """Counts of everything known; None where the model reads no past rates."""
 
@@ -143,6 +147,11 @@ class Bundle:
     def memory_weights(self) -> MemoryWeights:
         """Weights of the sum that ``dense`` is; those of the learned part alone where none were chosen."""
         return MemoryWeights.from_dict(self.manifest.get("memory_weights") or {"learned": 1.0, "relations": {}})
+
+    @property
+    def user_blocks(self) -> list[dict[str, Any]]:
+        """How columns of users are read; empty where the model reads none."""
+        return list(self.manifest.get("user_content") or [])
 
     def features(self, *, past: PastSource | None = None, training_only: bool = False) -> CandidateFeatures:
         """Where the ranking head finds what it reads beside the encoder.
@@ -198,6 +207,18 @@ class Bundle:
         calibration = Calibration.identity(model.config.num_actions)
         if "calibration.safetensors" in manifest["files"]:
             calibration = Calibration.load(path / "calibration.safetensors")
+        user_features = None
+        if model.config.user_dim and histories is not None:
+            if USER_FEATURES not in manifest["files"]:
+                raise InputError(
+                    f"{path}: its model reads features of users and there is no {USER_FEATURES}; {_REMEDY}"
+                )
+            user_features = load_file(path / USER_FEATURES, device=str(device))["features"]
+            if user_features.shape != (len(histories.users), model.config.user_dim):
+                raise InputError(f"{path}: {USER_FEATURES} is of other users or columns than the model; {_REMEDY}")
+        blocks = manifest.get("user_content") or []
+        if (int(blocks[-1]["stop"]) if blocks else 0) != model.config.user_dim:
+            raise InputError(f"{path}: bundle.json describes other features of users than the model reads; {_REMEDY}")
         past = None
         if model.config.past_rates:
             if "past_counts.safetensors" not in manifest["files"]:
@@ -241,6 +262,7 @@ class Bundle:
             graph_train=graphs["graph_train"],
             histories=histories,
             calibration=calibration,
+            user_features_UK=user_features,
             past=past,
         )
 

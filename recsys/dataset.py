@@ -28,6 +28,8 @@ VECTOR = "vector"
 
 Ints = NDArray[np.int64]
 
+USER_CONTENT = "user_content.safetensors"
+
 _COLD_FILE = "cold_targets.parquet"
 _EVENT_COLUMNS = ("item", "timestamp", "yes", "known", "surface")
 _SLATE_LISTS = {"items": "item", "yes": "yes", "known": "known", "surfaces": "surface", "times": "time"}
@@ -279,6 +281,29 @@ class Dataset:
         """Name, kind and column range of each block of :attr:`content`, with the numbers that made it."""
         blocks: list[dict[str, Any]] = self.manifest.raw.get("content") or []
         return blocks
+
+    @property
+    def user_blocks(self) -> list[dict[str, Any]]:
+        """Name, kind and column range of each block of :attr:`user_content`, with the numbers that made it."""
+        blocks: list[dict[str, Any]] = self.manifest.raw.get("user_content") or []
+        return blocks
+
+    @cached_property
+    def user_content(self) -> NDArray[np.float32] | None:
+        """[U, K] what the model may read of users; None where no column of theirs was asked for."""
+        if USER_CONTENT not in self.manifest.files:
+            return None
+        content: NDArray[np.float32] = load_file(self.path / USER_CONTENT)["content"]
+        return content
+
+    @property
+    def user_dim(self) -> int:
+        """Columns of :attr:`user_content`; 0 where there is none."""
+        return int(self.user_blocks[-1]["stop"]) if self.user_blocks else 0
+
+    def user_rows(self, user_Q: Ints) -> NDArray[np.float32] | None:
+        """[Q, K] rows of :attr:`user_content`."""
+        return None if self.user_content is None else self.user_content[user_Q]
 
     @property
     def text_vectors(self) -> dict[str, NDArray[np.float32]]:

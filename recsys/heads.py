@@ -24,7 +24,7 @@ _START_TEMPERATURE, _MAX_SCALE = 0.05, 100.0
 
 
 class QueryHead(nn.Module):
-    """Query vector of a user state at a request: z + MLP(z, surface and time of the request).
+    """Query vector of a user state at a request: z + MLP(z, surface and time of the request, features of the user).
 
     With cosine scores query and item vectors have length 1 and the query carries the inverse temperature, which starts
     at 20 and stays in [1, 100], so that a score is an inner product all the same.
@@ -91,7 +91,7 @@ class ActionHead(nn.Module):
         self.num_actions = config.num_actions
         width = config.num_actions + (1 if config.regress_value else 0)
         num_features = feature_width(config)
-        mixed = 3 * config.dim + num_features
+        mixed = 3 * config.dim + num_features + (config.dim if config.user_dim else 0)
         self.item = nn.Linear(config.dim, config.dim)
         self.cross = nn.ModuleList(CrossLayer(mixed, config.cross_rank) for _ in range(config.cross_layers))
         self.hidden = nn.Linear(mixed, 2 * config.dim)
@@ -127,13 +127,19 @@ class ActionHead(nn.Module):
         self.out.weight[: self.num_actions] = 0.0
 
     def forward(
-        self, z_RD: Tensor, vector_RD: Tensor, shown_R: Tensor | None = None, feature_RF: Tensor | None = None
+        self,
+        z_RD: Tensor,
+        vector_RD: Tensor,
+        shown_R: Tensor | None = None,
+        feature_RF: Tensor | None = None,
+        user_RD: Tensor | None = None,
     ) -> Tensor:
         """[R, A] logits (and a last column ln(1 + value) where a value is regressed).
 
         Args:
             z_RD: encoded rows. vector_RD: their item vectors. shown_R: shown rank from 0, or None = any place.
             feature_RF: [R, F] features of the candidates, for a model that reads some.
+            user_RD: [R, D] what the model makes of the users' features, where it reads some.
         """
         item_RD = self.item(vector_RD * vector_RD.shape[-1] ** 0.5)
         parts = [z_RD, item_RD, z_RD * item_RD]
@@ -141,6 +147,8 @@ class ActionHead(nn.Module):
             assert feature_RF is not None, "a model that reads features needs those of every row"
             feature_RF = (feature_RF - self.past_mean_F) / self.past_scale_F
             parts.append(feature_RF)
+        if user_RD is not None and user_RD.shape[-1]:
+            parts.append(user_RD)
         first = mixed = torch.cat(parts, -1)
         for cross in self.cross:
             mixed = cross(first, mixed)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -49,8 +50,10 @@ class UnifiedModel(nn.Module):
         self.items = ItemVectors(config)
         self.tokens = EventTokens(config)
         self.encoder = Encoder(config)
-        self.query_head = QueryHead(config, self.tokens.context.dim)
+        self.query_head = QueryHead(config, self.tokens.context.dim + (config.dim if config.user_dim else 0))
         self.action_head = ActionHead(config) if config.use_actions else None
+        self.users = nn.Linear(config.user_dim, config.dim, bias=False) if config.user_dim else None
+        """Features of a user, zero where they are unknown, to a vector that both heads read."""
         self.start_D = nn.Parameter(torch.zeros(config.dim))
         """Stands for the last output row of an empty history."""
         self.tokens.reset()
@@ -153,12 +156,20 @@ class UnifiedModel(nn.Module):
     # -- user states ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, histories: Sequence[History], *, keep_cache: bool = True) -> UserStates:
+    def encode(
+        self,
+        histories: Sequence[History],
+        *,
+        keep_cache: bool = True,
+        user_BK: Tensor | NDArray[np.float32] | None = None,
+    ) -> UserStates:
         """Encode whole histories; the window rule picks what is visible.
 
         Args:
             histories: one per user, possibly empty.
             keep_cache: False leaves keys and values out, for retrieval alone.
+            user_BK: features of the users, rows of zeros where unknown; None = all unknown. Left aside by a model that
+                reads none.
         """
         config, device = self.config, self.device
         histories = self._seen(histories)
@@ -202,6 +213,7 @@ class UnifiedModel(nn.Module):
             positive_age_B=positive_age_B,
             recent_BM=recent_positives(histories, config.positive_mask, config.recent).to(device),
             past_BX=self._past_counts(histories),
+            user_BD=self.user_vectors(len(histories), user_BK),
         )
         if not config.reasoning_steps:
             return states
@@ -209,6 +221,15 @@ class UnifiedModel(nn.Module):
         if keep_cache:
             return states
         return replace(states, cache=[], time_BL=states.time_BL[:, :0], time_known_BL=states.time_known_BL[:, :0])
+
+    def user_vectors(self, num_users: int, user_BK: Tensor | NDArray[np.float32] | None) -> Tensor:
+        """[B, D] what both heads read of users; [B, 0] where the model reads nothing of them."""
+        if self.users is None:
+            return torch.zeros(num_users, 0, device=self.device)
+        if user_BK is None:
+            return torch.zeros(num_users, self.config.dim, device=self.device)
+        vectors: Tensor = self.users(torch.as_tensor(user_BK, dtype=torch.float32, device=self.device))
+        return vectors
 
     def _past_counts(self, histories: Sequence[History]) -> Tensor:
         if not self.config.past_rates:
@@ -309,6 +330,7 @@ class UnifiedModel(nn.Module):
             positive_age_B=latest(states.positive_age_B, age_after_T),
             recent_BM=_newest_first(recent_new_BM, states.recent_BM),
             past_BX=states.past_BX + self._past_counts(new_events),
+            user_BD=states.user_BD,
         )
         if not self.config.reasoning_steps:
             return grown
@@ -317,17 +339,21 @@ class UnifiedModel(nn.Module):
     # -- requests -------------------------------------------------------------------------------------------------
 
     def query_packed(
-        self, z_RD: Tensor, surface_R: Tensor, time_R: Tensor, time_known_R: Tensor, gap_R: Tensor
+        self, z_RD: Tensor, surface_R: Tensor, time_R: Tensor, time_known_R: Tensor, gap_R: Tensor, user_RD: Tensor
     ) -> Tensor:
-        """[R, D] query vectors of output rows at requests."""
-        query: Tensor = self.query_head(z_RD, self.tokens.context(surface_R, time_R, time_known_R, gap_R))
+        """[R, D] query vectors of output rows at requests of users; ``user_RD`` from :meth:`user_vectors`."""
+        context = self.tokens.context(surface_R, time_R, time_known_R, gap_R)
+        if self.users is not None:
+            context = user_RD if context is None else torch.cat([context, user_RD], -1)
+        query: Tensor = self.query_head(z_RD, context)
         return query
 
     @torch.no_grad()
     def query(self, states: UserStates, at_B: Tensor, surface_B: Tensor) -> Tensor:
         """[B, D]: the learned score of item i is the inner product with ``item_vectors()[i]``."""
         known = torch.ones_like(at_B, dtype=torch.bool)
-        return self.query_packed(states.last_BD, surface_B, at_B, known, _gap(at_B, states.last_time_B))
+        gap_B = _gap(at_B, states.last_time_B)
+        return self.query_packed(states.last_BD, surface_B, at_B, known, gap_B, states.user_BD)
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor:
@@ -416,7 +442,7 @@ class UnifiedModel(nn.Module):
         )  # fmt: skip
         assert self.action_head is not None
         feature_NF = None if feature_BCF is None else feature_BCF.flatten(0, 1)
-        logits = self.action_head(z_ND, vector_ND, feature_RF=feature_NF)
+        logits = self.action_head(z_ND, vector_ND, feature_RF=feature_NF, user_RD=states.user_BD[each])
         return logits.view(num_users, columns, logits.shape[-1]).float()
 
     # -- files ----------------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ class ModelConfig:
     """Bits of the actions that make an event positive."""
     content_dim: int = 0
     """Width of the content features of an item; 0 = ids only."""
+    user_dim: int = 0
+    """Width of the features of a user; 0 = a user is their events alone."""
     dim: int = 64
     num_blocks: int = 2
     num_heads: int = 2
@@ -60,6 +62,8 @@ class ModelConfig:
     """Share of items whose id embedding is dropped in a training step, so that content carries weight too."""
     surface_dropout: float = 0.1
     """Share of training requests whose surface is hidden, so that a request may leave it out."""
+    user_dropout: float = 0.1
+    """Share of training requests whose user's features are hidden, so that a request may leave them out."""
     crop: float = 0.0
     """Share of training windows cut in two at a random place, so that short histories are seen more often."""
     reasoning_steps: int = 0
@@ -119,7 +123,15 @@ class ModelConfig:
             raise InputError("model.positives_only leaves nothing to rank; set model.use_actions to false with it")
         if not 0 <= self.num_actions <= 31:
             raise InputError(f"model.num_actions = {self.num_actions}; at most 31 actions fit")
-        for name in ("mask_prob", "dropout", "id_dropout", "surface_dropout", "label_smoothing", "neighbour_targets"):
+        for name in (
+            "mask_prob",
+            "dropout",
+            "id_dropout",
+            "surface_dropout",
+            "user_dropout",
+            "label_smoothing",
+            "neighbour_targets",
+        ):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"model.{name} must be in [0, 1), got {getattr(self, name)!r}")
         if not self.target_aware >= 0:

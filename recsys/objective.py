@@ -18,7 +18,7 @@ from recsys.layouts import ActionInput
 from recsys.losses import action_loss, full_softmax_loss_sum, pairwise_loss, sampled_softmax_loss_sum
 from recsys.model import UnifiedModel
 from recsys.neighbour_targets import NeighbourTargets
-from recsys.packing import CandidateRows
+from recsys.packing import CandidateRows, EventBatch
 from recsys.time_features import UNKNOWN_GAP
 from recsys.training_batches import TrainingBatch
 from recsys.user_state import pad_packed
@@ -107,12 +107,14 @@ class Objective:
         gap_N = torch.where(both_N, (batch.request_time_T[at_N] - events.time_T[at_N]).clamp_min(0), UNKNOWN_GAP)
         z_ND = model.reason_packed(events, model.layout.item_reads(z_RD)[at_N], at_N, cache)
         start_FD = model.start_D.expand(len(batch.start_S), -1)
+        sequence_N = torch.cat([_sequences(events)[at_N], batch.start_S])
         query_ND = model.query_packed(
             torch.cat([z_ND, start_FD]),
             self._partly_hidden(torch.cat([batch.request_surface_T[at_N], batch.start_surface_F])),
             torch.cat([batch.request_time_T[at_N], batch.start_time_F]),
             torch.cat([batch.request_known_T[at_N], batch.start_known_F]),
             torch.cat([gap_N, torch.full_like(batch.start_time_F, UNKNOWN_GAP)]),
+            self._user_vectors(batch, sequence_N),
         )
         return query_ND, torch.cat([batch.target_T[at_N], batch.start_target_F])
 
@@ -122,6 +124,17 @@ class Objective:
         if not (config.use_surfaces and config.surface_dropout and self.model.training):
             return surface
         return torch.where(torch.rand(surface.shape, device=surface.device) < config.surface_dropout, 0, surface)
+
+    def _user_vectors(self, batch: TrainingBatch, sequence_N: Tensor) -> Tensor:
+        """[N, D] of the users of rows, some of them unknown: a caller need not say anything of a user."""
+        model, config = self.model, self.model.config
+        if model.users is None or batch.user_SK is None:
+            return model.user_vectors(len(sequence_N), None)
+        vector_ND = model.users(batch.user_SK)[sequence_N]
+        if not (config.user_dropout and model.training):
+            return vector_ND
+        shown_N = torch.rand(len(sequence_N), device=vector_ND.device) >= config.user_dropout
+        return vector_ND * shown_N[:, None]
 
     def _item_loss(self, query_ND: Tensor, target_N: Tensor, table_I1D: Tensor | None) -> Tensor:
         items, config, item_side = self.model.items, self.model.config, self.model.query_head.item_side
@@ -158,6 +171,7 @@ class Objective:
             model.layout.action_reads(z_RD)[at_N],
             lookup(events.item_T[at_N]),
             feature_RF=None if batch.feature_TF is None else batch.feature_TF[at_N].float(),
+            user_RD=self._user_vectors(batch, _sequences(events)[at_N]),
         )
         return self._labels_loss(logits_NA, events.yes_T[at_N], events.known_T[at_N], batch.value_T[at_N])
 
@@ -195,7 +209,8 @@ class Objective:
         feature_NF = rows.feature_NF
         if feature_NF is not None:
             feature_NF = features_without_surface(model.config, feature_NF, surface_N == 0)
-        logits_NA = model.action_head(z_ND, vector_ND, rows.shown_N, feature_NF)
+        user_ND = self._user_vectors(batch, rows.sequence_Q[sequence_N])
+        logits_NA = model.action_head(z_ND, vector_ND, rows.shown_N, feature_NF, user_ND)
         assert rows.value_N is not None and rows.slate_N is not None
         loss = self._labels_loss(logits_NA, rows.yes_N, rows.known_N, rows.value_N)
         if model.config.pairwise_weight:
@@ -216,3 +231,8 @@ class Objective:
             error = F.smooth_l1_loss(logits_NA[:, -1], wanted, reduction="none") * has_value
             loss = loss + error.sum() / has_value.sum().clamp_min(1)
         return loss
+
+
+def _sequences(events: EventBatch) -> Tensor:
+    """[T] sequence of every packed event."""
+    return torch.repeat_interleave(torch.arange(events.num_sequences, device=events.item_T.device), events.lengths_S)

@@ -85,7 +85,8 @@ def predict_slates(
     for low in range(0, len(chosen), batch_slates):
         slate, end = chosen[low : low + batch_slates], visible[low : low + batch_slates]
         pairs, inverse = np.unique(np.stack([slates.user[slate], end], 1), axis=0, return_inverse=True)
-        states = model.encode([log.history(int(user), int(stop)) for user, stop in pairs])
+        histories = [log.history(int(user), int(stop)) for user, stop in pairs]
+        states = model.encode(histories, user_BK=dataset.user_rows(pairs[:, 0]))
         states = states.select(torch.from_numpy(inverse.reshape(-1)).to(device))
         rows = ranges(slates.offsets[slate], size[slate])
         line = np.repeat(np.arange(len(slate)), size[slate])

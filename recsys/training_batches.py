@@ -44,6 +44,8 @@ class TrainingBatch:
     candidates: CandidateRows | None
     feature_TF: Tensor | None = None
     """Features of every event as a candidate, as of its own time."""
+    user_SK: Tensor | None = None
+    """Features of the sequences' users."""
 
     def to(self, device: torch.device | str) -> TrainingBatch:
         parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -70,6 +72,7 @@ class TrainingExamples:
         window: most events of one window. batch_tokens: events plus candidates of a batch, about.
         start_share: share of a user's first windows that train the start vector.
         feature_NF: features of the events as candidates. feature_RF: of the slate rows.
+        user_UK: features of the users.
         crop: share of windows that are cut in two at a random place. The second part starts anew at position 0, so
             that short histories are seen, and no event is lost.
     """
@@ -88,7 +91,9 @@ class TrainingExamples:
         crop: float = 0.0,
         feature_NF: NDArray[np.float16] | None = None,
         feature_RF: NDArray[np.float32] | None = None,
+        user_UK: NDArray[np.float32] | None = None,
     ) -> None:
+        self.user_UK = user_UK
         self.feature_NF, self.feature_RF = feature_NF, feature_RF
         self.crop = crop
         self.log, self.train_end, self.window = log, train_end, window
@@ -194,6 +199,7 @@ class TrainingExamples:
             start_surface_F=_tensor(log.surface[first_positive]),
             start_known_F=torch.from_numpy(log.time_known[first_positive]),
             candidates=self._candidates(user, start, end),
+            user_SK=None if self.user_UK is None else torch.from_numpy(self.user_UK[user]),
             feature_TF=None if self.feature_NF is None else torch.from_numpy(self.feature_NF[rows]),
         )
 

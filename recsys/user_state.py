@@ -42,6 +42,8 @@ class UserStates:
     past_BX: Tensor
     """Events of the whole history in which each action happened, then was recorded: of all, then of every surface from
     1 on; [B, 0] without past rates."""
+    user_BD: Tensor
+    """What the model makes of the users' features, zero where they are unknown; [B, 0] where it reads none."""
 
     @property
     def num_users(self) -> int:

@@ -26,6 +26,7 @@ from recsys.retrieval.bundle_retrievers import bundle_retrievers
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.protocol import Retriever
 from recsys.retrieval.request import Request
+from recsys.retrieval.user_features import encoded_user
 from recsys.user_state import UserStates
 from recsys.vocabulary import empty_history
 
@@ -35,6 +36,7 @@ BATCH = 256
 """Requests encoded together; bounds the memory of :meth:`Recommender.recommend_batch`, not its results."""
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class _Question:
     num_wanted: int
     num_reachable: int
     notes: list[str]
+    user_K: Floats
+    """Features of the user, zeros where unknown."""
 
     @property
     def search_key(self) -> tuple[Any, ...]:
@@ -133,6 +137,7 @@ class Recommender:
         rank: bool = True,
         rank_by: str | Mapping[str, float] | None = None,
         candidates: int = 100,
+        user_features: Mapping[str, Any] | None = None,
     ) -> Page:
         """Retrieve and rank for one user; both read the same keys and values of one pass over the history.
 
@@ -144,7 +149,7 @@ class Recommender:
 
         Args:
             user_id, history, new_events, k, retrievers, exclude, allow, exclude_history, at, surface, rank, rank_by,
-                candidates: see :class:`recsys.retrieval.request.Request`.
+                candidates, user_features: see :class:`recsys.retrieval.request.Request`.
 
         Raises:
             InputError: a request that cannot be meant (unknown retriever or action, k below 1, both user_id and
@@ -153,7 +158,7 @@ class Recommender:
         request = Request(
             user_id=user_id, history=history, new_events=new_events, k=k, retrievers=retrievers, exclude=exclude,
             allow=allow, exclude_history=exclude_history, at=at, surface=surface, rank=rank, rank_by=rank_by,
-            candidates=candidates,
+            candidates=candidates, user_features=user_features,
         )  # fmt: skip
         return self.recommend_batch([request])[0]
 
@@ -248,14 +253,18 @@ class Recommender:
             if name not in self._retrievers:
                 raise InputError(f"there is no retriever {name!r} in this bundle; it has {', '.join(self._retrievers)}")
         self._weights(request)
-        start = empty_history()
+        start, user_K = empty_history(), np.zeros(self.bundle.model.config.user_dim, dtype=np.float32)
         if request.user_id is not None:
             histories = self._stored()
             user = int(histories.users.index([request.user_id])[0])
             if user >= 0:
                 start = histories.events.history(user)
+                if self.bundle.user_features_UK is not None:
+                    user_K = self.bundle.user_features_UK[user].cpu().numpy()
             else:
                 notes.append(f"user {request.user_id!r} is not in this bundle; answered as for a new user")
+        if request.user_features is not None:
+            user_K = encoded_user(self.bundle, request.user_features)
         history = words.history([*(request.history or ()), *request.new_events], after=start)
         num_strange = int((history.item == UNKNOWN_ITEM).sum())
         if num_strange:
@@ -280,6 +289,7 @@ class Recommender:
             num_wanted=request.k if request.rank_by is None else max(request.k, request.candidates),
             num_reachable=num_reachable,
             notes=notes,
+            user_K=user_K,
         )
 
     def _time(self, request: Request, history: History) -> int:
@@ -302,7 +312,9 @@ class Recommender:
             return []
         with torch.inference_mode():
             ranks = bool(self.actions) and any(question.request.rank for question in questions)
-            states = self.bundle.model.encode([question.history for question in questions], keep_cache=ranks)
+            histories = [question.history for question in questions]
+            user_BK = np.stack([question.user_K for question in questions])
+            states = self.bundle.model.encode(histories, keep_cache=ranks, user_BK=user_BK)
             found = self._search(states, questions)
             probability = self._rank(states, questions, found)
         return [self._page(*row) for row in zip(questions, found, probability, strict=True)]

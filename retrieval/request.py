@@ -20,6 +20,9 @@ class Request:
     """A user whose events the bundle holds. One it does not know counts as new, and a note says so."""
     history: Sequence[Event] | None = None
     """The user's events in any order, instead of stored ones. Empty or None without a user = somebody new."""
+    user_features: Mapping[str, Any] | None = None
+    """Columns of the users table by name, for a user the bundle does not know, or instead of what it knows of one.
+    What is left out is unknown."""
     new_events: Sequence[Event] = ()
     """What happened since: added to the stored or given history."""
     k: int = 10

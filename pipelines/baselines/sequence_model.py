@@ -85,6 +85,8 @@ def _trained(name: str, settings: Mapping[str, Any], dataset: Dataset) -> Unifie
     from recsys.pipelines.checkpoint import load_model
     from recsys.pipelines.fit import fit_dataset
 
+    if dataset.user_dim:
+        settings = {**settings, "use_user_features": False}
     quietly: dict[str, Any] = {"quiet": True, "memory": False, "enable_progress_bar": False, "accelerator": "cpu"}
     with tempfile.TemporaryDirectory(prefix=f"recsys-{name}-") as folder:
         return load_model(fit_dataset(dataset, Path(folder), **quietly, **settings))[0]

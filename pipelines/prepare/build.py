@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from recsys.dataset import Dataset, offsets_of
+from recsys.dataset import USER_CONTENT, Dataset, offsets_of
 from recsys.errors import InputError
 from recsys.files import atomic_folder, sha256_file, write_json
 from recsys.manifest import FORMAT, FORMAT_VERSION, MANIFEST_FILE, data_hash_of
@@ -34,6 +34,7 @@ from recsys.pipelines.prepare.slates import (
     split_by_times,
 )
 from recsys.pipelines.prepare.splits import Split, cold_targets, held_out_items, leave_one_out, split_by_time
+from recsys.pipelines.prepare.user_content import user_content
 
 __all__ = ["check_tables", "prepare_frames", "prepare_tables"]
 
@@ -105,7 +106,14 @@ def prepare_tables(given: Mapping[str, Table], output: Path, settings: PrepareSe
         content = item_content(items, settings, given["items"].file if "items" in given else "the items table", folder)
 
         packed_events(clean.events, clean.surfaces).write_parquet(folder / "events.parquet")
-        entity_table(clean.user_ids, "user_id", clean.users).write_parquet(folder / "users.parquet")
+        users = entity_table(clean.user_ids, "user_id", clean.users)
+        users.write_parquet(folder / "users.parquet")
+        user_blocks: list[dict[str, Any]] = []
+        if settings.user_features:
+            file = given["users"].file if "users" in given else "the users table"
+            user_blocks, user_rows_UK, notes = user_content(users, settings.user_features, file)
+            clean.notes += notes
+            save_file({"content": user_rows_UK}, folder / USER_CONTENT)
         items.write_parquet(folder / "items.parquet")
         _frame(train_end=split.train_end_U, valid_at=split.valid_at_U, test_at=split.test_at_U).write_parquet(
             folder / "splits.parquet"
@@ -115,7 +123,7 @@ def prepare_tables(given: Mapping[str, Table], output: Path, settings: PrepareSe
         if slates is not None:
             slates.write_parquet(folder / "slates.parquet")
         _write_content(folder, content)
-        write_json(folder / MANIFEST_FILE, _manifest(folder, clean, split, slates, content, settings))
+        write_json(folder / MANIFEST_FILE, _manifest(folder, clean, split, slates, content, user_blocks, settings))
     return Dataset.open(output)
 
 
@@ -224,6 +232,7 @@ def _manifest(
     split: Split,
     slates: pl.DataFrame | None,
     content: Content,
+    user_blocks: list[dict[str, Any]],
     settings: PrepareSettings,
 ) -> dict[str, Any]:
     files = {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -263,6 +272,7 @@ def _manifest(
         "item_features": list(settings.item_features),
         "user_features": list(settings.user_features),
         "content": content.fitted.blocks,
+        "user_content": user_blocks,
         "text": content.text,
         "files": files,
     }

@@ -13,13 +13,14 @@ import polars as pl
 
 from recsys.errors import InputError
 from recsys.pipelines.prepare.actions import ActionVocabulary, find_actions
-from recsys.pipelines.prepare.bad_rows import ROW, BadRows
+from recsys.pipelines.prepare.bad_rows import BadRows
 from recsys.pipelines.prepare.catalogue import clean_entities, numbered, vocabulary_of
 from recsys.pipelines.prepare.columns import common_id_type
 from recsys.pipelines.prepare.interactions import ACTION, clean_interactions, unite, with_masks
 from recsys.pipelines.prepare.reading import Table, map_columns
 from recsys.pipelines.prepare.settings import PrepareSettings
 from recsys.pipelines.prepare.slates import clean_slates
+from recsys.pipelines.prepare.user_content import user_readings
 
 __all__ = ["Clean", "clean_tables"]
 
@@ -218,11 +219,7 @@ def _look(clean: Clean, settings: PrepareSettings) -> None:
             clean.counts[f"{label}_without_row"] = len(ids) - known
             if label == "users":
                 clean.counts["user_rows_without_events"] = table.height - known
-    for name in settings.user_features:
-        if clean.users is None or name not in clean.users.columns or name in ("user_id", ROW):
-            raise InputError(f"--user-features {name}: the users table has no such column; check the name")
-    if settings.user_features:
-        clean.notes.append("User features are kept in users.parquet; the model does not read them.")
+    user_readings(settings.user_features, clean.users)
 
 
 def action_counts(clean: Clean) -> dict[str, dict[str, int]]:

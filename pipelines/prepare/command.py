@@ -61,7 +61,7 @@ def prepare(
         min_item_events: leave out items with fewer events.
         item_features: columns of the items table that the model may read besides the text, A,B; A:category, A:list or
             A:vector says how.
-        user_features: columns of the users table to record as features, A,B.
+        user_features: columns of the users table that the model may read, A,B; A:category, A:list or A:vector says how.
         text_encoder: folders of sentence-transformers models for the item texts (extra `text`), PATH or NAME=PATH, A,B.
         cold_items: hold this share of the items out of training and validation, chosen by a hash of their ids; a
             user's last event with one is a target of its own, ranked among the whole catalogue by `recsys evaluate`.

@@ -329,7 +329,7 @@ def test_users_and_their_columns(tmp_path: Path) -> None:
     assert data.manifest.counts["user_rows_without_events"] == 1
     assert data.manifest.counts["users_without_row"] == 1
     assert data.manifest.user_features == ("age",)
-    assert any("User features" in note for note in data.manifest.notes)
+    assert data.user_dim == 1 and data.user_content[:, 0].tolist() == [1.0, 0.0, -1.0]
 
 
 @pytest.mark.slow

@@ -268,6 +268,7 @@ def test_ids_of_every_type_come_back(kind, tmp_path):
 
     class Data:
         item_ids = pl.Series(names, dtype=kind)
+        user_blocks: list[dict[str, object]] = []
         manifest = type("M", (), {"actions": ("a",), "surfaces": ("", "feed")})
 
     torch.save({"names": names_to_store(Data)}, tmp_path / "x.ckpt")  # type: ignore[arg-type]
