@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ _GAIN = 1.02
 """An option whose figure is so many times the default's is trained again with the other seeds."""
 _OPTION, _LEARNED, _SUM = "recsys fit …", "NDCG@10", "NDCG@10 of the sum"
 _DEFAULT = Option("default", {})
+_SCRATCH = "run-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +112,8 @@ def ablation(
 
     folder = work or Path("runs") / f"ablation-{name}"
     with _alone(folder):
+        for left in folder.glob(f"{_SCRATCH}*"):  # of trainings that were killed
+            shutil.rmtree(left, ignore_errors=True)
         done = _Done(folder / "runs.jsonl")
         _run_all([job(option, first) for option in (_DEFAULT, *tried)], done, folder, jobs)
         base = done.figures(job(_DEFAULT, first))
@@ -231,7 +235,7 @@ def train_apart(job: Job, folder: Path, *, module: str = "recsys.pipelines.ablat
     Returns:
         ``figures``, or ``error`` with a line that says what went wrong.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix="run-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
         asked, answer = Path(scratch) / "job.json", Path(scratch) / "answer.json"
         write_json(asked, asdict(job))
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}

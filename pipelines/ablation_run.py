@@ -38,7 +38,14 @@ class _Watcher(L.Callback):
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
         self.seconds, self.steps = 0.0, 0
-        self._mark = 0.0
+        self.took = 0.0
+        self._mark = self._began = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._began = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.took = time.perf_counter() - self._began
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._mark = time.perf_counter()
@@ -85,7 +92,6 @@ def one_training(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     flags.append(f"--trainer.max_time={length.days:02}:{hours:02}:{rest // 60:02}:{rest % 60:02}")
     if job["epochs"] is not None:
         flags.append(f"--trainer.max_epochs={job['epochs']}")
-    began = time.perf_counter()
     best = fit_dataset(
         dataset,
         folder,
@@ -98,14 +104,13 @@ def one_training(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         flags=flags,
         watchers=[watcher],
     )
-    took = time.perf_counter() - began
     if not watcher.epochs:
         raise InputError("training ended before its first validation; allow more minutes")
     figures: dict[str, Any] = max(watcher.epochs, key=lambda epoch: epoch["NDCG@10"])
     chosen = add_memory_weights(best, dataset, chosen_relations(dataset, "default"))
     figures["NDCG@10 of the sum"] = chosen.sum_ndcg if chosen.num_requests else None
     figures |= {"epochs": len(watcher.epochs), "s/step": watcher.seconds / max(1, watcher.steps)}
-    return figures | {"out of time": took >= length.total_seconds()}
+    return figures | {"out of time": watcher.took >= length.total_seconds()}
 
 
 def code_hash() -> str:

@@ -98,8 +98,10 @@ def test_killed_and_run_again_it_repeats_nothing_that_ended(toy_dataset, reposit
         assert len(lines) == ended
     with (repository / "work" / "runs.jsonl").open("a") as stream:
         stream.write('{"key": "cut sho')
+    (repository / "work" / "run-left" / "run").mkdir(parents=True)
     rest = Trainings()
     rows = run(rest, toy_dataset, repository, seeds="0,1")
+    assert not (repository / "work" / "run-left").exists()
     assert [(len(job.flags), job.seed) for job in rest.jobs] == [(0, 1), (1, 1)]
     again = Trainings()
     assert run(again, toy_dataset, repository, seeds="0,1") == rows and not again.jobs
