@@ -7,7 +7,9 @@ what a batch four times as large with smaller initial vectors did not reach at a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from recsys.dataset import Dataset
 from recsys.events import Requests
 from recsys.model_config import ModelConfig
 
-__all__ = ["Recipe", "chosen_batch_tokens", "chosen_recipe", "useful_actions", "validation_requests"]
+__all__ = ["Recipe", "changed_model", "chosen_batch_tokens", "chosen_recipe", "useful_actions", "validation_requests"]
 
 _FULL_SOFTMAX_ITEMS = 50_000
 """Catalogues up to this size train with the full softmax."""
@@ -57,6 +59,13 @@ def chosen_batch_tokens(tokens: int) -> int:
     return int(min(8192, max(128, 2 ** round(np.log2(max(tokens, 1) / _STEPS_PER_EPOCH)))))
 
 
+def changed_model(model: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
+    """A recipe's model with what a caller sets; what there is no use for without actions goes with them."""
+    if changes.get("use_actions") is False:
+        changes = {"past_rates": False, **changes}
+    return replace(model, **changes)
+
+
 def chosen_recipe(dataset: Dataset) -> Recipe:
     """The recipe for a data set."""
     manifest = dataset.manifest
@@ -80,6 +89,9 @@ def chosen_recipe(dataset: Dataset) -> Recipe:
     use_time = manifest.clock == "real"
     if not use_time:
         reasons["use_time"] = "timestamps are an order, not a clock: no time bias and no time features"
+    past_rates = use_actions and use_time and dataset.slates is not None and bool((dataset.slates.split == 0).any())
+    if past_rates:
+        reasons["past_rates"] = "ranking also reads how often each action followed before"
     use_surfaces = len(manifest.surfaces) > 2
     content = dataset.content
     content_dim = 0 if content is None else content.shape[1]
@@ -104,6 +116,7 @@ def chosen_recipe(dataset: Dataset) -> Recipe:
         use_actions=use_actions,
         use_surfaces=use_surfaces,
         use_time=use_time,
+        past_rates=past_rates,
         retrieval_loss="full" if full else "sampled",
         neighbour_targets=_NEIGHBOUR_TARGETS if spreads else 0.0,
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from recsys.model_config import LayoutKind, ModelConfig
 from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.recipe import changed_model
 from recsys.pipelines.unified_module import UnifiedModule
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _model(recipe: ModelConfig, fixed: Mapping[str, str]) -> ModelConfig:
         word = fixed.get(f"--model.{name}", "")
         if word.isdecimal():
             given[name] = int(word)
-    return replace(recipe, **given)
+    return changed_model(recipe, given)
 
 
 def _heads(model: ModelConfig, fixed: Mapping[str, str]) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from recsys.objective import Objective
 from recsys.pipelines.checkpoint import names_to_store
 from recsys.pipelines.content_neighbours import content_neighbours
 from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.recipe import changed_model
 from recsys.ranking import predict_slates
 from recsys.training_batches import TrainingBatch
 
@@ -351,7 +352,7 @@ def _figures(rank_Q: NDArray[np.int64]) -> dict[str, float]:
 def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     """A fresh network for a data set: the recipe's configuration with ``changes``, initial weights from the seed."""
     dataset = data.dataset
-    config = replace(data.recipe.model, **{"user_dim": dataset.user_dim, **changes})
+    config = changed_model(data.recipe.model, {"user_dim": dataset.user_dim, **changes})
     if config.memory_features:
         config = replace(config, relations=readable_relations(dataset))
     with torch.random.fork_rng(devices=[]):

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recsys.candidate_features import feature_columns
 from recsys.errors import InputError
+from recsys.heads import CrossLayer
 from recsys.memory_features import readable_relations
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
@@ -75,11 +77,6 @@ def warm_start(data: PreparedData, changes: dict[str, Any], checkpoint: Path) ->
     old, meta = load_model(checkpoint)
     names, manifest = stored_names(meta, checkpoint), data.dataset.manifest
     config, notes = _config(data, changes, old.config, checkpoint)
-    if config.past_rates and names.actions != manifest.actions:
-        raise InputError(
-            f"{checkpoint} reads past rates of {', '.join(names.actions)}, but the actions of {data.dataset.path} are "
-            f"{', '.join(manifest.actions)}; train anew without --init-from"
-        )
     relations = readable_relations(data.dataset)
     if config.memory_features and config.relations != relations:
         raise InputError(
@@ -106,6 +103,7 @@ def warm_start(data: PreparedData, changes: dict[str, Any], checkpoint: Path) ->
         notes += _fill_items(old, network, old_row_I)
         _fill_surfaces(old, network, surface_A)
         _fill_actions(old, network, action_A)
+        _fill_features(old, network, action_A, checkpoint)
         notes += _fill_users(old, network, names.user_columns, column_labels(data.dataset.user_blocks))
     return WarmStart(network, tuple(notes))
 
@@ -165,7 +163,12 @@ def _sized_by_data(network: UnifiedModel) -> set[str]:
         "tokens.mix.weight",
         "tokens.context.surface.weight",
     }
-    return found | {f"action_head.{name}" for name in ("out.weight", "out.bias", "rank_bias.weight")}
+    found |= {f"action_head.{name}" for name in ("out.weight", "out.bias", "rank_bias.weight")}
+    if network.action_head is not None and network.action_head.wide is not None:
+        found |= {f"action_head.{name}" for name in ("wide.weight", "wide.bias", "hidden.weight")}
+        for layer in range(len(network.action_head.cross)):
+            found |= {f"action_head.cross.{layer}.{name}" for name in ("down.weight", "up.weight", "up.bias")}
+    return found
 
 
 def _copy_shared(old: UnifiedModel, network: UnifiedModel, checkpoint: Path) -> None:
@@ -181,10 +184,6 @@ def _copy_shared(old: UnifiedModel, network: UnifiedModel, checkpoint: Path) -> 
                 "train anew without --init-from"
             )
         parameter.copy_(before[name])
-    head, old_head = network.action_head, old.action_head
-    if head is not None and old_head is not None and head.wide is not None:  # its weights were learned on these scales
-        head.past_mean_F.copy_(old_head.past_mean_F)
-        head.past_scale_F.copy_(old_head.past_scale_F)
 
 
 # -- items -------------------------------------------------------------------------------------------------------------
@@ -293,3 +292,39 @@ def _fill_actions(old: UnifiedModel, network: UnifiedModel, place_A: list[int]) 
         head.rank_bias.weight[:, new] = former.rank_bias.weight[:, place]
     if network.config.regress_value:
         head.out.weight[-1], head.out.bias[-1] = former.out.weight[-1], former.out.bias[-1]
+
+
+def _fill_features(old: UnifiedModel, network: UnifiedModel, place_A: list[int], checkpoint: Path) -> None:
+    """Features keep their weights and the scales these were learned on. A new action keeps the forecast that its
+    features make by themselves; elsewhere its rates have no influence yet."""
+    head, former = network.action_head, old.action_head
+    if head is None or former is None or head.wide is None or former.wide is None:
+        return
+    column_F = torch.tensor(feature_columns(network.config, place_A, old.config.num_actions))
+    here_F = column_F >= 0
+    mean_F, scale_F = head.past_mean_F.clone(), head.past_scale_F.clone()
+    head.past_mean_F[here_F] = former.past_mean_F[column_F[here_F]]
+    head.past_scale_F[here_F] = former.past_scale_F[column_F[here_F]]
+    head.wide.bias.add_(head.wide.weight @ ((head.past_mean_F - mean_F) / scale_F))
+    head.wide.weight.mul_(head.past_scale_F / scale_F)
+    outputs = [(new, place) for new, place in enumerate(place_A) if place >= 0]
+    for new, place in outputs + ([(-1, -1)] if network.config.regress_value else []):
+        head.wide.bias[new] = former.wide.bias[place]
+        _fill_columns(head.wide.weight[new], former.wide.weight[place], column_F)
+    if bool(network.config.user_dim) != bool(old.config.user_dim):
+        raise InputError(f"{checkpoint} reads features of users, and the data has none; train anew without --init-from")
+    fixed, after_features = 3 * network.config.dim, 3 * old.config.dim + len(former.past_mean_F)
+    rest = torch.arange(after_features, former.hidden.in_features)
+    column_W = torch.cat([torch.arange(fixed), torch.where(here_F, column_F + fixed, -1), rest])
+    _fill_columns(head.hidden.weight, former.hidden.weight, column_W)
+    for layer, layer_before in zip(head.cross, former.cross, strict=True):
+        assert isinstance(layer, CrossLayer) and isinstance(layer_before, CrossLayer)
+        _fill_columns(layer.down.weight, layer_before.down.weight, column_W)
+        _fill_columns(layer.up.weight.T, layer_before.up.weight.T, column_W)
+        _fill_columns(layer.up.bias, layer_before.up.bias, column_W)
+
+
+def _fill_columns(after: Tensor, before: Tensor, column_W: Tensor) -> None:
+    """Columns from where they stood; zeros where they stood nowhere."""
+    after.zero_()
+    after[..., column_W >= 0] = before[..., column_W[column_W >= 0]]

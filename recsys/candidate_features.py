@@ -5,6 +5,7 @@ Suffixes: B = requests, C = candidates of a request, F = features: those of past
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +15,28 @@ from recsys.index.item_graph import ItemGraph
 from recsys.memory_features import memory_features, memory_width
 from recsys.model_config import ModelConfig
 from recsys.past_counts import PastSource
-from recsys.past_rates import past_tensor, past_width, without_surface
+from recsys.past_rates import past_columns, past_tensor, past_width, without_surface
 from recsys.user_state import UserStates
 
-__all__ = ["CandidateFeatures", "feature_width", "features_without_surface"]
+__all__ = ["CandidateFeatures", "feature_columns", "feature_width", "features_without_surface"]
 
 
 def feature_width(config: ModelConfig) -> int:
     """Number of features that a model reads."""
     width = past_width(config.num_actions) if config.past_rates else 0
     return width + (memory_width(len(config.relations)) if config.memory_features else 0)
+
+
+def feature_columns(config: ModelConfig, place_A: Sequence[int], num_old_actions: int) -> list[int]:
+    """[F] where each feature of a model stood when the actions were others; -1 = nowhere. The rest of its
+    configuration is the same.
+
+    Args:
+        place_A: where each action stood among the old ones, -1 = nowhere.
+    """
+    columns = past_columns(place_A, num_old_actions) if config.past_rates else []
+    stood = past_width(num_old_actions) if config.past_rates else 0
+    return columns + [stood + place for place in range(feature_width(config) - len(columns))]
 
 
 def features_without_surface(config: ModelConfig, feature_BF: Tensor, hidden_B: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from recsys.embedding_table import EmbeddingTable
 from recsys.model_config import ModelConfig
 from recsys.wide_start import WideStart
 
-__all__ = ["ActionHead", "QueryHead"]
+__all__ = ["ActionHead", "CrossLayer", "QueryHead"]
 
 
 _START_TEMPERATURE, _MAX_SCALE = 0.05, 100.0

@@ -9,6 +9,8 @@ of all events first; A = actions, F = features, C = candidates of a request.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,7 +20,16 @@ from recsys.past_counts import GROUPS, PastLog, PastSource, group_keys, user_key
 from recsys.past_lift import item_lift
 from recsys.smoothed_rates import overall_odds, rate_of, smoothed_odds
 
-__all__ = ["COUNTED", "GROUPS", "log_features", "past_features", "past_tensor", "past_width", "without_surface"]
+__all__ = [
+    "COUNTED",
+    "GROUPS",
+    "log_features",
+    "past_columns",
+    "past_features",
+    "past_tensor",
+    "past_width",
+    "without_surface",
+]
 
 COUNTED = ("item", "user", "item_surface", "user_surface")
 """Groups whose number of events is a feature: [A] log-odds per group in the order of :data:`GROUPS`, then the [A] lifts
@@ -36,6 +47,20 @@ def past_width(num_actions: int) -> int:
     18
     """
     return (len(GROUPS) + 1) * num_actions + len(COUNTED)
+
+
+def past_columns(place_A: Sequence[int], num_old_actions: int) -> list[int]:
+    """[F] where each feature stood when the actions were others; -1 = nowhere.
+
+    Args:
+        place_A: where each action stood among the old ones, -1 = nowhere.
+
+    >>> past_columns([-1, 0], 1)[:4], past_columns([-1, 0], 1)[-4:]
+    ([-1, 0, -1, 1], [7, 8, 9, 10])
+    """
+    blocks = len(GROUPS) + 1
+    columns = [block * num_old_actions + place if place >= 0 else -1 for block in range(blocks) for place in place_A]
+    return columns + [blocks * num_old_actions + place for place in range(len(COUNTED))]
 
 
 def past_features(

@@ -45,7 +45,8 @@ def dataset(toy_frames, tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(dataset, tmp_path_factory):
     return fit_dataset(
-        dataset, tmp_path_factory.mktemp("memory") / "run", dim=16, lr=1e-2, memory_features=True, max_epochs=2,
+        dataset, tmp_path_factory.mktemp("memory") / "run", dim=16, lr=1e-2, memory_features=True, past_rates=False,
+        max_epochs=2,
         quiet=True, enable_progress_bar=False, logger=False,
     )  # fmt: skip
 

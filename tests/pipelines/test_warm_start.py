@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 
+from recsys.candidate_features import feature_columns, feature_width
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import Event
@@ -99,6 +100,18 @@ def events_of(dataset: Dataset, user: int) -> list[Event]:
     ]
 
 
+def features(model: UnifiedModel, dataset: Dataset, shape: torch.Size) -> torch.Tensor:
+    """The same figures for the actions and sums that both datasets have, noise for those of the new action."""
+    actions = dataset.manifest.actions
+    both = [name for name in actions if name != NEW_ACTION]
+    stood = torch.tensor(
+        feature_columns(model.config, [both.index(n) if n in both else -1 for n in actions], len(both))
+    )
+    generator = torch.Generator().manual_seed(3)
+    known_BCF = torch.randn(*shape, int(stood.max()) + 1, generator=generator)
+    return torch.where(stood >= 0, known_BCF[..., stood], torch.randn(*shape, len(stood), generator=generator))
+
+
 def scores(
     model: UnifiedModel, dataset: Dataset, events: list[list[Event]], item_ids: pl.Series
 ) -> tuple[torch.Tensor, ...]:
@@ -109,7 +122,8 @@ def scores(
     item = torch.from_numpy(dataset.item_index(item_ids))
     learned_BI = (model.query(states, at_B, surface_B) @ model.item_vectors().T)[:, item]
     item_BC = item.expand(len(events), -1)
-    logits_BCA = model.rank(states, item_BC, at_B, surface_B[:, None].expand_as(item_BC))
+    feature_BCF = features(model, dataset, item_BC.shape) if feature_width(model.config) else None
+    logits_BCA = model.rank(states, item_BC, at_B, surface_B[:, None].expand_as(item_BC), feature_BCF)
     return learned_BI, logits_BCA[..., [dataset.manifest.actions.index(name) for name in ("click", "share")]]
 
 
@@ -216,9 +230,6 @@ def test_what_does_not_fit_is_one_line(toy_dataset, young, grown, checkpoint, tm
         assert main([*flags, *more]) == 2
         error = capsys.readouterr().err
         assert words in error and len(error.strip().splitlines()) == 1, error
-    rates = fit_dataset(young, tmp_path / "rates", max_steps=1, dim=16, past_rates=True, quiet=True, **FAST)
-    with pytest.raises(InputError, match="reads past rates of click, hide, share, but the actions .* like"):
-        warm_start(PreparedData(str(grown.path)), {}, rates)
     with pytest.raises(InputError, match="no item id of"):
         warm_start(PreparedData(str(toy_dataset.path)), {}, checkpoint)
 
