@@ -49,6 +49,7 @@ OPTIONS = (
     *_one("mask_prob", 0.1, 0.4, needs="actions"),
     *_one("layout", "interleaved", "lagged", needs="actions"),
     *_one("past_rates", False, True, needs="slates"),
+    *_one("detach_candidates", False, True, needs="actions"),
     *_one("memory_features", False, True, needs="slates"),
     *_one("cross_layers", 2, needs="slates"),
     *_one("pairwise_weight", 0.5, needs="slates"),

@@ -71,6 +71,7 @@ class UnifiedModule(L.LightningModule):
         action_weight: weight of L_action.
         pairwise_weight: weight of the pairwise term inside slates.
         regress_value: whether a head predicts log(1 + value).
+        detach_candidates: whether the action losses leave the vectors of ranked items to retrieval.
         past_rates: whether the ranking head reads how often each action followed before an event's time.
         memory_features: whether the ranking head reads what the item graph says of a candidate.
         cross_layers: low-rank cross layers of the ranking head.
@@ -114,6 +115,7 @@ class UnifiedModule(L.LightningModule):
         action_weight: float | None = None,
         pairwise_weight: float | None = None,
         regress_value: bool | None = None,
+        detach_candidates: bool | None = None,
         past_rates: bool | None = None,
         memory_features: bool | None = None,
         cross_layers: int | None = None,
@@ -156,6 +158,7 @@ class UnifiedModule(L.LightningModule):
                 "action_weight": action_weight,
                 "pairwise_weight": pairwise_weight,
                 "regress_value": regress_value,
+                "detach_candidates": detach_candidates,
                 "past_rates": past_rates,
                 "memory_features": memory_features,
                 "cross_layers": cross_layers,

@@ -42,6 +42,7 @@ _FREE = frozenset(
         "neighbour_targets",
         "action_weight",
         "pairwise_weight",
+        "detach_candidates",
     )
 )
 """Settings of training alone: another value fits the same weights."""

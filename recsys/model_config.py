@@ -88,6 +88,8 @@ class ModelConfig:
     """Weight of the pairwise logistic term inside a slate."""
     regress_value: bool = False
     """Whether a head predicts log(1 + value)."""
+    detach_candidates: bool = False
+    """Whether the action losses leave the vector of a ranked item as it is, so that labels are not memorised in it."""
     past_rates: bool = False
     """Whether the ranking head reads how often each action followed before; see :mod:`recsys.past_rates`."""
     memory_features: bool = False

@@ -161,6 +161,9 @@ class Objective:
 
     # -- ranking --------------------------------------------------------------------------------------------------
 
+    def _ranked(self, vector_ND: Tensor) -> Tensor:
+        return vector_ND.detach() if self.model.config.detach_candidates else vector_ND
+
     def _history_action_loss(self, batch: TrainingBatch, z_RD: Tensor, hidden_T: Tensor, lookup) -> Tensor:  # type: ignore[no-untyped-def]
         model, events = self.model, batch.events
         assert model.action_head is not None
@@ -169,7 +172,7 @@ class Objective:
             return z_RD.sum() * 0.0
         logits_NA = model.action_head(
             model.layout.action_reads(z_RD)[at_N],
-            lookup(events.item_T[at_N]),
+            self._ranked(lookup(events.item_T[at_N])),
             feature_RF=None if batch.feature_TF is None else batch.feature_TF[at_N].float(),
             user_RD=self._user_vectors(batch, _sequences(events)[at_N]),
         )
@@ -194,7 +197,7 @@ class Objective:
         last_N = (offset_Q[sequence_N] + rows.visible_N - 1).clamp_min(0)
         known_N = ~none_N & events.time_known_T[last_N]
         gap_N = torch.where(known_N, (rows.time_N - events.time_T[last_N]).clamp_min(0), UNKNOWN_GAP)
-        vector_ND = lookup(rows.item_N)
+        vector_ND = self._ranked(lookup(rows.item_N))
         last = ActionInput(events.yes_T[last_N], events.known_T[last_N], none_N)
         surface_N = self._partly_hidden(rows.surface_N)
         age_N = torch.where(none_N, 0, model.positive_ages(events, hidden_T)[1][last_N])

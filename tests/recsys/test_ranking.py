@@ -114,6 +114,27 @@ def test_candidates_in_training_are_those_that_are_served(slated, model, changes
     assert compared > 50
 
 
+def test_detached_candidates_leave_item_vectors_to_retrieval(slated, model):
+    examples = TrainingExamples(
+        slated.events, slated.train_end, slated.is_positive(), slated.slates, window=12, batch_tokens=60, seed=0
+    )
+    batch = next(b for b in map(examples.batch, range(examples.steps_per_epoch)) if b.candidates is not None)
+    shown_only = torch.from_numpy(np.setdiff1d(batch.candidates.item_N, batch.events.item_T))
+    assert len(shown_only) > 5
+
+    def gradient(**changes: object) -> torch.Tensor:
+        trained = UnifiedModel(replace(model.config, **changes))
+        trained.load_state_dict(model.state_dict())
+        objective = Objective(trained, torch.from_numpy(slated.train_item_counts()))
+        torch.manual_seed(0)
+        objective(batch).total.backward()
+        return trained.items.ids.weight.grad[shown_only]
+
+    retrieval = gradient(action_weight=0.0)
+    assert torch.allclose(gradient(detach_candidates=True), retrieval, rtol=1e-4, atol=1e-7)
+    assert not torch.allclose(gradient(), retrieval, rtol=1e-2)
+
+
 def test_batches_of_any_size_predict_the_same(slated, model):
     one, many = (predict_slates(model, slated, 0, batch_slates=size) for size in (1, 500))
     order = np.argsort(one.row_R), np.argsort(many.row_R)
