@@ -100,6 +100,8 @@ def chosen_recipe(dataset: Dataset) -> Recipe:
         if content_dim
         else "item vectors from ids alone: the items have no text"
     )
+    if dataset.user_dim:
+        reasons["user_dim"] = f"retrieval and ranking read {dataset.user_dim} features of the user"
     spreads = dataset.sparse_text is not None or bool(dataset.relation_vectors)
     if spreads:
         reasons["neighbour_targets"] = f"{_NEIGHBOUR_TARGETS:.0%} of each label goes to items that read alike"
