@@ -92,6 +92,8 @@ def chosen_recipe(dataset: Dataset) -> Recipe:
     past_rates = use_actions and use_time and dataset.slates is not None and bool((dataset.slates.split == 0).any())
     if past_rates:
         reasons["past_rates"] = "ranking also reads how often each action followed before"
+        # KuaiRand, four epochs: validation AUC of clicks .7549 instead of .7499, where it fell from the third epoch on.
+        reasons["detach_candidates"] = "with such rates the vectors of ranked items are left to retrieval"
     use_surfaces = len(manifest.surfaces) > 2
     content = dataset.content
     content_dim = 0 if content is None else content.shape[1]
@@ -119,6 +121,7 @@ def chosen_recipe(dataset: Dataset) -> Recipe:
         use_surfaces=use_surfaces,
         use_time=use_time,
         past_rates=past_rates,
+        detach_candidates=past_rates,
         retrieval_loss="full" if full else "sampled",
         neighbour_targets=_NEIGHBOUR_TARGETS if spreads else 0.0,
     )
