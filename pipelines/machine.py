@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["VERSIONED", "cpu_name", "device_name", "memory_gib", "versions"]
+__all__ = ["VERSIONED", "cpu_name", "device_name", "memory_gib", "multiplies_bfloat16", "versions"]
 
 VERSIONED = ("torch", "lightning", "jsonargparse", "polars", "numpy", "scipy", "scikit-learn", "safetensors")
 """Packages whose versions stand beside measurements."""
@@ -42,6 +42,12 @@ def cpu_name() -> str:
 def device_name() -> str:
     """The CUDA device that torch would use, else the processor."""
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else cpu_name()
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for matrix products of bfloat16 factors; elsewhere they are slow."""
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def memory_gib() -> float:

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from recsys.dataset import Dataset
 from recsys.events import Requests
 from recsys.model_config import ModelConfig
+from recsys.pipelines.machine import multiplies_bfloat16
 
 __all__ = ["Recipe", "changed_model", "chosen_batch_tokens", "chosen_recipe", "useful_actions", "validation_requests"]
 
@@ -118,6 +120,9 @@ def chosen_recipe(dataset: Dataset) -> Recipe:
     num_trained = int((dataset.train_item_counts() > 0).sum())
     full = num_trained <= _FULL_SOFTMAX_ITEMS
     reasons["retrieval_loss"] = f"{'full' if full else 'sampled'} softmax over {num_trained:,} trained items"
+    halves = full and multiplies_bfloat16() and not torch.cuda.is_available()
+    if halves:
+        reasons["softmax_factors"] = "its products have bfloat16 factors: this processor multiplies them directly"
     config = ModelConfig(
         num_items=dataset.num_items,
         num_actions=len(manifest.actions),
@@ -132,6 +137,7 @@ def chosen_recipe(dataset: Dataset) -> Recipe:
         past_rates=past_rates,
         detach_candidates=past_rates,
         retrieval_loss="full" if full else "sampled",
+        softmax_factors="bfloat16" if halves else "float32",
         neighbour_targets=_NEIGHBOUR_TARGETS if spreads else 0.0,
     )
     return Recipe(model=config, batch_tokens=batch_tokens, max_epochs=_EPOCHS, reasons=reasons)

@@ -63,6 +63,7 @@ class UnifiedModule(L.LightningModule):
         reasoning_steps: passes that feed the last output row back before retrieval.
         score: retrieval by inner product (``dot``) or by ``cosine`` with a learned temperature.
         retrieval_loss: ``full`` or ``sampled`` softmax.
+        softmax_factors: type of the factors in the products of the full softmax's loss.
         num_negatives: uniform negatives of the sampled softmax, joined by up to as many targets of the batch.
         neighbour_targets: share of a retrieval target's label that goes to the items nearest in content.
         label_smoothing: of the retrieval softmax.
@@ -107,6 +108,7 @@ class UnifiedModule(L.LightningModule):
         reasoning_steps: int | None = None,
         score: Literal["dot", "cosine"] | None = None,
         retrieval_loss: Literal["full", "sampled"] | None = None,
+        softmax_factors: Literal["float32", "bfloat16"] | None = None,
         num_negatives: int | None = None,
         neighbour_targets: float | None = None,
         label_smoothing: float | None = None,
@@ -150,6 +152,7 @@ class UnifiedModule(L.LightningModule):
                 "reasoning_steps": reasoning_steps,
                 "score": score,
                 "retrieval_loss": retrieval_loss,
+                "softmax_factors": softmax_factors,
                 "num_negatives": num_negatives,
                 "neighbour_targets": neighbour_targets,
                 "label_smoothing": label_smoothing,

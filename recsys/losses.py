@@ -14,43 +14,64 @@ from torch.nn import functional as F
 
 __all__ = ["action_loss", "full_softmax_loss_sum", "pairwise_loss", "sampled_softmax_loss_sum"]
 
-_MAX_LOGITS = 1 << 25
-"""Logits held at once by the full softmax (128 MiB in float32)."""
+_MAX_LOGITS = 3 << 19
+"""Logits held at once by the full softmax on a CPU: 6 MiB in float32, about what its caches hold."""
+_MAX_LOGITS_ELSEWHERE = 1 << 25
+"""The same on any other device: 128 MiB."""
 
 
 class _FullSoftmax(torch.autograd.Function):
-    """Loss and gradients in one go over chunks of rows, so that no logits wait for the backward pass."""
+    """Loss and gradients in one go over chunks of rows, so that no logits wait for the backward pass.
+
+    Products have factors of the type ``factors`` and sums of float32; the softmax itself is float32.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, query_ND: Tensor, vectors_ID: Tensor, label_NK: Tensor, weight_NK: Tensor, smoothing: float
+        ctx: Any,
+        query_ND: Tensor,
+        vectors_ID: Tensor,
+        label_NK: Tensor,
+        weight_NK: Tensor,
+        smoothing: float,
+        factors: torch.dtype,
     ) -> Tensor:
-        chunk = max(1, _MAX_LOGITS // max(1, len(vectors_ID)))
-        loss = query_ND.new_zeros(())
-        grad_ID = torch.zeros_like(vectors_ID)
-        grads: list[Tensor] = []
-        for query, label, weight in zip(
-            query_ND.split(chunk), label_NK.split(chunk), weight_NK.split(chunk), strict=True
-        ):
-            logits = query @ vectors_ID.T
-            log_p = torch.log_softmax(logits, -1, out=logits)
-            loss = loss - (1.0 - smoothing) * (log_p.gather(1, label) * weight).sum()
-            if smoothing:
-                loss = loss - smoothing * log_p.mean(1).sum()
-            residual = log_p.exp_()  # d loss / d logits = p − (1 − ε) w − ε / I
-            residual.scatter_add_(1, label, weight * -(1.0 - smoothing))
-            if smoothing:
-                residual -= smoothing / len(vectors_ID)
-            grads.append(residual @ vectors_ID)
-            grad_ID.addmm_(residual.T, query)
-        ctx.save_for_backward(torch.cat(grads) if grads else torch.zeros_like(query_ND), grad_ID)
+        kind, num_items = query_ND.device.type, len(vectors_ID)
+        chunk = max(1, (_MAX_LOGITS if kind == "cpu" else _MAX_LOGITS_ELSEWHERE) // max(1, num_items))
+        with torch.autocast(kind, enabled=False):
+            vectors, weight_NK = vectors_ID.to(factors), weight_NK.float() * (1.0 - smoothing)
+            loss = query_ND.new_zeros((), dtype=torch.float32)
+            grad_ID = torch.zeros_like(vectors_ID, dtype=torch.float32)
+            grads: list[Tensor] = []
+            for query, label, weight in zip(
+                query_ND.to(factors).split(chunk), label_NK.split(chunk), weight_NK.split(chunk), strict=True
+            ):
+                logits = (query @ vectors.T).float()
+                at_label, most = logits.gather(1, label), logits.amax(1)
+                mean = logits.mean(1) if smoothing else None
+                p = torch.softmax(logits, -1, out=logits)
+                log_sum = most - p.amax(1).log()  # of exp(logits): one pass over p instead of another exponential
+                loss = loss - ((at_label - log_sum[:, None]) * weight).sum()
+                if mean is not None:
+                    loss = loss - smoothing * (mean - log_sum).sum()
+                residual = p.scatter_add_(1, label, -weight)  # d loss / d logits = p − (1 − ε) w − ε / I
+                if smoothing:
+                    residual -= smoothing / num_items
+                residual = residual.to(factors)
+                grads.append(residual @ vectors)
+                if factors == grad_ID.dtype:
+                    grad_ID.addmm_(residual.T, query)
+                else:
+                    grad_ID += residual.T @ query
+        grad_ND = torch.cat(grads).to(query_ND.dtype) if grads else torch.zeros_like(query_ND)
+        ctx.save_for_backward(grad_ND, grad_ID.to(vectors_ID.dtype))
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         grad_ND, grad_ID = ctx.saved_tensors
-        return grad_ND * grad, grad_ID * grad, None, None, None
+        return grad_ND * grad.to(grad_ND.dtype), grad_ID * grad.to(grad_ID.dtype), None, None, None, None
 
 
 def full_softmax_loss_sum(
@@ -59,18 +80,23 @@ def full_softmax_loss_sum(
     label_NK: Tensor,
     weight_NK: Tensor | None = None,
     label_smoothing: float = 0.0,
+    factors: torch.dtype | None = None,
 ) -> Tensor:
-    """Σ −label · log softmax(query · vectors); memory stays bounded whatever the number of rows.
+    """Σ −label · log softmax(query · vectors) in float32; memory stays bounded whatever the number of rows.
 
     Args:
         label_NK: [N] targets, or [N, K] items that share a row's label.
         weight_NK: their shares, which add up to 1 in each row; an item may be named twice.
         label_smoothing: ε of the label (1 − ε) label + ε / I (arXiv 1512.00567).
+        factors: type of the factors of the three matrix products; None = what autocast says, else that of the query.
     """
     if weight_NK is None:
         label_NK = label_NK[:, None]
-        weight_NK = torch.ones_like(label_NK, dtype=query_ND.dtype)
-    loss: Tensor = _FullSoftmax.apply(query_ND, vectors_ID, label_NK, weight_NK, label_smoothing)
+        weight_NK = torch.ones_like(label_NK, dtype=torch.float32)
+    if factors is None:
+        kind = query_ND.device.type
+        factors = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query_ND.dtype
+    loss: Tensor = _FullSoftmax.apply(query_ND, vectors_ID, label_NK, weight_NK, label_smoothing, factors)
     return loss
 
 

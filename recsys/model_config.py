@@ -13,6 +13,7 @@ BlockKind = Literal["softmax", "hstu", "ligr"]
 LayoutKind = Literal["mam", "interleaved", "lagged"]
 RetrievalLoss = Literal["full", "sampled"]
 ScoreKind = Literal["dot", "cosine"]
+SoftmaxFactors = Literal["float32", "bfloat16"]
 TimeEncoding = Literal["bias", "rotary", "both", "none"]
 
 
@@ -72,6 +73,9 @@ class ModelConfig:
     score: ScoreKind = "dot"
     """Retrieval scores: inner products, or cosines times a learned inverse temperature."""
     retrieval_loss: RetrievalLoss = "full"
+    softmax_factors: SoftmaxFactors = "float32"
+    """Type of the factors in the matrix products of the full softmax's loss; the rest of it is float32. Under an
+    autocast of the whole training the products have its type."""
     num_negatives: int = 256
     """Uniform negatives a step of the sampled softmax; up to as many targets of the batch join them."""
     neighbour_targets: float = 0.0
@@ -157,6 +161,7 @@ class ModelConfig:
             ("score", ("dot", "cosine")),
             ("layout", ("mam", "interleaved", "lagged")),
             ("retrieval_loss", ("full", "sampled")),
+            ("softmax_factors", ("float32", "bfloat16")),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"model.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")

@@ -142,7 +142,10 @@ class Objective:
             vectors_JD = table_I1D[:-1] if self.all_trained else table_I1D.index_select(0, self.trained_J)
             label_NK, weight_NK = (target_N, None) if self.neighbours is None else self.neighbours.labels(target_N)
             label_JK = self.compact_I[label_NK]
-            return full_softmax_loss_sum(query_ND, item_side(vectors_JD), label_JK, weight_NK, config.label_smoothing)
+            return full_softmax_loss_sum(
+                query_ND, item_side(vectors_JD), label_JK, weight_NK, config.label_smoothing,
+                torch.bfloat16 if config.softmax_factors == "bfloat16" else None,
+            )  # fmt: skip
         if self.neighbours is not None:
             target_N = self.neighbours.drawn(target_N)
         num_random, num_trained = config.num_negatives, len(self.trained_J)

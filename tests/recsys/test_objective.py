@@ -75,6 +75,26 @@ def test_shared_labels_are_those_of_torch(smoothing, monkeypatch):
         assert torch.allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_bfloat16_factors_change_loss_and_gradients_by_their_rounding_alone(smoothing, monkeypatch):
+    torch.manual_seed(0)
+    query, vectors = torch.randn(70, 16, requires_grad=True), torch.randn(300, 16, requires_grad=True)
+    label, weight = torch.randint(0, 300, (70, 3)), torch.rand(70, 3).softmax(1)
+    monkeypatch.setattr("recsys.losses._MAX_LOGITS", 300 * 32)
+
+    def both(factors):
+        loss = full_softmax_loss_sum(query, vectors, label, weight, smoothing, factors)
+        return [loss, *torch.autograd.grad(3 * loss, [query, vectors])]
+
+    exact, rounded = both(torch.float32), both(torch.bfloat16)
+    assert [part.dtype for part in rounded] == [torch.float32] * 3
+    for one, other in zip(rounded, exact, strict=True):
+        assert 0 < (one - other).norm() < 0.01 * other.norm()
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = both(None)
+    assert all(torch.equal(one, other) for one, other in zip(autocast, rounded, strict=True))
+
+
 def test_smoothed_sampled_softmax_is_that_of_torch_over_what_a_row_sees():
     torch.manual_seed(0)
     query, vectors = torch.randn(3, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
