@@ -24,6 +24,7 @@ import lightning as L
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import read_json, write_json
+from recsys.pipelines.unified_module import SELECTION
 
 __all__ = ["code_hash", "one_training"]
 
@@ -36,7 +37,8 @@ class _Watcher(L.Callback):
     """Keeps the figures of every validation, and the time that training steps take without validations."""
 
     def __init__(self) -> None:
-        self.epochs: list[dict[str, float]] = []
+        self.epochs: list[tuple[float, dict[str, float]]] = []
+        """What the epoch is selected by, and its figures."""
         self.seconds, self.steps = 0.0, 0
         self.took = 0.0
         self._mark = self._began = 0.0
@@ -63,7 +65,7 @@ class _Watcher(L.Callback):
         for name, value in metrics.items():
             if name.startswith("val/") and name.endswith("/auc"):
                 figures[f"AUC {name.removeprefix('val/').removesuffix('/auc')}"] = float(value)
-        self.epochs.append(figures)
+        self.epochs.append((float(metrics[SELECTION]), figures))
 
 
 def one_training(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def one_training(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         folder: of the run.
 
     Returns:
-        the figures of the epoch with the best NDCG@10, ``epochs``, ``s/step``, and the NDCG@10 of the sum with memory
+        the figures of the epoch that `fit` keeps, ``epochs``, ``s/step``, and the NDCG@10 of the sum with memory
         terms, None where there is nothing to add or to judge.
 
     Raises:
@@ -106,7 +108,7 @@ def one_training(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     )
     if not watcher.epochs:
         raise InputError("training ended before its first validation; allow more minutes")
-    figures: dict[str, Any] = max(watcher.epochs, key=lambda epoch: epoch["NDCG@10"])
+    figures: dict[str, Any] = dict(max(watcher.epochs, key=lambda epoch: epoch[0])[1])
     chosen = add_memory_weights(best, dataset, chosen_relations(dataset, "default"))
     figures["NDCG@10 of the sum"] = chosen.sum_ndcg if chosen.num_requests else None
     figures |= {"epochs": len(watcher.epochs), "s/step": watcher.seconds / max(1, watcher.steps)}

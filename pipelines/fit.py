@@ -25,12 +25,11 @@ from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.item_graphs import chosen_relations
 from recsys.pipelines.last_checkpoint import LastCheckpoint
 from recsys.pipelines.memory_weights import ChosenWeights, add_memory_weights
-from recsys.pipelines.unified_module import UnifiedModule
+from recsys.pipelines.unified_module import SELECTION, UnifiedModule
 from recsys.pipelines.warm_start import warm_start
 
 __all__ = ["fit_dataset", "main"]
 
-_MONITOR = "val/dense_learned/ndcg@10"
 _KNOWN_WARNINGS = (
     "LightningCLI's args parameter",
     ".*does not have many workers.*",
@@ -134,7 +133,7 @@ def _callbacks(folder: Path, data: PreparedData, config: Any) -> list[L.Callback
     best = ModelCheckpoint(
         dirpath=folder,
         filename="best",
-        monitor=_MONITOR if judged else None,
+        monitor=SELECTION if judged else None,
         mode="max",
         save_top_k=1,
         enable_version_counter=False,
@@ -142,7 +141,7 @@ def _callbacks(folder: Path, data: PreparedData, config: Any) -> list[L.Callback
     )
     callbacks: list[L.Callback] = [best]
     if judged:
-        callbacks.append(EarlyStopping(_MONITOR, mode="max", patience=config["patience"], strict=False))
+        callbacks.append(EarlyStopping(SELECTION, mode="max", patience=config["patience"], strict=False))
     if config["trainer"]["enable_progress_bar"] is not False:
         callbacks.append(RichProgressBar())
     return [*callbacks, LastCheckpoint(folder, config["last_every_n_steps"])]
@@ -271,7 +270,9 @@ def _say_result(data: PreparedData, trainer: L.Trainer, chosen: ChosenWeights | 
     best = Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
     score = getattr(trainer.checkpoint_callback, "best_model_score", None)
     if score is not None:
-        console.print(f"best validation NDCG@10 of dense_learned: {float(score):.4f} (full ranking, history filtered)")
+        ranks = any(name.startswith("val/") and name.endswith("/auc") for name in trainer.callback_metrics)
+        what = "NDCG@10 of dense_learned" + (" + AUC of the actions" if ranks else "")
+        console.print(f"best validation {what}: {float(score):.4f} (full ranking, history filtered)")
     if chosen is not None and chosen.num_requests:
         about = ", ".join(f"{name} {row[0]:.3g}" for name, row in chosen.weights.relations.items())
         console.print(
@@ -299,7 +300,7 @@ def fit_dataset(
         settings: parameters of :class:`UnifiedModule`, :class:`PreparedData` or of Lightning's ``Trainer``, by name.
 
     Returns:
-        the checkpoint with the best validation NDCG@10.
+        the checkpoint of the best epoch; see :data:`~recsys.pipelines.unified_module.SELECTION`.
 
     Raises:
         InputError: an unknown or impossible setting.

@@ -14,6 +14,7 @@ import lightning as L
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.pipelines.fit import fit_dataset
+from recsys.pipelines.unified_module import SELECTION
 
 __all__ = ["Figures", "run_trial"]
 
@@ -24,14 +25,11 @@ _NDCG = "val/dense_learned/ndcg@10"
 class Figures:
     """Validation figures of one epoch."""
 
+    objective: float
+    """What ``fit`` selects the epoch by: NDCG@10, and where slates are ranked the mean AUC of the actions with it."""
     ndcg: float
     auc: dict[str, float]
     """By action; empty without slates."""
-
-    @property
-    def objective(self) -> float:
-        """NDCG@10, and where slates are ranked the mean AUC of the actions beside it."""
-        return self.ndcg + (sum(self.auc.values()) / len(self.auc) if self.auc else 0.0)
 
 
 class _Watcher(L.Callback):
@@ -51,7 +49,7 @@ class _Watcher(L.Callback):
             for name, value in metrics.items()
             if name.startswith("val/") and name.endswith("/auc")
         }
-        self.epochs.append(Figures(float(metrics[_NDCG]), auc))
+        self.epochs.append(Figures(float(metrics[SELECTION]), float(metrics[_NDCG]), auc))
         if self.hopeless(len(self.epochs), self.epochs[-1]):
             self.is_pruned = trainer.should_stop = True
 
@@ -68,8 +66,7 @@ def run_trial(
         hopeless: asked after every epoch, from 1, whether to stop.
 
     Returns:
-        The figures of the epoch with the best NDCG@10, which is the one whose checkpoint `fit` keeps; the number of
-        epochs; and whether it was stopped.
+        The figures of the epoch whose checkpoint `fit` keeps; the number of epochs; and whether it was stopped.
 
     Raises:
         InputError: a setting is wrong, or no epoch came to its validation.
@@ -93,4 +90,4 @@ def run_trial(
     gc.collect()  # trainer, module and data refer to each other in circles
     if not watcher.epochs:
         raise InputError("training ended before its first validation; allow more steps")
-    return max(watcher.epochs, key=lambda figures: figures.ndcg), len(watcher.epochs), watcher.is_pruned
+    return max(watcher.epochs, key=lambda figures: figures.objective), len(watcher.epochs), watcher.is_pruned

@@ -28,7 +28,11 @@ from recsys.pipelines.recipe import changed_model
 from recsys.ranking import predict_slates
 from recsys.training_batches import TrainingBatch
 
-__all__ = ["UnifiedModule"]
+__all__ = ["SELECTION", "UnifiedModule"]
+
+SELECTION = "val/selection"
+"""What the epoch that is kept has most of: NDCG@10 of ``dense_learned`` over validation requests, and where validation
+slates are ranked the mean AUC of the actions, each weighted by the number of its rarer label."""
 
 _NEIGHBOURS = 8
 """Nearest items a target may be replaced by."""
@@ -295,32 +299,39 @@ class UnifiedModule(L.LightningModule):
             self._ranks[name].append(target_ranks(scores_BI.cpu().numpy(), requests.target, seen).rank_Q)
 
     def _log_ranks(self, stage: str) -> None:
+        selection = 0.0
         for retriever, parts in self._ranks.items():
             for name, value in _figures(np.concatenate(parts) if parts else np.zeros(0, np.int64)).items():
                 shown = retriever == "dense_learned" and name == "ndcg@10"
                 self.log(f"{stage}/{retriever}/{name}", value, prog_bar=shown)
-        for name, value in self._slate_figures(_SPLITS[stage]).items():
+                if shown:
+                    selection = value
+        by_action, mean_auc = self._slate_figures(_SPLITS[stage])
+        for name, value in by_action.items():
             self.log(f"{stage}/{name}", value)
+        if stage == "val":
+            self.log(SELECTION, selection + mean_auc)
         self._items_ID = None
 
-    def _slate_figures(self, split: int) -> dict[str, float]:
-        """AUC of every action over the slates of a split."""
+    def _slate_figures(self, split: int) -> tuple[dict[str, float], float]:
+        """AUC of every action over the slates of a split, and their mean by the number of rarer labels; 0 without."""
         dataset = self.data.dataset
         slates = dataset.slates
         if slates is None or self.model.action_head is None or not (slates.split == split).any():
-            return {}
+            return {}, 0.0
         from recsys.ranking_metrics import auc
 
         features = self.data.features(self.config)
         feature_RF = None if features is None else features.slates_RF
         predicted = predict_slates(self.model, dataset, split, feature_RF=feature_RF)
-        figures = {}
+        figures, weights = {}, []
         for place, action in enumerate(dataset.manifest.actions):
             known = ((slates.known[predicted.row_R] >> place) & 1).astype(bool)
             yes = ((slates.yes[predicted.row_R] >> place) & 1).astype(bool)[known]
             if yes.any() and not yes.all():
                 figures[f"{action}/auc"] = float(auc(yes, predicted.prob_RA[known, place]))
-        return figures
+                weights.append(min(int(yes.sum()), int((~yes).sum())))
+        return figures, float(np.average(list(figures.values()), weights=weights)) if figures else 0.0
 
     # -- optimiser ------------------------------------------------------------------------------------------------
 
