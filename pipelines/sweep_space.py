@@ -65,7 +65,7 @@ def search_space(data: PreparedData, fixed: Mapping[str, str]) -> list[Setting]:
     if model.content_dim:
         settings.append(Setting(flag="--model.id_dropout", default=model.id_dropout, low=0.0, high=0.5, step=0.05))
     if model.use_actions:
-        settings.append(Setting(flag="--model.action_weight", default=model.action_weight, low=0.1, high=4.0))
+        settings.append(Setting(flag="--model.action_weight", default=model.action_weight, low=0.03, high=3.0))
         if model.layout == "mam":
             settings.append(Setting(flag="--model.mask_prob", default=model.mask_prob, low=0.05, high=0.5, step=0.05))
     settings.append(_named("score", model))

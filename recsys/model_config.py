@@ -86,8 +86,10 @@ class ModelConfig:
     """Weight of the target-aware loss of retrieval, in training alone; see :mod:`recsys.target_aware`."""
     target_aware_negatives: int = 8
     """Candidates beside each target of that loss; half of them are hard."""
-    action_weight: float = 1.0
-    """Weight of L_action beside L_item."""
+    action_weight: float = 0.3
+    """Weight of L_action beside L_item. With .3 instead of 1 validation NDCG@10 of the learned part rose from .0561 to
+    .0592 on KuaiRand, where the AUC of clicks fell less over twelve epochs (.7531, not .7491), and test NDCG@10 on the
+    simulated world from .127 to .130 with the same AUC."""
     pairwise_weight: float = 0.0
     """Weight of the pairwise logistic term inside a slate."""
     regress_value: bool = False
