@@ -271,7 +271,7 @@ def _say_result(data: PreparedData, trainer: L.Trainer, chosen: ChosenWeights | 
     score = getattr(trainer.checkpoint_callback, "best_model_score", None)
     if score is not None:
         ranks = any(name.startswith("val/") and name.endswith("/auc") for name in trainer.callback_metrics)
-        what = "NDCG@10 of dense_learned" + (" + AUC of the actions" if ranks else "")
+        what = "NDCG@10 of dense_learned" + (" × (2 AUC − 1) of the actions" if ranks else "")
         console.print(f"best validation {what}: {float(score):.4f} (full ranking, history filtered)")
     if chosen is not None and chosen.num_requests:
         about = ", ".join(f"{name} {row[0]:.3g}" for name, row in chosen.weights.relations.items())

@@ -26,7 +26,7 @@ class Figures:
     """Validation figures of one epoch."""
 
     objective: float
-    """What ``fit`` selects the epoch by: NDCG@10, and where slates are ranked the mean AUC of the actions with it."""
+    """What ``fit`` selects the epoch by: NDCG@10, times 2 AUC − 1 where slates are ranked."""
     ndcg: float
     auc: dict[str, float]
     """By action; empty without slates."""

@@ -31,7 +31,7 @@ def made_up(flags: Sequence[str], epoch: int) -> Figures:
     values = dict(flag.split("=") for flag in flags)
     loss = abs(float(values["--model.dropout"]) - 0.2) + float(values["--model.lr"])
     ndcg = (1.0 - loss) * epoch / 4
-    return Figures(ndcg + 0.5, ndcg, {"click": 0.5})
+    return Figures(ndcg * 0.5, ndcg, {"click": 0.75})
 
 
 def interrupted() -> None:
@@ -76,11 +76,11 @@ def test_the_default_comes_first_and_the_search_finds_better(toy_dataset, tmp_pa
     result = search(toy_dataset.path, tmp_path / "s.db", trainings, 12)
     space = search_space(PreparedData(str(toy_dataset.path)), {})
     assert trainings.flags[0] == [f"{setting.flag}={setting.default}" for setting in space]
-    assert len(result["trials"]) == 12 and result["objective"] == "ndcg@10 + mean auc"
+    assert len(result["trials"]) == 12 and result["objective"] == "ndcg@10 × (2 auc − 1)"
     assert {trial["state"] for trial in result["trials"]} == {"complete", "pruned"}
     objectives = [trial["objective"] for trial in result["trials"] if trial["state"] == "complete"]
     assert result["best"]["objective"] == max(objectives) > result["trials"][0]["objective"]
-    assert result["best"]["objective"] == pytest.approx(result["best"]["ndcg@10"] + 0.5)
+    assert result["best"]["objective"] == pytest.approx(result["best"]["ndcg@10"] * 0.5)
     best = [f"{flag}={value}" for flag, value in result["best"]["settings"].items()]
     assert result["command"] == ["recsys", "fit", "--data.path", str(toy_dataset.path), *best]
 
