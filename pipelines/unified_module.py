@@ -32,8 +32,8 @@ __all__ = ["SELECTION", "UnifiedModule"]
 
 SELECTION = "val/selection"
 """What the epoch that is kept has most of: NDCG@10 of ``dense_learned`` over validation requests; where validation
-slates are ranked, that times 2 AUC − 1, with the mean AUC of the actions, weighted by the numbers of their rarer labels.
-A product, since either may be small: a hundredth more of one counts like a hundredth more of the other."""
+slates are ranked, that times 2 AUC − 1, with the mean AUC of the actions weighted by the numbers of rarer labels. A
+product, since either may be small: a hundredth more of one counts like a hundredth more of the other."""
 
 _NEIGHBOURS = 8
 """Nearest items a target may be replaced by."""
