@@ -6,7 +6,7 @@ import inspect
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.item_graphs import chosen_relations
 from recsys.pipelines.last_checkpoint import LastCheckpoint
 from recsys.pipelines.memory_weights import ChosenWeights, add_memory_weights
+from recsys.pipelines.ranking_shares import add_ranking_shares
 from recsys.pipelines.unified_module import SELECTION, UnifiedModule
 from recsys.pipelines.warm_start import warm_start
 
@@ -120,12 +121,14 @@ class _TrainingCLI(LightningCLI):
         best = Path(self.trainer.default_root_dir) / "checkpoints" / "best.ckpt"
         if not best.exists():  # stopped before the first validation: what there is, is the best
             self.trainer.save_checkpoint(best)
-        chosen = None
+        chosen, shares = None, dict[str, float]()
+        if self.trainer.is_global_zero and not self.trainer.interrupted:
+            shares = add_ranking_shares(best, self.datamodule.dataset)
         if self.config_init.fit.memory and self.trainer.is_global_zero and not self.trainer.interrupted:
             relations = chosen_relations(self.datamodule.dataset, self.config_init.fit.memory_relations)
             chosen = add_memory_weights(best, self.datamodule.dataset, relations)
         if not self.config_init.fit.quiet:
-            _say_result(self.datamodule, self.trainer, chosen)
+            _say_result(self.datamodule, self.trainer, chosen, shares)
 
 
 def _callbacks(folder: Path, data: PreparedData, config: Any) -> list[L.Callback]:
@@ -265,7 +268,9 @@ def _say_choice(data: PreparedData, module: UnifiedModule, trainer: L.Trainer, m
     console.print(f"· run folder {trainer.default_root_dir}, at most {trainer.max_epochs} epochs")
 
 
-def _say_result(data: PreparedData, trainer: L.Trainer, chosen: ChosenWeights | None) -> None:
+def _say_result(
+    data: PreparedData, trainer: L.Trainer, chosen: ChosenWeights | None, shares: Mapping[str, float]
+) -> None:
     console = stdout_console()
     best = Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
     score = getattr(trainer.checkpoint_callback, "best_model_score", None)
@@ -273,6 +278,9 @@ def _say_result(data: PreparedData, trainer: L.Trainer, chosen: ChosenWeights | 
         ranks = any(name.startswith("val/") and name.endswith("/auc") for name in trainer.callback_metrics)
         what = "NDCG@10 of dense_learned" + (" × (2 AUC − 1) of the actions" if ranks else "")
         console.print(f"best validation {what}: {float(score):.4f} (full ranking, history filtered)")
+    if shares:
+        about = ", ".join(f"{action} {share:.2f}" for action, share in shares.items())
+        console.print(f"ranking believes of the network, beside past rates: {about}")
     if chosen is not None and chosen.num_requests:
         about = ", ".join(f"{name} {row[0]:.3g}" for name, row in chosen.weights.relations.items())
         console.print(

@@ -37,6 +37,7 @@ _FREE = frozenset(
         "mask_prob",
         "retrieval_loss",
         "num_negatives",
+        "softmax_factors",
         "label_smoothing",
         "crop",
         "neighbour_targets",

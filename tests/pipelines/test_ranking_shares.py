@@ -1,0 +1,75 @@
+"""What the network adds to past rates counts as much as validation says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recsys.dataset import Dataset
+from recsys.pipelines import fit as fit_module
+from recsys.pipelines.checkpoint import load_model
+from recsys.pipelines.fit import fit_dataset
+from recsys.pipelines.prepare.build import prepare_frames
+from recsys.pipelines.ranking_shares import chosen_shares
+from recsys.pipelines.simulate.command import simulate
+from recsys.ranking import predict_slates
+
+FAST = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False, "memory": False, "dim": 16, "window": 16}
+
+
+def parts(noise: float, rows: int = 20_000) -> tuple[Any, Any, Any]:
+    """Two parts of true logits, the second with noise of so many times its own spread, and labels."""
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, rows, 1))
+    yes = rng.random((rows, 1)) < 1 / (1 + np.exp(-(first + second)))
+    return first.astype(np.float32), (second + noise * rng.normal(size=(rows, 1))).astype(np.float32), yes
+
+
+@pytest.mark.parametrize(("noise", "share"), [(0.0, 1.0), (1.0, 0.5), (2.0, 0.2)])
+def test_a_noisy_part_is_believed_as_far_as_it_forecasts(noise, share):
+    first, second, yes = parts(noise)
+    found = chosen_shares(first, second, yes, np.ones_like(yes))
+    assert found == pytest.approx([share], abs=0.05) and found <= 1
+
+
+def test_labels_that_are_unknown_or_all_alike_teach_nothing():
+    first, second, yes = parts(2.0, rows=400)
+    known = np.zeros_like(yes)
+    assert chosen_shares(first, second, yes, known) == [1.0]
+    assert chosen_shares(first, second, np.zeros_like(yes), ~known) == [1.0]
+    known[:200] = True
+    expected = chosen_shares(first[:200], second[:200], yes[:200], known[:200])
+    assert chosen_shares(first, second, yes, known) == pytest.approx(expected) and expected < 1
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("world")
+    simulate(folder / "raw", users=60, items=240, seed=1)
+    frames = {name: pl.read_parquet(folder / "raw" / f"{name}.parquet") for name in ("interactions", "impressions")}
+    return prepare_frames(output=folder / "data", **frames)
+
+
+def test_a_fit_weighs_the_network_in_what_it_keeps(world, tmp_path, monkeypatch):
+    found: dict[str, float] = {}
+    add = fit_module.add_ranking_shares
+    monkeypatch.setattr(fit_module, "add_ranking_shares", lambda *words: found.update(add(*words)) or found)
+    kept, _ = load_model(fit_dataset(world, tmp_path / "weighed", max_epochs=1, **FAST))
+    monkeypatch.setattr(fit_module, "add_ranking_shares", lambda *words: {})
+    trained, _ = load_model(fit_dataset(world, tmp_path / "trained", max_epochs=1, **FAST))
+    assert set(found) == set(world.manifest.actions) and min(found.values()) < 1
+
+    whole = predict_slates(trained, world, 2).logit_RA
+    head = trained.action_head
+    assert head is not None
+    head.out.weight.data[:] = 0.0
+    head.out.bias.data[:] = 0.0
+    features = predict_slates(trained, world, 2).logit_RA
+    weighed = features + np.array([found[action] for action in world.manifest.actions]) * (whole - features)
+    assert np.allclose(predict_slates(kept, world, 2).logit_RA, weighed, atol=1e-5)
+    for name, value in trained.state_dict().items():
+        if not name.startswith("action_head.out."):
+            assert (kept.state_dict()[name] == value).all(), name
