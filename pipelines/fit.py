@@ -61,7 +61,7 @@ class _TrainingCLI(LightningCLI):
     """How the network came about, where it does not start anew."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--patience", type=int, default=3, help="epochs without a better validation NDCG@10")
+        parser.add_argument("--patience", type=int, default=3, help="epochs on end that validation may be no better")
         parser.add_argument("--quiet", type=bool, default=False, help="say nothing of what was chosen")
         parser.add_argument("--memory", type=bool, default=True, help="choose weights of memory terms on validation")
         parser.add_argument(

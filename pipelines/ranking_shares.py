@@ -62,11 +62,15 @@ def add_ranking_shares(checkpoint: Path, dataset: Dataset) -> dict[str, float]:
 
     The share multiplies the last layer of the ranking head, so that the model is the same otherwise.
 
+    A checkpoint that has its shares is left as it is, so that a fit which was killed here goes on to the same bytes.
+
     Returns:
         The share of each action; empty where ranking reads no features or there are no validation slates, and then
         nothing is written.
     """
-    model, _ = load_model(checkpoint)
+    model, meta = load_model(checkpoint)
+    if "ranking_shares" in meta:
+        return dict(meta["ranking_shares"])
     head, slates = model.action_head, dataset.slates
     if head is None or head.wide is None or slates is None or not (slates.split == VALIDATION).any():
         return {}
@@ -90,6 +94,8 @@ def add_ranking_shares(checkpoint: Path, dataset: Dataset) -> dict[str, float]:
     for name, value in zip(("weight", "bias"), kept, strict=True):
         value[:num_actions] *= factor_A[:, None] if value.dim() > 1 else factor_A
         content["state_dict"][f"net.action_head.out.{name}"] = value
+    shares: dict[str, float] = dict(zip(dataset.manifest.actions, share_A.tolist(), strict=True))
+    content["recsys"]["ranking_shares"] = shares
     with atomic_file(checkpoint) as temporary:
         torch.save(content, temporary)
-    return dict(zip(dataset.manifest.actions, share_A.tolist(), strict=True))
+    return shares

@@ -23,7 +23,8 @@ _MAX_LOGITS_ELSEWHERE = 1 << 25
 class _FullSoftmax(torch.autograd.Function):
     """Loss and gradients in one go over chunks of rows, so that no logits wait for the backward pass.
 
-    Products have factors of the type ``factors`` and sums of float32; the softmax itself is float32.
+    Factors and results of the matrix products have the type ``factors``; the softmax and what is added up over chunks
+    are float32.
     """
 
     @staticmethod
@@ -88,7 +89,8 @@ def full_softmax_loss_sum(
         label_NK: [N] targets, or [N, K] items that share a row's label.
         weight_NK: their shares, which add up to 1 in each row; an item may be named twice.
         label_smoothing: ε of the label (1 − ε) label + ε / I (arXiv 1512.00567).
-        factors: type of the factors of the three matrix products; None = what autocast says, else that of the query.
+        factors: type of the factors and results of the three matrix products; None = what autocast says, else that of
+            the query.
     """
     if weight_NK is None:
         label_NK = label_NK[:, None]

@@ -74,8 +74,8 @@ class ModelConfig:
     """Retrieval scores: inner products, or cosines times a learned inverse temperature."""
     retrieval_loss: RetrievalLoss = "full"
     softmax_factors: SoftmaxFactors = "float32"
-    """Type of the factors in the matrix products of the full softmax's loss; the rest of it is float32. Under an
-    autocast of the whole training the products have its type."""
+    """Type of the factors and results of the matrix products in the full softmax's loss; the rest of it is float32.
+    Under an autocast of the whole training the products have its type."""
     num_negatives: int = 256
     """Uniform negatives a step of the sampled softmax; up to as many targets of the batch join them."""
     neighbour_targets: float = 0.0

@@ -85,6 +85,18 @@ def toy_dataset(toy_frames: dict[str, Any], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Sixty simulated users with slates, prepared; no text."""
+    from recsys.pipelines.prepare.build import prepare_frames
+    from recsys.pipelines.simulate.command import simulate
+
+    folder = tmp_path_factory.mktemp("small_world")
+    simulate(folder / "raw", users=60, items=240, seed=1)
+    frames = {name: pl.read_parquet(folder / "raw" / f"{name}.parquet") for name in ("interactions", "impressions")}
+    return prepare_frames(output=folder / "data", **frames)
+
+
+@pytest.fixture(scope="session")
 def toy_model(toy_dataset: Dataset) -> UnifiedModel:
     """A small model of the toy dataset with fixed random weights."""
     from recsys.model import UnifiedModel

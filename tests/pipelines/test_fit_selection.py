@@ -7,14 +7,10 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import polars as pl
 import pytest
 import torch
 
-from recsys.dataset import Dataset
 from recsys.pipelines.fit import fit_dataset
-from recsys.pipelines.prepare.build import prepare_frames
-from recsys.pipelines.simulate.command import simulate
 from recsys.pipelines.unified_module import SELECTION, UnifiedModule
 
 FAST = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False, "memory": False, "dim": 16, "window": 16}
@@ -28,27 +24,19 @@ class Watcher(L.Callback):
         self.epochs.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("world")
-    simulate(folder / "raw", users=60, items=240, seed=1)
-    frames = {name: pl.read_parquet(folder / "raw" / f"{name}.parquet") for name in ("interactions", "impressions")}
-    return prepare_frames(output=folder / "data", **frames)
-
-
 def best_epoch(run: Path) -> int:
     return int(torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"])
 
 
-def test_an_epoch_is_judged_by_retrieval_and_by_ranking(world, tmp_path):
+def test_an_epoch_is_judged_by_retrieval_and_by_ranking(small_world, tmp_path):
     watcher = Watcher()
-    fit_dataset(world, tmp_path / "run", max_epochs=2, watchers=[watcher], **FAST)
-    slates = world.slates
+    fit_dataset(small_world, tmp_path / "run", max_epochs=2, watchers=[watcher], **FAST)
+    slates = small_world.slates
     assert slates is not None
     rows = np.repeat(slates.split == 1, np.diff(slates.offsets))
     for figures in watcher.epochs:
         total = weight = 0.0
-        for place, action in enumerate(world.manifest.actions):
+        for place, action in enumerate(small_world.manifest.actions):
             known = ((slates.known[rows] >> place) & 1).astype(bool)
             yes = ((slates.yes[rows] >> place) & 1).astype(bool)[known]
             rarer = min(yes.sum(), (~yes).sum())
@@ -61,7 +49,7 @@ def test_an_epoch_is_judged_by_retrieval_and_by_ranking(world, tmp_path):
 
 
 @pytest.mark.parametrize(("auc", "kept"), [((0.9, 0.51, 0.51), 0), ((0.51, 0.51, 0.9), 2)])
-def test_ranking_that_gets_worse_ends_what_is_kept(auc, kept, world, tmp_path, monkeypatch):
+def test_ranking_that_gets_worse_ends_what_is_kept(auc, kept, small_world, tmp_path, monkeypatch):
     told = iter(auc)
 
     def slate_figures(self: Any, split: int) -> tuple[dict[str, float], float]:
@@ -69,5 +57,5 @@ def test_ranking_that_gets_worse_ends_what_is_kept(auc, kept, world, tmp_path, m
         return {"click/auc": value}, value
 
     monkeypatch.setattr(UnifiedModule, "_slate_figures", slate_figures)
-    fit_dataset(world, tmp_path / "run", max_epochs=3, **FAST)
+    fit_dataset(small_world, tmp_path / "run", max_epochs=3, **FAST)
     assert best_epoch(tmp_path / "run") == kept

@@ -5,16 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 
-from recsys.dataset import Dataset
 from recsys.pipelines import fit as fit_module
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.fit import fit_dataset
-from recsys.pipelines.prepare.build import prepare_frames
 from recsys.pipelines.ranking_shares import chosen_shares
-from recsys.pipelines.simulate.command import simulate
 from recsys.ranking import predict_slates
 
 FAST = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False, "memory": False, "dim": 16, "window": 16}
@@ -45,31 +41,26 @@ def test_labels_that_are_unknown_or_all_alike_teach_nothing():
     assert chosen_shares(first, second, yes, known) == pytest.approx(expected) and expected < 1
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("world")
-    simulate(folder / "raw", users=60, items=240, seed=1)
-    frames = {name: pl.read_parquet(folder / "raw" / f"{name}.parquet") for name in ("interactions", "impressions")}
-    return prepare_frames(output=folder / "data", **frames)
-
-
-def test_a_fit_weighs_the_network_in_what_it_keeps(world, tmp_path, monkeypatch):
+def test_a_fit_weighs_the_network_in_what_it_keeps(small_world, tmp_path, monkeypatch):
     found: dict[str, float] = {}
     add = fit_module.add_ranking_shares
     monkeypatch.setattr(fit_module, "add_ranking_shares", lambda *words: found.update(add(*words)) or found)
-    kept, _ = load_model(fit_dataset(world, tmp_path / "weighed", max_epochs=1, **FAST))
+    weighed_at = fit_dataset(small_world, tmp_path / "weighed", max_epochs=1, **FAST)
+    before = weighed_at.read_bytes()
+    assert add(weighed_at, small_world) == found and weighed_at.read_bytes() == before, "a second time changes nothing"
+    kept, _ = load_model(weighed_at)
     monkeypatch.setattr(fit_module, "add_ranking_shares", lambda *words: {})
-    trained, _ = load_model(fit_dataset(world, tmp_path / "trained", max_epochs=1, **FAST))
-    assert set(found) == set(world.manifest.actions) and min(found.values()) < 1
+    trained, _ = load_model(fit_dataset(small_world, tmp_path / "trained", max_epochs=1, **FAST))
+    assert set(found) == set(small_world.manifest.actions) and min(found.values()) < 1
 
-    whole = predict_slates(trained, world, 2).logit_RA
+    whole = predict_slates(trained, small_world, 2).logit_RA
     head = trained.action_head
     assert head is not None
     head.out.weight.data[:] = 0.0
     head.out.bias.data[:] = 0.0
-    features = predict_slates(trained, world, 2).logit_RA
-    weighed = features + np.array([found[action] for action in world.manifest.actions]) * (whole - features)
-    assert np.allclose(predict_slates(kept, world, 2).logit_RA, weighed, atol=1e-5)
+    features = predict_slates(trained, small_world, 2).logit_RA
+    weighed = features + np.array([found[action] for action in small_world.manifest.actions]) * (whole - features)
+    assert np.allclose(predict_slates(kept, small_world, 2).logit_RA, weighed, atol=1e-5)
     for name, value in trained.state_dict().items():
         if not name.startswith("action_head.out."):
             assert (kept.state_dict()[name] == value).all(), name
