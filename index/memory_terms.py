@@ -13,22 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recsys.index.item_graph import ItemGraph
+from recsys.index.item_graph import TRANSITION, ItemGraph
+from recsys.index.walks import WALKS
 
 __all__ = ["MemoryTerms", "MemoryWeights"]
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryWeights:
-    """Weights of score(i) = w · s(i) + Σ_j Σ_r b_{r,j} · f_r(h_j -> i), s the learned score, h_0 the newest item."""
+    """Weights of w · s(i) + Σ_j Σ_r c · b_{r,j} · f_r(h_j -> i), s being the learned score and h_0 the newest item."""
 
     learned: float
     """w; 0 leaves the terms alone."""
     relations: dict[str, tuple[float, ...]]
     """b of each relation for h_0, h_1, …; a relation that is not named is off."""
+    new_items: float = 1.0
+    """c of an item without training events in relations of content; c is 1 for all others."""
 
     def __post_init__(self) -> None:
-        numbers = [self.learned, *(b for row in self.relations.values() for b in row)]
+        numbers = [self.learned, self.new_items, *(b for row in self.relations.values() for b in row)]
         if not all(math.isfinite(number) and number >= 0 for number in numbers):
             raise ValueError(f"weights of memory terms must be finite and at least 0, got {self.to_dict()}")
 
@@ -38,24 +41,34 @@ class MemoryWeights:
         return cls(learned, {name: tuple(b * decay**j for j in range(recent)) for name, b in weights.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        return {"learned": self.learned, "relations": {name: list(row) for name, row in self.relations.items()}}
+        rows = {name: list(row) for name, row in self.relations.items()}
+        return {"learned": self.learned, "relations": rows, "new_items": self.new_items}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MemoryWeights:
         """Read what :meth:`to_dict` wrote."""
         rows = {str(name): tuple(float(b) for b in row) for name, row in values["relations"].items()}
-        return cls(float(values["learned"]), rows)
+        return cls(float(values["learned"]), rows, float(values.get("new_items", 1.0)))
 
 
 class MemoryTerms:
-    """The terms Σ_j Σ_r b_{r,j} · f_r(h_j -> i) of one graph under fixed weights."""
+    """The terms Σ_j Σ_r c · b_{r,j} · f_r(h_j -> i) of one graph under fixed weights."""
 
-    def __init__(self, graph: ItemGraph, relations: Mapping[str, Sequence[float]]) -> None:
+    def __init__(
+        self,
+        graph: ItemGraph,
+        relations: Mapping[str, Sequence[float]],
+        *,
+        is_new_I: Tensor | None = None,
+        new_items: float = 1.0,
+    ) -> None:
         """Keep the graph and lay out the weights.
 
         Args:
             graph: whose relations the weights name.
             relations: b per relation and place; places beyond the end of a row have weight 0.
+            is_new_I: [I] bool, items without training events; None = none.
+            new_items: c of those in relations of content.
         """
         for name in relations:
             if name not in graph.relations:
@@ -67,7 +80,12 @@ class MemoryTerms:
         weight_MR = torch.zeros(places, len(graph.relations))
         for name, row in relations.items():
             weight_MR[: len(row), graph.relations.index(name)] = torch.tensor(row)
-        self.weight_MR = weight_MR.to(graph.values.device)
+        device = graph.values.device
+        self.weight_MR = weight_MR.to(device)
+        counted = (TRANSITION, *WALKS)
+        self._is_content_R = torch.tensor([name not in counted for name in graph.relations], device=device)
+        factor_I = None if is_new_I is None or new_items == 1.0 else torch.where(is_new_I, new_items, 1.0).to(device)
+        self._factor_I = factor_I
 
     def edges(self, recent_BM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """User, neighbour and weighted value of every edge from recent items; a pair may occur several times.
@@ -90,7 +108,10 @@ class MemoryTerms:
         shift_X = start_X - (count_X.cumsum(0) - count_X)
         edge_T = torch.arange(len(owner_T), device=owner_T.device) + shift_X[owner_T]
         term_T = graph.values[edge_T] * self.weight_MR[place_X, relation_X][owner_T]
-        return user_X[owner_T], graph.neighbours[edge_T].long(), term_T
+        item_T = graph.neighbours[edge_T].long()
+        if self._factor_I is not None:
+            term_T = torch.where(self._is_content_R[relation_X][owner_T], term_T * self._factor_I[item_T], term_T)
+        return user_X[owner_T], item_T, term_T
 
     def add_to(self, score_BI: Tensor, recent_BM: Tensor) -> None:
         """Add the terms of every item to [B, I] contiguous float32 scores on the graph's device."""

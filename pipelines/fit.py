@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse.typing import PositiveFloat
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -70,6 +71,13 @@ class _TrainingCLI(LightningCLI):
             default="default",
             help="relations of the memory terms, A,B: default (transition, all kinds of text), two_step, pagerank, …",
         )
+        parser.add_argument(
+            "--new_item_factor",
+            type=PositiveFloat | None,
+            default=None,
+            help="how many times content counts in the memory terms of items without training events; null = chosen so "
+            "that new items fare no worse than by content alone",
+        )
         # Two spellings: that of this command line, and that of all others.
         parser.add_argument("--init_from", "--init-from", type=str, default=None, help="start from the weights of FILE")
         parser.add_argument("--last_every_n_steps", type=int, default=100, help="steps between writes of last.ckpt")
@@ -126,7 +134,8 @@ class _TrainingCLI(LightningCLI):
             shares = add_ranking_shares(best, self.datamodule.dataset)
         if self.config_init.fit.memory and self.trainer.is_global_zero and not self.trainer.interrupted:
             relations = chosen_relations(self.datamodule.dataset, self.config_init.fit.memory_relations)
-            chosen = add_memory_weights(best, self.datamodule.dataset, relations)
+            factor = self.config_init.fit.new_item_factor
+            chosen = add_memory_weights(best, self.datamodule.dataset, relations, factor)
         if not self.config_init.fit.quiet:
             _say_result(self.datamodule, self.trainer, chosen, shares)
 
@@ -287,6 +296,12 @@ def _say_result(
             f"with memory terms: {chosen.sum_ndcg:.4f} beside {chosen.learned_ndcg:.4f} on {chosen.num_requests:,} "
             f"requests (learned {chosen.weights.learned:.3g}, {about}; newest item, then decaying)"
         )
+        if chosen.new_items is not None:
+            new = chosen.new_items
+            console.print(
+                f"content counts {new.factor:g} times for items without training events: {new.ndcg:.4f} on targets "
+                f"taken for such, {new.plain_ndcg:.4f} with 1, {new.content_ndcg:.4f} by content alone"
+            )
     console.print("serve it with:")
     console.print(f"  recsys export --checkpoint {best} --data {data.dataset.path} --output bundle --histories")
 
@@ -322,6 +337,7 @@ def fit_dataset(
         "last_every_n_steps": "",
         "memory": "",
         "memory_relations": "",
+        "new_item_factor": "",
         "init_from": "",
     }
     argv = ["fit", "--data.path", str(dataset.path), "--trainer.default_root_dir", str(root_dir)]

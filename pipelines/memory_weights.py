@@ -7,7 +7,7 @@ relation), B = requests of a batch, I = items, M = recent items, R = relations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from recsys.index.memory_terms import MemoryTerms, MemoryWeights
 from recsys.model import UnifiedModel
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.item_graphs import training_graph
+from recsys.pipelines.new_item_factor import ChosenFactor, choose_new_item_factor
 from recsys.pipelines.recipe import validation_requests
 
 __all__ = ["ChosenWeights", "add_memory_weights", "choose_memory_weights"]
@@ -49,18 +50,29 @@ class ChosenWeights:
     """Validation NDCG@10 of the learned score alone (full ranking, history filtered, among the best candidates)."""
     sum_ndcg: float
     num_requests: int
+    new_items: ChosenFactor | None = None
+    """What was chosen for items without training events, and how such items fare; None = there was nothing to choose.
+    The other figures are without it."""
 
 
-def add_memory_weights(checkpoint: Path, dataset: Dataset, relations: Sequence[str] | None = None) -> ChosenWeights:
+def add_memory_weights(
+    checkpoint: Path,
+    dataset: Dataset,
+    relations: Sequence[str] | None = None,
+    new_item_factor: float | None = None,
+) -> ChosenWeights:
     """Choose the weights for a checkpoint of a dataset and keep them in it; the last step of a fit.
 
     Args:
         checkpoint: which gets the weights, and with them the names of the relations that everything after uses.
         dataset: that it was trained on.
         relations: as in :func:`recsys.pipelines.item_graphs.training_graph`.
+        new_item_factor: taken instead of a chosen one.
     """
     model, _ = load_model(checkpoint)
     chosen = choose_memory_weights(model, dataset, training_graph(dataset, relations))
+    if new_item_factor is not None:
+        chosen = replace(chosen, weights=replace(chosen.weights, new_items=float(new_item_factor)), new_items=None)
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     content["recsys"]["memory_weights"] = chosen.weights.to_dict()
     with atomic_file(checkpoint) as temporary:
@@ -96,7 +108,11 @@ def choose_memory_weights(model: UnifiedModel, dataset: Dataset, graph: ItemGrap
     alone = judge(Weighting(1.0, dict.fromkeys(relations, 0.0), 1.0))
     starts = [start, Weighting(4 * _LEARNED, dict(relations), _DECAY)]
     best, score = max((_ascend(judge, one) for one in starts), key=lambda found: found[1])
-    return ChosenWeights(best.memory_weights(recent), alone, score, len(requests))
+    weights = best.memory_weights(recent)
+    new_items = choose_new_item_factor(model, dataset, graph, requests, weights)
+    if new_items is not None:
+        weights = replace(weights, new_items=new_items.factor)
+    return ChosenWeights(weights, alone, score, len(requests), new_items)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,8 +52,12 @@ class ItemVectors(nn.Module):
             keep_I1 = keep_I1 * (torch.rand_like(keep_I1) >= self.id_dropout)
         vectors_ID = self.ids.all_rows() * keep_I1
         if self.project is not None:
-            vectors_ID = vectors_ID + self.project(self.content_IC)
+            vectors_ID = vectors_ID + self.content_part()
         return torch.cat([vectors_ID, vectors_ID.new_zeros(1, vectors_ID.shape[1])])
+
+    def content_part(self) -> Tensor:
+        """[I, D]: what content alone says of every item; zeros in a model of ids only."""
+        return torch.zeros_like(self.ids.all_rows()) if self.project is None else self.project(self.content_IC)
 
     def rows(self, items: Tensor) -> Tensor:
         """Vectors of some items, ids of any shape; the same numbers as ``table()[items]`` without dropout."""

@@ -356,14 +356,21 @@ class UnifiedModel(nn.Module):
         return self.query_packed(states.last_BD, surface_B, at_B, known, gap_B, states.user_BD)
 
     @torch.no_grad()
-    def item_vectors(self) -> Tensor:
+    def item_vectors(self, is_new_I: Tensor | None = None) -> Tensor:
         """[I, D] float32 vectors of the catalogue for the retrieval index.
 
         An item without training events and without content has nothing of its own: it stands at the mean of the
         trained items, so that it scores like an average item and not above those with negative scores.
+
+        Args:
+            is_new_I: [I] bool, items taken for items without training events; None = those that have none.
         """
-        vectors_ID = self.query_head.item_side(self.items.table()[:-1].float())
+        table_ID = self.items.table()[:-1].float()
         trained_I = self.items.has_id_I
+        if is_new_I is not None:
+            trained_I = trained_I & ~is_new_I
+            table_ID = torch.where(is_new_I[:, None], self.items.content_part(), table_ID)
+        vectors_ID = self.query_head.item_side(table_ID)
         blank_I = ~trained_I & ~vectors_ID.any(1)
         if not trained_I.any():
             return vectors_ID

@@ -20,7 +20,7 @@ class PositionBias(nn.Module):
 
     def forward(self, distance_BNL: Tensor) -> Tensor:
         """[B, N, L] distances to a [B, H, N, L] bias; negative ones (rows never seen) count as 0."""
-        bias: Tensor = self.table(distance_BNL.clamp(0, self.max_distance)).permute(0, 3, 1, 2)
+        bias: Tensor = self.table.by_column(distance_BNL.clamp(0, self.max_distance))
         return bias
 
     def of_last(self, num_rows: int) -> Tensor:

@@ -40,7 +40,7 @@ class TimeBias(nn.Module):
 
     def forward(self, bucket_BNL: Tensor) -> Tensor:
         """[B, N, L] buckets to a [B, H, N, L] bias."""
-        bias: Tensor = self.table(bucket_BNL).permute(0, 3, 1, 2)
+        bias: Tensor = self.table.by_column(bucket_BNL)
         return bias
 
     def same_time(self) -> Tensor:

@@ -54,7 +54,7 @@ def _retriever(bundle: Bundle, name: str, training_only: bool) -> Retriever:
     chosen = {relation: row for relation, row in bundle.memory_weights.relations.items() if relation in relations}
     if not any(any(row) for row in chosen.values()):
         return DenseRetriever(bundle.model, bundle.index, bundle.vectors, name)
-    terms = MemoryTerms(graph, chosen)
-    return DenseRetriever(
-        bundle.model, bundle.index, bundle.vectors, name, memory=terms, learned=bundle.memory_weights.learned
-    )
+    found = bundle.memory_weights
+    is_new_I = ~bundle.model.items.has_id_I
+    terms = MemoryTerms(graph, chosen, is_new_I=is_new_I, new_items=found.new_items)
+    return DenseRetriever(bundle.model, bundle.index, bundle.vectors, name, memory=terms, learned=found.learned)

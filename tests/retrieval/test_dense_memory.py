@@ -72,6 +72,19 @@ def test_hits_are_the_best_of_all_sums(toy_model, toy_dataset, graph, monkeypatc
         assert torch.allclose(hits.scores_QK[user, : len(wanted)], best.values[user, : len(wanted)], atol=1e-5)
 
 
+def test_content_of_new_items_counts_so_many_times(graph: ItemGraph):
+    recent_BM = torch.tensor([[3, 8, 11, -1], [5, -1, -1, -1]])
+    is_new_I = torch.arange(30) % 3 == 0
+    plain, more, text = (torch.zeros(2, 30) for _ in range(3))
+    MemoryTerms(graph, WEIGHTS).add_to(plain, recent_BM)
+    MemoryTerms(graph, {"text": WEIGHTS["text"]}).add_to(text, recent_BM)
+    terms = MemoryTerms(graph, WEIGHTS, is_new_I=is_new_I, new_items=2.5)
+    terms.add_to(more, recent_BM)
+    assert text[:, is_new_I].any() and torch.allclose(more, plain + 1.5 * text * is_new_I, atol=1e-6)
+    user_X, item_X, sum_X = terms.pairs(recent_BM)
+    assert torch.equal(sum_X, more[user_X, item_X])
+
+
 @settings(max_examples=25, deadline=None)
 @given(recent=st.lists(st.lists(st.integers(-1, 29), min_size=4, max_size=4), min_size=1, max_size=5))
 def test_pairs_and_sums_are_the_same_terms(graph: ItemGraph, recent):
@@ -95,7 +108,7 @@ def test_the_rule_is_the_terms_with_decaying_weights(graph: ItemGraph):
 
 
 def test_weights_survive_json_and_refuse_nonsense(graph: ItemGraph):
-    weights = MemoryWeights(0.25, {"text": (1.0, 0.5)})
+    weights = MemoryWeights(0.25, {"text": (1.0, 0.5)}, new_items=1.4)
     assert MemoryWeights.from_dict(weights.to_dict()) == weights
     with pytest.raises(ValueError, match="at least 0"):
         MemoryWeights(0.5, {"text": (-1.0,)})
