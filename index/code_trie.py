@@ -1,0 +1,262 @@
+"""The code trie: which code may follow which prefix of a semantic ID, and which items a prefix leads to.
+
+Items are sorted by their codes, so that the items below a node are a run of places, the children of a node a run of
+nodes, and nothing needs a pointer (as in STATIC's decoding for accelerators, methods of constrained generation). A node
+of depth d is known by its number among the nodes of that depth, in the order of their prefixes.
+
+Suffixes: I = items, P = places (items in the order of the trie), L = levels, N = nodes of a level, M = nodes of the
+level above, B = requests, W = beams of a request, C = children of a beam, G = removed items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from recsys.index.parts import checked_parts, write_parts
+from recsys.index.tensor_file import write_tensors
+
+__all__ = ["CodeTrie", "TrieLevel"]
+
+_FORMAT = "recsys-code-trie"
+_FORMAT_VERSION = 1
+_MANIFEST = "trie.json"
+_TENSORS = "trie.safetensors"
+_MOST_CELLS = 1 << 20
+"""Of a dense table."""
+_MOST_KEY = 2**62
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TrieLevel:
+    """The nodes of one depth."""
+
+    code_N: Tensor
+    """[N] int32, the last code of each prefix."""
+    child_M1: Tensor
+    """[M + 1] int32: the children of node m above are ``child_M1[m]`` up to ``child_M1[m + 1]``, codes rising."""
+    start_N1: Tensor
+    """[N + 1] int32: the items of node n stand at the places ``start_N1[n]`` up to ``start_N1[n + 1]``."""
+    most_children: int
+    """Of a node above."""
+    table_MK: Tensor | None
+    """[M, K] int32 child by code, −1 = none; where it is small and well filled, else None."""
+    alive_N: Tensor | None = None
+    """[N] bool, nodes that still lead to an item; None = all of them."""
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.code_N)
+
+    def children(self, node_BW: Tensor) -> tuple[Tensor, Tensor]:
+        """The children of nodes of the level above, at fixed width.
+
+        Args:
+            node_BW: [B, W] int64; −1 has none.
+
+        Returns:
+            [B, W, C] int64 nodes rising with C, −1 = none, and [B, W, C] int64 codes. Nodes without an item left are
+            among them.
+        """
+        above_BW = node_BW.clamp_min(0)
+        if self.table_MK is not None:
+            child_BWC = self.table_MK[above_BW].long()
+            code_BWC = torch.arange(self.table_MK.shape[1], device=node_BW.device).expand(child_BWC.shape)
+            missing_BWC = child_BWC < 0
+        else:
+            first_BW = self.child_M1[above_BW].long()
+            child_BWC = first_BW[..., None] + torch.arange(self.most_children, device=node_BW.device)
+            missing_BWC = child_BWC >= self.child_M1[above_BW + 1].long()[..., None]
+            code_BWC = self.code_N[child_BWC.clamp_max(self.num_nodes - 1)].long()
+        return child_BWC.masked_fill(missing_BWC | (node_BW < 0)[..., None], -1), code_BWC
+
+
+@dataclass(frozen=True, slots=True)
+class CodeTrie:
+    """All semantic IDs of a catalogue. Immutable: growing and removing return another trie."""
+
+    sizes: tuple[int, ...]
+    """Codes of each level."""
+    item_P: Tensor
+    """[P] int32, the item at each place; items of one leaf stand in the order they were given in."""
+    place_I: Tensor
+    """[I] int32, the place of each item."""
+    levels: tuple[TrieLevel, ...]
+    gone_G: Tensor | None = None
+    """[G] int64 places of removed items, rising; None = none is removed."""
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_P)
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def num_left(self) -> int:
+        """Items that are not removed."""
+        return self.num_items - (0 if self.gone_G is None else len(self.gone_G))
+
+    @classmethod
+    def build(cls, codes_IL: Tensor | Ints, sizes: Sequence[int], *, rank_I: Tensor | Ints | None = None) -> CodeTrie:
+        """Sort the codes and lay out their prefixes.
+
+        Args:
+            codes_IL: [I, L] integers, the codes of every item of the catalogue; items may share all of them.
+            sizes: codes of each level; codes are from 0 to size − 1.
+            rank_I: [I] order of items within a leaf, smallest first; equal ranks and None: by item.
+
+        Raises:
+            ValueError: no items, another number of levels than sizes, or a code out of range.
+        """
+        codes = np.asarray(codes_IL, dtype=np.int64)
+        sizes = tuple(int(size) for size in sizes)
+        _check(codes, sizes)
+        order_P = np.arange(len(codes)) if rank_I is None else np.argsort(np.asarray(rank_I), kind="stable")
+        order_P = order_P[_sorted(codes[order_P], sizes)]
+        return cls._laid_out(codes[order_P], sizes, order_P)
+
+    @classmethod
+    def _laid_out(cls, codes_PL: Ints, sizes: tuple[int, ...], order_P: Ints) -> CodeTrie:
+        num_items = len(order_P)
+        place_I = np.empty(num_items, dtype=np.int32)
+        place_I[order_P] = np.arange(num_items, dtype=np.int32)
+        new_P = np.zeros(num_items, dtype=np.bool_)
+        new_P[0] = True
+        above_M = np.zeros(1, dtype=np.int64)  # first places of the nodes above: of the root
+        levels = []
+        for level, size in enumerate(sizes):
+            new_P[1:] |= codes_PL[1:, level] != codes_PL[:-1, level]
+            start_N = np.flatnonzero(new_P)
+            child_M1 = np.append(np.searchsorted(start_N, above_M), len(start_N))
+            code_N = codes_PL[start_N, level]
+            most = int(np.diff(child_M1).max())
+            table_MK = None
+            if len(above_M) * size <= _MOST_CELLS and 2 * most >= size:
+                table_MK = torch.full((len(above_M), size), -1, dtype=torch.int32)
+                above_N = np.repeat(np.arange(len(above_M)), np.diff(child_M1))
+                table_MK[above_N, code_N] = torch.arange(len(start_N), dtype=torch.int32)
+            levels.append(
+                TrieLevel(_int32(code_N), _int32(child_M1), _int32(np.append(start_N, num_items)), most, table_MK)
+            )
+            above_M = start_N
+        return cls(sizes, _int32(order_P), torch.from_numpy(place_I), tuple(levels))
+
+    def codes(self) -> Tensor:
+        """[I, L] int64 codes of every item, removed ones included."""
+        codes_PL = torch.empty(self.num_items, self.num_levels, dtype=torch.int64)
+        for number, level in enumerate(self.levels):
+            codes_PL[:, number] = torch.repeat_interleave(level.code_N.long(), level.start_N1.diff().long())
+        return codes_PL[self.place_I.long()]
+
+    def append(self, codes_NL: Tensor | Ints) -> CodeTrie:
+        """The trie with more items, whose ids follow those of the present ones; in a leaf they stand last.
+
+        Args:
+            codes_NL: [N, L] codes of the new items.
+        """
+        new_codes = np.asarray(codes_NL, dtype=np.int64)
+        _check(new_codes, self.sizes)
+        codes_IL = np.concatenate([self.codes().numpy(), new_codes])
+        rank_I = np.concatenate([self.place_I.numpy(), np.full(len(new_codes), self.num_items)])
+        grown = CodeTrie.build(codes_IL, self.sizes, rank_I=rank_I)
+        return grown if self.gone_G is None else grown.without(self.item_P[self.gone_G].long())
+
+    def without(self, items: Tensor) -> CodeTrie:
+        """The trie in which some items are removed: nothing leads to them, their places stay.
+
+        Args:
+            items: [N] int64 ids.
+
+        Raises:
+            ValueError: an id that is no item.
+        """
+        if len(items) and not (0 <= int(items.min()) and int(items.max()) < self.num_items):
+            raise ValueError(
+                f"items must have ids from 0 to {self.num_items - 1}, got {int(items.min())} to {int(items.max())}"
+            )
+        gone_G = self.place_I[items].long()
+        gone_G = (gone_G if self.gone_G is None else torch.cat([self.gone_G, gone_G])).unique()
+        levels = []
+        for level in self.levels:
+            start_N1 = level.start_N1.long()
+            left_N = start_N1.diff() - torch.searchsorted(gone_G, start_N1).diff()
+            levels.append(replace(level, alive_N=left_N > 0))
+        return replace(self, levels=tuple(levels), gone_G=gone_G)
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write the tensors and ``trie.json`` with their hash into ``folder``."""
+        header = {
+            "format": _FORMAT,
+            "format_version": _FORMAT_VERSION,
+            "num_items": self.num_items,
+            "sizes": list(self.sizes),
+            "most_children": [level.most_children for level in self.levels],
+        }
+        tensors = {"item": self.item_P, "place": self.place_I}
+        for number, level in enumerate(self.levels):
+            parts = {"code": level.code_N, "child": level.child_M1, "start": level.start_N1, "table": level.table_MK}
+            tensors |= {f"{name}.{number}": tensor for name, tensor in parts.items() if tensor is not None}
+        if self.gone_G is not None:
+            tensors["gone"] = self.item_P[self.gone_G]
+        write_parts(folder, _MANIFEST, header, {_TENSORS: lambda path: write_tensors(tensors, path)})
+
+    @classmethod
+    def load(cls, folder: Path) -> CodeTrie:
+        """Read what :meth:`save` wrote, hash first; the tensors are mapped, not read.
+
+        Raises:
+            ValueError: one line naming the file that is missing, truncated, changed or foreign, and what to do.
+        """
+        header = checked_parts(folder, _MANIFEST, format=_FORMAT, format_version=_FORMAT_VERSION, parts=(_TENSORS,))
+        tensors = load_file(folder / _TENSORS)
+        levels = tuple(
+            TrieLevel(
+                tensors[f"code.{number}"],
+                tensors[f"child.{number}"],
+                tensors[f"start.{number}"],
+                most,
+                tensors.get(f"table.{number}"),
+            )
+            for number, most in enumerate(header["most_children"])
+        )
+        trie = cls(tuple(header["sizes"]), tensors["item"], tensors["place"], levels)
+        return trie.without(tensors["gone"].long()) if "gone" in tensors else trie
+
+
+def _check(codes: Ints, sizes: tuple[int, ...]) -> None:
+    if codes.ndim != 2 or codes.shape[1] != len(sizes) or not sizes:
+        raise ValueError(f"codes must be [items, {len(sizes)}], one per level, got {list(codes.shape)}")
+    if not len(codes):
+        raise ValueError("there are no codes; a trie needs at least one item")
+    for level, size in enumerate(sizes):
+        low, high = int(codes[:, level].min()), int(codes[:, level].max())
+        if low < 0 or high >= size:
+            raise ValueError(f"codes of level {level + 1} must be from 0 to {size - 1}, got {low} to {high}")
+
+
+def _sorted(codes: Ints, sizes: tuple[int, ...]) -> Ints:
+    """The stable order of the rows."""
+    if np.prod([float(size) for size in sizes]) >= _MOST_KEY:
+        found: Ints = np.lexsort(codes.T[::-1])
+        return found
+    key = np.zeros(len(codes), dtype=np.int64)
+    for level, size in enumerate(sizes):
+        key = key * size + codes[:, level]
+    return np.argsort(key, kind="stable")
+
+
+def _int32(numbers: Ints) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int32))
