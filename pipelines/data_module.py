@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,7 @@ from recsys.errors import InputError
 from recsys.events import History, Requests
 from recsys.index.item_graph import ItemGraph
 from recsys.model_config import ModelConfig
+from recsys.pipelines.item_codes import read_codes
 from recsys.pipelines.item_graphs import training_graph
 from recsys.pipelines.recipe import chosen_batch_tokens, chosen_recipe, validation_requests
 from recsys.training_batches import TrainingBatch, TrainingExamples
@@ -65,6 +67,8 @@ class PreparedData(L.LightningDataModule):
         batch_users: users of a validation or test batch.
         seed: decides windows, batches, masks and initial weights.
         slates: whether training reads slates.
+        sids: semantic IDs of the items, from ``recsys tokenize`` or a Parquet file of item_id and codes; None = the
+            model generates none.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class PreparedData(L.LightningDataModule):
         batch_users: int = 512,
         seed: int = 0,
         slates: bool = True,
+        sids: str | None = None,
     ) -> None:
         super().__init__()
         if batch_tokens is not None and batch_tokens < 1:
@@ -84,6 +89,7 @@ class PreparedData(L.LightningDataModule):
         self.recipe = chosen_recipe(self.dataset)
         self.batch_tokens = batch_tokens
         self.batch_users, self.seed, self.slates = batch_users, seed, slates
+        self.codes = None if sids is None else read_codes(Path(sids), self.dataset)
         self._features: tuple[Any, TrainingFeatures] | None = None
         if not (self.dataset.train_end > 0).any():
             raise InputError(f"{path} has no training events; choose another split or prepare more data")

@@ -81,6 +81,8 @@ class UnifiedModule(L.LightningModule):
         past_rates: whether the ranking head reads how often each action followed before an event's time.
         memory_features: whether the ranking head reads what the item graph says of a candidate.
         cross_layers: low-rank cross layers of the ranking head.
+        code_blocks: blocks of the decoder of semantic IDs.
+        code_weight: weight of L_code.
         lr: peak learning rate of AdamW.
         weight_decay: of matrices; vectors and norms have none.
         warmup_steps: steps until the peak.
@@ -126,6 +128,8 @@ class UnifiedModule(L.LightningModule):
         past_rates: bool | None = None,
         memory_features: bool | None = None,
         cross_layers: int | None = None,
+        code_blocks: int | None = None,
+        code_weight: float | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.1,
         warmup_steps: int = 200,
@@ -170,6 +174,8 @@ class UnifiedModule(L.LightningModule):
                 "past_rates": past_rates,
                 "memory_features": memory_features,
                 "cross_layers": cross_layers,
+                "code_blocks": code_blocks,
+                "code_weight": code_weight,
             }.items()
             if value is not None
         }
@@ -220,6 +226,7 @@ class UnifiedModule(L.LightningModule):
                 self.model,
                 torch.from_numpy(dataset.train_item_counts()),
                 None if near is None else NeighbourTargets(*near, share),
+                None if self.data.codes is None else self.data.codes.codes_IL,
             )
             self._objective.to(self.device)
         return self._objective
@@ -247,6 +254,8 @@ class UnifiedModule(L.LightningModule):
         size = max(losses.num_targets, 1)
         self.log("train/item_nats", losses.item, batch_size=size, prog_bar=True, on_step=True, on_epoch=False)
         self.log("train/action_nats", losses.action, batch_size=size, on_step=True, on_epoch=False)
+        if losses.code is not None:
+            self.log("train/code_nats", losses.code, batch_size=size, on_step=True, on_epoch=False)
         return losses.total
 
     def on_validation_epoch_start(self) -> None:
@@ -375,6 +384,8 @@ def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     config = changed_model(data.recipe.model, {"user_dim": dataset.user_dim, **changes})
     if config.memory_features:
         config = replace(config, relations=readable_relations(dataset))
+    if data.codes is not None:
+        config = replace(config, code_sizes=data.codes.sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(data.seed)
         model = UnifiedModel(config)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from recsys.code_decoder import CodeDecoder, CodeDecoding
 from recsys.encoder import Encoder, KeysValues
 from recsys.errors import InputError
 from recsys.event_tokens import EventTokens
@@ -58,6 +59,7 @@ class UnifiedModel(nn.Module):
         """Stands for the last output row of an empty history."""
         self.tokens.reset()
         self.target_aware = TargetAware(config) if config.target_aware else None
+        self.code_decoder = CodeDecoder(config) if config.code_sizes else None
 
     @property
     def device(self) -> torch.device:
@@ -354,6 +356,19 @@ class UnifiedModel(nn.Module):
         known = torch.ones_like(at_B, dtype=torch.bool)
         gap_B = _gap(at_B, states.last_time_B)
         return self.query_packed(states.last_BD, surface_B, at_B, known, gap_B, states.user_BD)
+
+    @torch.no_grad()
+    def decode(self, states: UserStates, at_B: Tensor, surface_B: Tensor) -> CodeDecoding:
+        """Begin to generate semantic IDs, on the keys and values that the states hold.
+
+        Raises:
+            ValueError: the model generates none, or the states hold no keys and values.
+        """
+        if self.code_decoder is None:
+            raise ValueError("this model generates no semantic IDs; train it with codes of the items")
+        if not states.cache:
+            raise ValueError("the states hold no keys and values; encode with keep_cache=True")
+        return CodeDecoding(self.code_decoder, states, self.query(states, at_B, surface_B))
 
     @torch.no_grad()
     def item_vectors(self, is_new_I: Tensor | None = None) -> Tensor:

@@ -102,6 +102,12 @@ class ModelConfig:
     """Whether the ranking head reads the memory terms of a candidate; see :mod:`recsys.memory_features`."""
     relations: tuple[str, ...] = ()
     """Relations of the item graph that these terms are read from."""
+    code_sizes: tuple[int, ...] = ()
+    """Codes of each level of the semantic IDs that a decoder generates; empty = the model has none."""
+    code_blocks: int = 1
+    """Blocks of that decoder."""
+    code_weight: float = 1.0
+    """Weight of L_code beside L_item."""
     cross_layers: int = 0
     """Low-rank cross layers of the ranking head (DCN V2, arXiv 2008.13535)."""
     cross_rank: int = 32
@@ -120,6 +126,7 @@ class ModelConfig:
             "max_shown_rank",
             "cross_rank",
             "target_aware_negatives",
+            "code_blocks",
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"model.{name} must be positive, got {getattr(self, name)!r}")
@@ -204,4 +211,5 @@ class ModelConfig:
             raise InputError(
                 f"model configuration holds the unknown setting {unknown[0]!r}; it was written by another version"
             )
-        return cls(**{**values, "relations": tuple(values.get("relations", ()))})
+        lists = {name: tuple(values.get(name, ())) for name in ("relations", "code_sizes")}
+        return cls(**{**values, **lists})

@@ -1,4 +1,4 @@
-"""L = L_item + L_action of one packed batch, in one stage.
+"""L = L_item + L_action + L_code of one packed batch, in one stage.
 
 Suffixes: T = packed events, N = rows of one kind, D = width, I = items, A = actions.
 """
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recsys.candidate_features import features_without_surface
+from recsys.code_decoder import PackedReader
 from recsys.encoder import KeysValues
 from recsys.event_tokens import action_bits
 from recsys.layouts import ActionInput
@@ -36,6 +37,8 @@ class Losses:
     action: Tensor
     """Sum over actions of the mean over known labels, hidden history positions plus slate candidates."""
     num_targets: int
+    code: Tensor | None = None
+    """Mean over retrieval targets of −log p of all their codes; None in a model without a decoder of codes."""
 
 
 class Objective:
@@ -44,10 +47,19 @@ class Objective:
     Args:
         item_counts_I: [I] training events per item; items without any stay out of softmax denominators.
         neighbours: spreads the labels of retrieval targets to similar items; None = not.
+        codes_IL: [I, L] codes of the items, for a model that generates them.
     """
 
-    def __init__(self, model: UnifiedModel, item_counts_I: Tensor, neighbours: NeighbourTargets | None = None) -> None:
-        self.model, self.neighbours = model, neighbours
+    def __init__(
+        self,
+        model: UnifiedModel,
+        item_counts_I: Tensor,
+        neighbours: NeighbourTargets | None = None,
+        codes_IL: Tensor | None = None,
+    ) -> None:
+        if (codes_IL is None) != (model.code_decoder is None):
+            raise ValueError("codes of the items are needed where the model has a decoder of them, and only there")
+        self.model, self.neighbours, self.codes_IL = model, neighbours, codes_IL
         trained_J = (item_counts_I > 0).nonzero().flatten()
         self.trained_J = trained_J
         self.all_trained = len(trained_J) == len(item_counts_I)
@@ -59,8 +71,9 @@ class Objective:
         """Move the catalogue's tensors to the model's device."""
         if self.neighbours is not None:
             self.neighbours = self.neighbours.to(device)
-        for name in ("trained_J", "compact_I", "log_share_I"):
-            setattr(self, name, getattr(self, name).to(device))
+        for name in ("trained_J", "compact_I", "log_share_I", "codes_IL"):
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name).to(device))
 
     def __call__(self, batch: TrainingBatch) -> Losses:
         """Losses of one batch; draws masks, dropout and negatives from torch's generator."""
@@ -79,7 +92,8 @@ class Objective:
             hidden_T = torch.rand(len(events.item_T), device=hidden_T.device) < config.mask_prob
         z_RD, cache = model.encode_packed(events, hidden_T, lookup)
 
-        query_ND, target_N = self._queries(batch, z_RD, cache, model.layout.item_events(hidden_T))
+        reads_T = model.layout.item_events(hidden_T)
+        query_ND, target_N = self._queries(batch, z_RD, cache, reads_T)
         num_targets = len(target_N)
         item = z_RD.sum() * 0.0
         if num_targets:
@@ -96,7 +110,29 @@ class Objective:
                 model.layout.item_reads(z_RD), at_N, query_ND[: len(at_N)], target_N[: len(at_N)], self.trained_J,
                 lambda items: model.query_head.item_side(lookup(items)), events.groups,
             )  # fmt: skip
-        return Losses(total, item.detach(), action.detach(), num_targets)
+        code = None
+        if model.code_decoder is not None and num_targets:
+            code = self._code_loss(batch, cache, reads_T, query_ND, target_N)
+            total = total + config.code_weight * code
+        return Losses(total, item.detach(), action.detach(), num_targets, None if code is None else code.detach())
+
+    # -- generation -----------------------------------------------------------------------------------------------
+
+    def _code_loss(
+        self, batch: TrainingBatch, cache: KeysValues, reads_T: Tensor, query_ND: Tensor, target_N: Tensor
+    ) -> Tensor:
+        model, events = self.model, batch.events
+        assert model.code_decoder is not None and self.codes_IL is not None
+        scale = model.layout.rows_per_event
+        at_N = (reads_T & (batch.target_T >= 0)).nonzero().flatten()
+        visible_N = torch.cat([(events.position_T[at_N] + 1) * scale, torch.zeros_like(batch.start_S)])
+        sequence_N = torch.cat([_sequences(events)[at_N], batch.start_S])
+        groups = [type(g)(g.start * scale, g.num_sequences, g.length * scale) for g in events.groups]
+        code_NL = self.codes_IL[target_N]
+        read = PackedReader(cache, groups, events.num_sequences, sequence_N, visible_N)
+        logits = model.code_decoder(query_ND, code_NL, read)
+        losses = [F.cross_entropy(logit_NK.float(), code_NL[:, level]) for level, logit_NK in enumerate(logits)]
+        return torch.stack(losses).sum()
 
     # -- retrieval ------------------------------------------------------------------------------------------------
 

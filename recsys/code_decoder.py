@@ -1,0 +1,244 @@
+"""The head that generates semantic IDs, code by code, from the keys and values that the encoder left of a history.
+
+The history is not encoded again and nothing of it is projected again: a block's queries read the keys and values of an
+encoder layer as they are (lazy decoder of OneRec-V2, arXiv 2508.20900). The first token is the query vector of dense
+retrieval, so that time and surface of the request enter here too; every further token is the code before.
+
+Suffixes: N = rows (prefixes), L = levels, D = width, K = codes of a level, S = sequences of equal length, C = rows of a
+sequence, B = requests, W = beams, M = rows of a history, H = heads, E = head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recsys.attention import Group
+from recsys.dropout import Dropout
+from recsys.embedding_table import EmbeddingTable
+from recsys.encoder import KeysValues
+from recsys.model_config import ModelConfig
+from recsys.user_state import UserStates
+
+__all__ = ["CodeDecoder", "CodeDecoding", "HistoryReader", "PackedReader", "StateReader"]
+
+
+class HistoryReader(Protocol):
+    """Softmax attention of queries to what each of them may see of a history."""
+
+    def __call__(self, layer: int, query: Tensor) -> Tensor:
+        """[N, L, H, E] attention of [N, L, H, E] queries to an encoder layer; 0 where there is no history."""
+        ...
+
+
+class PackedReader:
+    """Rows of a packed training batch: row n reads the first ``visible_N[n]`` cached rows of its sequence."""
+
+    def __init__(
+        self, cache: KeysValues, groups: Sequence[Group], num_sequences: int, sequence_N: Tensor, visible_N: Tensor
+    ) -> None:
+        """Sort the rows by the groups of their sequences.
+
+        Args:
+            cache: packed keys and values [T, H, E] of every layer.
+            groups: of sequences of equal length, in rows of the cache, in order.
+            num_sequences: with the empty ones, which come first and are in no group.
+            sequence_N: [N] sequence of each row. visible_N: [N] cached rows that it reads.
+        """
+        self.cache, self.visible_N = cache, visible_N
+        self.parts: list[tuple[Group, Tensor, Tensor, int]] = []
+        first = num_sequences - sum(group.num_sequences for group in groups)
+        for group in groups:
+            inside_N = (sequence_N >= first) & (sequence_N < first + group.num_sequences) & (visible_N > 0)
+            row_R = inside_N.nonzero().flatten()
+            if len(row_R):
+                local_R = sequence_N[row_R] - first
+                local_R, order_R = local_R.sort(stable=True)
+                count_S = torch.bincount(local_R, minlength=group.num_sequences)
+                column_R = torch.arange(len(row_R), device=row_R.device) - (count_S.cumsum(0) - count_S)[local_R]
+                columns = int(count_S.max())
+                self.parts.append((group, row_R[order_R], local_R * columns + column_R, columns))
+            first += group.num_sequences
+
+    def __call__(self, layer: int, query: Tensor) -> Tensor:
+        keys, values = self.cache[layer]
+        out = torch.zeros_like(query)
+        for group, row_R, place_R, columns in self.parts:
+            shape = (group.num_sequences * columns, *query.shape[1:])
+            padded = query.new_zeros(shape).index_copy(0, place_R, query[row_R])
+            query_SCHE = padded.view(group.num_sequences, columns * query.shape[1], *query.shape[2:])
+            visible_X = self.visible_N.new_ones(shape[0]).index_copy(0, place_R, self.visible_N[row_R])
+            visible_SC = visible_X.view(group.num_sequences, columns).repeat_interleave(query.shape[1], 1)
+            rows = slice(group.start, group.start + group.num_sequences * group.length)
+            history = (group.num_sequences, group.length, *keys.shape[1:])
+            found = _attend(query_SCHE, keys[rows].view(history), values[rows].view(history), visible_SC)
+            out = out.index_copy(0, row_R, found.reshape(shape)[place_R])
+        return out
+
+
+class StateReader:
+    """Beams of requests: all beams of a request read the same cached rows, of which there is one copy."""
+
+    def __init__(self, states: UserStates) -> None:
+        self.states = states
+
+    def __call__(self, layer: int, query: Tensor) -> Tensor:
+        """[B, W, H, E] for [B, W, H, E] queries."""
+        keys, values = self.states.cache[layer]
+        visible_BW = self.states.num_rows_B[:, None].expand(-1, query.shape[1])
+        if not keys.shape[1]:
+            return torch.zeros_like(query)
+        return _attend(query, keys, values, visible_BW)
+
+
+def _attend(query_SCHE: Tensor, key_SMHE: Tensor, value_SMHE: Tensor, visible_SC: Tensor) -> Tensor:
+    query_SHCE = query_SCHE.transpose(1, 2) * query_SCHE.shape[-1] ** -0.5
+    score_SHCM = query_SHCE @ key_SMHE.permute(0, 2, 3, 1)
+    hidden_SCM = torch.arange(key_SMHE.shape[1], device=score_SHCM.device) >= visible_SC[..., None]
+    weight_SHCM = score_SHCM.masked_fill(hidden_SCM[:, None], torch.finfo(score_SHCM.dtype).min).softmax(-1)
+    weight_SHCM = weight_SHCM * (visible_SC > 0)[:, None, :, None]
+    return (weight_SHCM @ value_SMHE.transpose(1, 2)).transpose(1, 2)
+
+
+class _Block(nn.Module):
+    """Pre-norm: attention to the codes so far, to the history, and a feed-forward layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.norm_own, self.norm_history, self.norm_ffn = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out_own = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.query = nn.Linear(dim, dim)
+        self.norm_read, self.out_history = nn.LayerNorm(dim), nn.Linear(dim, dim)
+        self.up, self.down = nn.Linear(dim, config.ffn_factor * dim), nn.Linear(config.ffn_factor * dim, dim)
+        self.dropout = Dropout(config.dropout)
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim))
+
+    def own(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [..., H, E] for attention to the codes so far."""
+        q, k, v = self.qkv(self.norm_own(x)).chunk(3, -1)
+        return self.heads(q), self.heads(k), self.heads(v)
+
+    def finish(self, x: Tensor, attended: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """The block's output from its input and [..., H, E] attention to the codes so far."""
+        x = x + self.dropout(self.out_own(attended.flatten(-2)))
+        history = read(self.heads(self.query(self.norm_history(x))))
+        # Values of HSTU layers have another scale in every layer and model.
+        x = x + self.dropout(self.out_history(self.norm_read(history.flatten(-2))))
+        return x + self.dropout(self.down(self.dropout(F.gelu(self.up(self.norm_ffn(x))))))
+
+
+class CodeDecoder(nn.Module):
+    """Autoregressive decoder of semantic IDs."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.sizes = config.code_sizes
+        self.start = nn.Linear(config.dim, config.dim)
+        self.codes = nn.ModuleList(EmbeddingTable(size, config.dim) for size in self.sizes[:-1])
+        self.level_LD = nn.Parameter(torch.zeros(len(self.sizes), config.dim))
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.code_blocks))
+        self.layers = [config.num_blocks - 1 - place % config.num_blocks for place in range(config.code_blocks)][::-1]
+        """The encoder layer that each block reads: the last one by the last block."""
+        self.norm = nn.LayerNorm(config.dim)
+        self.out = nn.ModuleList(nn.Linear(config.dim, size) for size in self.sizes)
+        self.apply(_init)
+
+    def token(self, level: int, start_or_code: Tensor) -> Tensor:
+        """[..., D] input of a level: from the query vector [..., D] at the first one, from codes [...] later."""
+        scale = self.level_LD.shape[1] ** 0.5
+        found = self.start(start_or_code) if level == 0 else self.codes[level - 1](start_or_code) * scale
+        token: Tensor = found + self.level_LD[level]
+        return token
+
+    def forward(self, query_ND: Tensor, code_NL: Tensor, read: HistoryReader) -> list[Tensor]:
+        """Logits of every level, each given the codes before it.
+
+        Args:
+            query_ND: [N, D] query vectors of dense retrieval. code_NL: [N, L] codes of the targets; the last ones are
+                not read.
+            read: attention of [N, L, H, E] queries to the history.
+
+        Returns:
+            per level [N, K].
+        """
+        tokens = [self.token(0, query_ND)]
+        tokens += [self.token(level, code_NL[:, level - 1]) for level in range(1, len(self.sizes))]
+        x_NLD = torch.stack(tokens, 1)
+        for block, layer in zip(self.blocks, self.layers, strict=True):
+            assert isinstance(block, _Block)
+            q, k, v = (part.transpose(1, 2) for part in block.own(x_NLD))
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+            x_NLD = block.finish(x_NLD, attended, lambda query, layer=layer: read(layer, query))  # type: ignore[misc]
+        x_NLD = self.norm(x_NLD)
+        return [out(x_NLD[:, level]) for level, out in enumerate(self.out)]
+
+
+class CodeDecoding:
+    """One decoding of a batch of requests; see :class:`recsys.retrieval.beam_search.Decoding`.
+
+    Keys and values of the codes so far are kept level by level and never reordered: a beam finds those of its
+    ancestors by the places that the search names.
+    """
+
+    def __init__(self, decoder: CodeDecoder, states: UserStates, query_BD: Tensor) -> None:
+        self.decoder, self.query_BD = decoder, query_BD
+        self.read = StateReader(states)
+        self.level = 0
+        self.ancestor_BW: list[Tensor] = []
+        """For every earlier level the place of each beam's ancestor in it."""
+        self.kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in decoder.blocks]
+        """Per block and level keys and values [B, W, H, E]."""
+
+    @torch.no_grad()
+    def logits(self, parent_BW: Tensor | None, code_BW: Tensor | None) -> Tensor:
+        """[B, W, K] logits of the next level."""
+        decoder = self.decoder
+        if parent_BW is None or code_BW is None:
+            x_BWD = decoder.token(0, self.query_BD)[:, None]
+        else:
+            x_BWD = decoder.token(self.level, code_BW)
+            beams = torch.arange(self.kept[0][-1][0].shape[1], device=parent_BW.device)
+            self.ancestor_BW.append(beams.expand(len(parent_BW), -1))
+            self.ancestor_BW = [places_BW.gather(1, parent_BW) for places_BW in self.ancestor_BW]
+        for number, (block, layer) in enumerate(zip(decoder.blocks, decoder.layers, strict=True)):
+            assert isinstance(block, _Block)
+            q_BWHE, k_BWHE, v_BWHE = block.own(x_BWD)
+            keys, values = (
+                torch.stack(
+                    [
+                        *(
+                            _of(past[at], place)
+                            for past, place in zip(self.kept[number], self.ancestor_BW, strict=True)
+                        ),
+                        own,
+                    ],
+                    2,
+                )
+                for at, own in enumerate((k_BWHE, v_BWHE))
+            )
+            score_BWLH = (q_BWHE[:, :, None] * keys).sum(-1) * q_BWHE.shape[-1] ** -0.5
+            attended = (score_BWLH.softmax(2)[..., None] * values).sum(2)
+            self.kept[number].append((k_BWHE, v_BWHE))
+            x_BWD = block.finish(x_BWD, attended, lambda query, layer=layer: self.read(layer, query))  # type: ignore[misc]
+        logits: Tensor = decoder.out[self.level](decoder.norm(x_BWD))
+        self.level += 1
+        return logits
+
+
+def _of(rows_BVHE: Tensor, place_BW: Tensor) -> Tensor:
+    return rows_BVHE[torch.arange(len(rows_BVHE), device=place_BW.device)[:, None], place_BW]
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
