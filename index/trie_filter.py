@@ -4,7 +4,7 @@ A node whose items are all excluded never enters a beam, so that it cannot hold 
 have. An allow list marks the nodes above its items; exclusions are few per request and are counted node by node.
 
 Suffixes: B = requests, E = exclusions of a request, A = allowed items, N = nodes of a level, M = nodes of the level
-above, W = beams, C = children of a beam, T = items of leaves, P = places.
+above, W = beams, C = children of a beam, T = items of leaves, X = excluded items below beams.
 """
 
 from __future__ import annotations
@@ -64,45 +64,51 @@ class TrieFilter:
         alive_N[_node(start_N1, self.place_A)] = True
         return alive_N
 
-    def cut(self, level: int, node_BW: Tensor, child_BWC: Tensor) -> Tensor:
+    def cut(
+        self, level: int, node_BW: Tensor, child_BWC: Tensor, above_BE: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Children of beams without those that lead to nothing.
 
         Args:
             level: of the children.
             node_BW: nodes of the level above. child_BWC: from :meth:`recsys.index.code_trie.TrieLevel.children`.
+            above_BE: what this method returned at the level above; None at the first one.
 
         Returns:
-            [B, W, C] int64; −1 where nothing is left.
+            [B, W, C] int64 with −1 where nothing is left, and [B, E] the node of each excluded item below a beam.
         """
+        found = self.trie.levels[level]
         alive_N = self._alive(level)
         if alive_N is not None:
             child_BWC = child_BWC.masked_fill(~alive_N[child_BWC.clamp_min(0)], -1)
         if not self.place_BE.shape[1]:
-            return child_BWC
-        found = self.trie.levels[level]
-        dead_BE = self._dead(found.start_N1)
-        above_BE = torch.searchsorted(found.child_M1, dead_BE.clamp_min(0).int(), right=True) - 1
+            return child_BWC, None
+        if above_BE is None:
+            above_BE = (self.place_BE < self.trie.num_items).long() - 1  # the root, or nowhere
+        # Most excluded items are below no beam, and deeper down nearly all.
+        is_below_BWE = (node_BW[:, :, None] == above_BE[:, None]) & (above_BE >= 0)[:, None]
+        row_X, beam_X, column_X = is_below_BWE.nonzero(as_tuple=True)
+        node_X = _node(found.start_N1, self.place_BE[row_X, column_X])
+        node_BE = torch.full_like(above_BE, -1)
+        node_BE[row_X, column_X] = node_X
+        _, which_X, count_Y = (row_X * found.num_nodes + node_X).unique(return_inverse=True, return_counts=True)
+        is_dead_X = count_Y[which_X] >= self._left(found.start_N1, node_X)
+        row_X, beam_X, node_X = row_X[is_dead_X], beam_X[is_dead_X], node_X[is_dead_X]
         if found.table_MK is None:
-            slot_BE = dead_BE - found.child_M1[above_BE].long()
+            slot_X = node_X - found.child_M1[node_BW[row_X, beam_X]].long()
         else:
-            slot_BE = found.code_N[dead_BE.clamp_min(0)].long()
-        is_there_BWE = (node_BW[:, :, None] == above_BE[:, None]) & (dead_BE >= 0)[:, None]
-        row_X, beam_X, place_X = is_there_BWE.nonzero(as_tuple=True)
-        child_BWC[row_X, beam_X, slot_BE[row_X, place_X]] = -1
-        return child_BWC
+            slot_X = found.code_N[node_X].long()
+        child_BWC[row_X, beam_X, slot_X] = -1
+        return child_BWC, node_BE
 
-    def _dead(self, start_N1: Tensor) -> Tensor:
-        """[B, E] nodes all of whose items are excluded; −1 = another node."""
-        trie = self.trie
-        node_BE = _node(start_N1, self.place_BE.clamp_max(trie.num_items - 1))
-        low_BE, high_BE = start_N1[node_BE].long(), start_N1[node_BE + 1].long()
-        left_BE = high_BE - low_BE
+    def _left(self, start_N1: Tensor, node_X: Tensor) -> Tensor:
+        """[X] items of nodes that may be reached as long as they are not excluded."""
+        low_X, high_X = start_N1[node_X].long(), start_N1[node_X + 1].long()
         if self.place_A is not None:
-            left_BE = _between(self.place_A, low_BE, high_BE)
-        elif trie.gone_G is not None:
-            left_BE = left_BE - _between(trie.gone_G, low_BE, high_BE)
-        excluded_BE = _between(self.place_BE, low_BE, high_BE)
-        return node_BE.masked_fill((excluded_BE < left_BE) | (self.place_BE >= trie.num_items), -1)
+            return _between(self.place_A, low_X, high_X)
+        if self.trie.gone_G is not None:
+            return high_X - low_X - _between(self.trie.gone_G, low_X, high_X)
+        return high_X - low_X
 
     def items(self, level: int, node_BW: Tensor, score_BW: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The first k items that the requests may get below some nodes, node by node in the order of the trie.
@@ -152,7 +158,7 @@ def _node(start_N1: Tensor, place: Tensor) -> Tensor:
 
 
 def _between(sorted_X: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """How many sorted numbers are at least ``low`` and less than ``high``; row by row where there are rows."""
+    """How many sorted numbers are at least ``low`` and less than ``high``."""
     return torch.searchsorted(sorted_X, high) - torch.searchsorted(sorted_X, low)
 
 

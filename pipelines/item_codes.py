@@ -1,6 +1,6 @@
 """Semantic IDs of a dataset's items, as files hold them.
 
-Suffixes: I = items, L = levels.
+Suffixes: I = items, L = levels, J = codes predicted at once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.dataset import Dataset
@@ -20,43 +21,53 @@ from recsys.vocabulary import IdMap
 __all__ = ["ItemCodes", "read_codes"]
 
 _FILE = "codes.parquet"
+_COLUMNS = ("codes", "parallel_codes")
 
 
 @dataclass(frozen=True, slots=True)
 class ItemCodes:
-    """Codes of every item of a dataset, in internal order."""
+    """Codes of every item of a dataset, in internal order. A kind that there is none of is None, its sizes empty."""
 
-    codes_IL: Tensor
-    """[I, L] int64."""
+    codes_IL: Tensor | None
+    """[I, L] int64, generated one after the other."""
     sizes: tuple[int, ...]
-    """Codes of each level."""
+    parallel_IJ: Tensor | None
+    """[I, J] int64, long codes that are predicted all at once."""
+    parallel_sizes: tuple[int, ...]
 
 
 def read_codes(path: Path, dataset: Dataset) -> ItemCodes:
     """Read the codes of a dataset's items.
 
     Args:
-        path: a Parquet file of ``item_id`` and ``codes`` (lists of integers from 0, all of one length), or the folder
-            that `recsys tokenize` wrote. Items that the dataset does not know are left aside.
+        path: a Parquet file of ``item_id`` and ``codes``, ``parallel_codes`` or both (lists of integers from 0, all of
+            one length), or the folder that `recsys tokenize` wrote. Items that the dataset does not know are left aside.
 
     Raises:
         InputError: the file cannot be read, or an item has no codes or wrong ones.
     """
     file = path / _FILE if path.is_dir() else path
     try:
-        frame = pl.read_parquet(file, columns=["item_id", "codes"])
+        frame = pl.read_parquet(file)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{file} cannot be read as semantic IDs ({str(error).splitlines()[0][:120]})") from None
-    if not isinstance(frame.schema["codes"], pl.List):
-        raise InputError(f"{file}: codes must be a list of integers, got {frame.schema['codes']}")
-    length = frame["codes"].list.len().unique()
-    if len(length) != 1 or frame["codes"].null_count() or not length[0]:
-        raise InputError(f"{file}: every item needs as many codes, got {sorted(length.to_list())[:3]}")
+    if "item_id" not in frame.columns or not {"codes", "parallel_codes"} & set(frame.columns):
+        raise InputError(f"{file} needs the columns item_id and codes (or parallel_codes), it has {frame.columns}")
     row_I = IdMap(frame["item_id"]).index(dataset.items["item_id"])
     if (row_I < 0).any():
         missing = dataset.items["item_id"][int(np.flatnonzero(row_I < 0)[0])]
         raise InputError(f"{file} has no codes of the item {missing!r} of {dataset.path}; run `recsys tokenize` on it")
-    codes = np.stack(frame["codes"].gather(row_I).to_numpy()).astype(np.int64)
+    found = [_codes(file, frame[name], row_I) if name in frame.columns else (None, ()) for name in _COLUMNS]
+    return ItemCodes(*found[0], *found[1])
+
+
+def _codes(file: Path, column: pl.Series, row_I: NDArray[np.int64]) -> tuple[Tensor, tuple[int, ...]]:
+    if not isinstance(column.dtype, pl.List) or not column.dtype.inner.is_integer():  # type: ignore[union-attr]
+        raise InputError(f"{file}: {column.name} must be a list of integers, got {column.dtype}")
+    lengths = column.list.len().unique()
+    if len(lengths) != 1 or not lengths[0] or column.list.eval(pl.element().is_null().any()).list.first().any():
+        raise InputError(f"{file}: every item needs as many {column.name}, got {sorted(lengths.to_list())[:3]}")
+    codes = column.list.to_array(int(lengths[0])).to_numpy()[row_I].astype(np.int64)
     if codes.min() < 0:
-        raise InputError(f"{file}: codes must be at least 0, got {int(codes.min())}")
-    return ItemCodes(torch.from_numpy(codes), tuple(int(code) + 1 for code in codes.max(0)))
+        raise InputError(f"{file}: {column.name} must be at least 0, got {int(codes.min())}")
+    return torch.from_numpy(codes), tuple(int(code) + 1 for code in codes.max(0))

@@ -227,6 +227,7 @@ class UnifiedModule(L.LightningModule):
                 torch.from_numpy(dataset.train_item_counts()),
                 None if near is None else NeighbourTargets(*near, share),
                 None if self.data.codes is None else self.data.codes.codes_IL,
+                None if self.data.codes is None else self.data.codes.parallel_IJ,
             )
             self._objective.to(self.device)
         return self._objective
@@ -385,7 +386,7 @@ def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     if config.memory_features:
         config = replace(config, relations=readable_relations(dataset))
     if data.codes is not None:
-        config = replace(config, code_sizes=data.codes.sizes)
+        config = replace(config, code_sizes=data.codes.sizes, parallel_sizes=data.codes.parallel_sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(data.seed)
         model = UnifiedModel(config)

@@ -28,6 +28,7 @@ from recsys.item_vectors import ItemVectors
 from recsys.layouts import ActionInput, make_layout
 from recsys.model_config import ModelConfig
 from recsys.packing import CandidateRows, EventBatch, pack_histories
+from recsys.parallel_codes import ParallelCodes
 from recsys.past_counts import history_counts
 from recsys.positive_age import age_after, positive_ages
 from recsys.recent import recent_positives
@@ -60,6 +61,7 @@ class UnifiedModel(nn.Module):
         self.tokens.reset()
         self.target_aware = TargetAware(config) if config.target_aware else None
         self.code_decoder = CodeDecoder(config) if config.code_sizes else None
+        self.parallel_codes = ParallelCodes(config) if config.parallel_sizes else None
 
     @property
     def device(self) -> torch.device:

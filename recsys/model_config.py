@@ -104,10 +104,12 @@ class ModelConfig:
     """Relations of the item graph that these terms are read from."""
     code_sizes: tuple[int, ...] = ()
     """Codes of each level of the semantic IDs that a decoder generates; empty = the model has none."""
+    parallel_sizes: tuple[int, ...] = ()
+    """Codes of each codebook of the long semantic IDs that are predicted all at once; empty = none."""
     code_blocks: int = 1
     """Blocks of that decoder."""
     code_weight: float = 1.0
-    """Weight of L_code beside L_item."""
+    """Weight of L_code beside L_item: −log p of all codes of the decoder, and the mean over those predicted at once."""
     cross_layers: int = 0
     """Low-rank cross layers of the ranking head (DCN V2, arXiv 2008.13535)."""
     cross_rank: int = 32
@@ -211,5 +213,5 @@ class ModelConfig:
             raise InputError(
                 f"model configuration holds the unknown setting {unknown[0]!r}; it was written by another version"
             )
-        lists = {name: tuple(values.get(name, ())) for name in ("relations", "code_sizes")}
+        lists = {name: tuple(values.get(name, ())) for name in ("relations", "code_sizes", "parallel_sizes")}
         return cls(**{**values, **lists})

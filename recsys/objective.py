@@ -48,6 +48,7 @@ class Objective:
         item_counts_I: [I] training events per item; items without any stay out of softmax denominators.
         neighbours: spreads the labels of retrieval targets to similar items; None = not.
         codes_IL: [I, L] codes of the items, for a model that generates them.
+        parallel_IJ: [I, J] long codes of the items, for a model that predicts them all at once.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class Objective:
         item_counts_I: Tensor,
         neighbours: NeighbourTargets | None = None,
         codes_IL: Tensor | None = None,
+        parallel_IJ: Tensor | None = None,
     ) -> None:
-        if (codes_IL is None) != (model.code_decoder is None):
-            raise ValueError("codes of the items are needed where the model has a decoder of them, and only there")
-        self.model, self.neighbours, self.codes_IL = model, neighbours, codes_IL
+        for codes, head in ((codes_IL, model.code_decoder), (parallel_IJ, model.parallel_codes)):
+            if (codes is None) != (head is None):
+                raise ValueError("codes of the items are needed where the model has a head for them, and only there")
+        self.model, self.neighbours, self.codes_IL, self.parallel_IJ = model, neighbours, codes_IL, parallel_IJ
         trained_J = (item_counts_I > 0).nonzero().flatten()
         self.trained_J = trained_J
         self.all_trained = len(trained_J) == len(item_counts_I)
@@ -71,7 +74,7 @@ class Objective:
         """Move the catalogue's tensors to the model's device."""
         if self.neighbours is not None:
             self.neighbours = self.neighbours.to(device)
-        for name in ("trained_J", "compact_I", "log_share_I", "codes_IL"):
+        for name in ("trained_J", "compact_I", "log_share_I", "codes_IL", "parallel_IJ"):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name).to(device))
 
@@ -114,6 +117,8 @@ class Objective:
         if model.code_decoder is not None and num_targets:
             code = self._code_loss(batch, cache, reads_T, query_ND, target_N)
             total = total + config.code_weight * code
+        if model.parallel_codes is not None and self.parallel_IJ is not None and num_targets:
+            total = total + config.code_weight * model.parallel_codes.loss(query_ND, self.parallel_IJ[target_N])
         return Losses(total, item.detach(), action.detach(), num_targets, None if code is None else code.detach())
 
     # -- generation -----------------------------------------------------------------------------------------------

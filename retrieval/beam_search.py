@@ -94,6 +94,7 @@ def beam_search(
     score_BW = torch.zeros(num_requests, 1)
     parent_BW: Tensor | None = None
     code_BW: Tensor | None = None
+    excluded_BE: Tensor | None = None
     decoded = 0
     for number, level in enumerate(trie.levels):
         if ends is not None and decoded and clock() >= ends:
@@ -101,7 +102,7 @@ def beam_search(
         logit_BWK = _checked(decoding.logits(parent_BW, code_BW), (*node_BW.shape, trie.sizes[number]), number)
         child_BWC, code_BWC = level.children(node_BW)
         logp_BWC = _log_probabilities(logit_BWK, child_BWC, code_BWC, whole=level.table_MK is not None, config=config)
-        child_BWC = filters.cut(number, node_BW, child_BWC)
+        child_BWC, excluded_BE = filters.cut(number, node_BW, child_BWC, excluded_BE)
         candidate_BWC = (score_BW[..., None] + logp_BWC).masked_fill(child_BWC < 0, -torch.inf)
         groups = config.num_groups if number else 1
         score_BW, place_BW = _best(candidate_BWC, config.width(number), groups)
