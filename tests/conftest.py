@@ -131,3 +131,32 @@ def toy_bundle(toy_model: UnifiedModel, toy_dataset: Dataset, tmp_path_factory: 
     path = tmp_path_factory.mktemp("toy") / "bundle"
     export_model(toy_model, toy_dataset, path, histories=True)
     return path
+
+
+@pytest.fixture(scope="session", params=["softmax", "hstu"])
+def code_model(request: pytest.FixtureRequest, toy_dataset: Dataset) -> UnifiedModel:
+    """A small model of the toy dataset with heads of semantic IDs and fixed random weights."""
+    from recsys.model import UnifiedModel
+    from recsys.model_config import ModelConfig
+
+    manifest, content = toy_dataset.manifest, toy_dataset.content
+    assert content is not None
+    torch.manual_seed(3)
+    config = ModelConfig(
+        num_items=toy_dataset.num_items,
+        num_actions=len(manifest.actions),
+        num_surfaces=len(manifest.surfaces),
+        positive_mask=manifest.positive_mask,
+        content_dim=content.shape[1],
+        dim=16,
+        block=request.param,
+        window=16,
+        code_sizes=(5, 4, 3),
+        code_blocks=2,
+        parallel_sizes=(4, 3, 4, 2),
+    )
+    model = UnifiedModel(config)
+    model.items.set_catalogue(torch.from_numpy(content), torch.ones(toy_dataset.num_items, dtype=torch.bool))
+    for parameter in model.parameters():  # away from zero, so that nothing is equal for want of weights
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval()

@@ -1,0 +1,71 @@
+"""Retrievers by semantic IDs: their lists are the sorted scores of the catalogue, less what a user must not get."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.index.code_trie import CodeTrie
+from recsys.retrieval.beam_config import BeamConfig
+from recsys.retrieval.generative import GenerativeRetriever
+from recsys.retrieval.parallel import ParallelRetriever
+from recsys.retrieval.protocol import Retriever
+
+AT = 1_702_000_000
+
+
+def drawn(sizes, seed=0):
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(np.stack([rng.integers(0, size, 30) for size in sizes], 1))
+
+
+def retrievers(model):
+    trie = CodeTrie.build(drawn(model.config.code_sizes), model.config.code_sizes)
+    return [
+        GenerativeRetriever(model, trie, BeamConfig(widths=(30,))),
+        ParallelRetriever(model, drawn(model.config.parallel_sizes)),
+    ]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("k", [1, 7, 30])
+def test_lists_are_the_best_of_all_scores(code_model, toy_dataset, which, cut, k):
+    retriever = retrievers(code_model)[which]
+    assert isinstance(retriever, Retriever)
+    states = code_model.encode([toy_dataset.events.history(user, user) for user in range(8)])
+    request = {"at_B": torch.full((8,), AT), "surface_B": torch.arange(8) % 3}
+    score_BI = retriever.scores(states, **request)
+    assert score_BI.shape == (8, 30) and torch.isfinite(score_BI).all()
+    limits = {}
+    if cut:
+        limits = {
+            "exclude_QE": torch.stack([torch.tensor([user, -1, 29]) for user in range(8)]),
+            "allow_N": torch.arange(5, 30),
+        }
+        score_BI[:, :5] = score_BI[:, 29] = -torch.inf
+        score_BI[torch.arange(8), torch.arange(8)] = -torch.inf
+    hits = retriever.search(states, k, **request, **limits)
+    for user in range(8):
+        ids = hits.ids_QK[user][hits.ids_QK[user] >= 0]
+        assert len(ids) == min(k, int((score_BI[user] > -torch.inf).sum())) == len(ids.unique())
+        best = score_BI[user].sort(descending=True).values[: len(ids)]
+        torch.testing.assert_close(hits.scores_QK[user, : len(ids)], best, atol=1e-5, rtol=0)
+        torch.testing.assert_close(score_BI[user, ids], best, atol=1e-5, rtol=0)
+
+
+def test_codes_of_another_model_are_refused(code_model):
+    trie = CodeTrie.build(drawn((5, 4, 4)), (5, 4, 4))
+    with pytest.raises(ValueError, match=r"sizes \(5, 4, 3\) and the trie holds \(5, 4, 4\)"):
+        GenerativeRetriever(code_model, trie)
+    few = CodeTrie.build(drawn((5, 4, 3))[:20], (5, 4, 3))
+    with pytest.raises(ValueError, match="holds 20 items and the model knows 30"):
+        GenerativeRetriever(code_model, few)
+    with pytest.raises(ValueError, match=r"codes must be \[30, 4\], got \[30, 3\]"):
+        ParallelRetriever(code_model, drawn((4, 3, 4)))
+
+
+def test_a_model_without_such_heads_is_refused(toy_model):
+    with pytest.raises(ValueError, match="predicts no parallel codes"):
+        ParallelRetriever(toy_model, drawn((4, 3)))
