@@ -22,7 +22,7 @@ from recsys.tokenizers.block_dropout import blank_blocks, check_blocks
 from recsys.tokenizers.fitted_tokenizer import FittedTokenizer
 from recsys.tokenizers.mlp import frozen_double, mlp, net_arrays
 from recsys.tokenizers.protocol import Codes, Floats
-from recsys.tokenizers.vector_checks import checked_fit_rows
+from recsys.tokenizers.vector_checks import checked_fit_rows, mean_and_scale
 
 __all__ = ["Fsq", "FsqConfig", "default_levels", "digits_of", "grid_bound", "grid_values", "mixed_codes"]
 
@@ -188,8 +188,7 @@ class Fsq(FittedTokenizer):
                 f"have {width} entries; give the widths of the blocks that were concatenated"
             )
         config = replace(config, levels=config.levels or default_levels(len(rows_IV)))
-        mean_V = rows_IV.mean(axis=0, dtype=np.float64).astype(np.float32)
-        scale = 1 / float(np.sqrt(np.mean(np.var(rows_IV, axis=0, dtype=np.float64))))
+        mean_V, scale = mean_and_scale(rows_IV)
 
         def batch(rows: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy((rows_IV[rows] - mean_V) * np.float32(scale))

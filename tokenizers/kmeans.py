@@ -23,9 +23,14 @@ _ROWS_PER_SEED = 64  # rows per centroid that k-means++ looks at; Lloyd's steps 
 _SMALL_CHANGE = 1e-4  # of the squared error, after which Lloyd's steps gain nothing visible
 
 
+def _tensor(array: Floats) -> Tensor:
+    """The array's memory as a tensor; a copy of what is read-only, which torch warns about."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
 def distances(rows_ND: Floats, centroids_KD: Floats) -> Floats:
     """[N, K] squared distances, not below 0; for blocks, as the result is whole."""
-    rows, centroids = torch.from_numpy(rows_ND), torch.from_numpy(centroids_KD)
+    rows, centroids = _tensor(rows_ND), _tensor(centroids_KD)
     squared = torch.addmm(centroids.square().sum(1), rows, centroids.T, alpha=-2) + rows.square().sum(1, keepdim=True)
     return squared.clamp_(min=0).numpy()
 
@@ -56,7 +61,7 @@ def nearest(rows_ND: Floats, centroids_KD: Floats, *, settle: bool = True) -> tu
     Returns:
         [N] int32 codes and [N] float32 squared distances (those from the product, to its rounding).
     """
-    rows, centroids = torch.from_numpy(rows_ND), torch.from_numpy(centroids_KD)
+    centroids = _tensor(centroids_KD)
     num, width = rows_ND.shape
     norm_K = centroids.square().sum(1)
     longest = float(norm_K.max().sqrt())
@@ -65,7 +70,7 @@ def nearest(rows_ND: Floats, centroids_KD: Floats, *, settle: bool = True) -> tu
     codes_N, squared_N = np.empty(num, np.int32), np.empty(num, np.float32)
     step = max(1, _SCORES_AT_ONCE // len(centroids_KD))
     for low in range(0, num, step):
-        rows_BD = rows[low : low + step]
+        rows_BD = _tensor(rows_ND[low : low + step])
         score_BK = torch.addmm(norm_K, rows_BD, centroids.T, alpha=-2)
         best_B, code_B = score_BK.min(1)
         norm_B = rows_BD.square().sum(1)

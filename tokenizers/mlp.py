@@ -46,7 +46,7 @@ def frozen_double(make: Callable[[], Net], arrays: Mapping[str, NDArray[Any]]) -
     with torch.device("meta"):
         net = make()
     try:
-        net.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, assign=True)
+        net.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()}, assign=True)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise ValueError(f"the weights do not fit the network ({first}); fit and save the tokenizer again") from None

@@ -130,12 +130,19 @@ def _rotation(
     return rotation_DD, books
 
 
-def _sub_vectors(rows_IV: Floats, mean_V: Floats, project_VD: Floats, part: int, num_parts: int) -> Floats:
-    """[I, W] one part of the projected rows; as encode() has them, block by block and from float64."""
-    width = project_VD.shape[1] // num_parts
-    project_VW = project_VD[:, part * width : (part + 1) * width].astype(np.float64)
+def _projected(rows_IV: Floats, mean_V: Floats, project_VD: Floats | Doubles) -> Floats:
+    """[I, D] centred rows times a matrix, block by block and in float64: rounded to float32 once, so that a row does
+    not show who shared the product."""
+    project = project_VD.astype(np.float64)
     blocks = blocks_of(*rows_IV.shape)
-    return np.concatenate([((rows_IV[block] - mean_V) @ project_VW).astype(np.float32) for block in blocks])
+    parts = [((rows_IV[block] - mean_V) @ project).astype(np.float32) for block in blocks]
+    return np.concatenate(parts) if parts else np.empty((0, project.shape[1]), np.float32)
+
+
+def _sub_vectors(rows_IV: Floats, mean_V: Floats, project_VD: Floats, part: int, num_parts: int) -> Floats:
+    """[I, W] one part of the projected rows."""
+    width = project_VD.shape[1] // num_parts
+    return _projected(rows_IV, mean_V, project_VD[:, part * width : (part + 1) * width])
 
 
 class ProductCodes(FittedTokenizer):
@@ -161,9 +168,6 @@ class ProductCodes(FittedTokenizer):
         self.codebooks_SKW = np.ascontiguousarray(codebooks_SKW, dtype=np.float32)
         self.codebook_sizes = (self.codebooks_SKW.shape[1],) * len(self.codebooks_SKW)
         self.width = len(self.mean_V)
-        # float64, so that what is rounded to float32 after the product does not show the batch.
-        self._project = self.project_VD.astype(np.float64)
-        self._back = self.back_DV.astype(np.float64)
 
     @classmethod
     def fit(cls, vectors_IV: ArrayLike, config: ProductCodesConfig | None = None, *, seed: int) -> Self:
@@ -194,7 +198,7 @@ class ProductCodes(FittedTokenizer):
             project_VD = _filling(rows_IV.shape[1], parts)
             back_DV = np.ascontiguousarray(project_VD.T)
         rotation_DD, books = _rotation(
-            ((sample_IV - mean_V) @ project_VD).astype(np.float32), parts, size, config.num_rotations, rng
+            _projected(sample_IV, mean_V, project_VD), parts, size, config.num_rotations, rng
         )
         project32_VD = (project_VD @ rotation_DD).astype(np.float32)
         finals = []
@@ -236,14 +240,14 @@ class ProductCodes(FittedTokenizer):
         return type(self)(self.config, self.mean_V, self.project_VD, self.back_DV, moved)
 
     def _encode_block(self, rows_BV: Floats) -> Codes:
-        rotated_BD = ((rows_BV - self.mean_V) @ self._project).astype(np.float32)
+        rotated_BD = _projected(rows_BV, self.mean_V, self.project_VD)
         pieces = np.split(rotated_BD, len(self.codebooks_SKW), axis=1)
         books = zip(pieces, self.codebooks_SKW, strict=True)
         return np.stack([nearest(np.ascontiguousarray(piece), book)[0] for piece, book in books], axis=1)
 
     def _decode_block(self, codes_BL: Codes) -> Floats:
         chosen = [book[codes_BL[:, part]] for part, book in enumerate(self.codebooks_SKW)]
-        return (np.concatenate(chosen, axis=1) @ self._back + self.mean_V).astype(np.float32)
+        return (np.concatenate(chosen, axis=1) @ self.back_DV.astype(np.float64) + self.mean_V).astype(np.float32)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {

@@ -21,7 +21,13 @@ from recsys.tokenizers.kmeans import kmeans, nearest
 from recsys.tokenizers.mlp import frozen_double, mlp, net_arrays
 from recsys.tokenizers.protocol import Codes, Floats
 from recsys.tokenizers.residual_codebooks import default_sizes, renumbered_codebook, residual_codes, residual_sum
-from recsys.tokenizers.vector_checks import check_sizes, checked_fit_rows, count_distinct, require_distinct
+from recsys.tokenizers.vector_checks import (
+    check_sizes,
+    checked_fit_rows,
+    count_distinct,
+    mean_and_scale,
+    require_distinct,
+)
 
 __all__ = ["RqVae", "RqVaeConfig"]
 
@@ -173,8 +179,7 @@ class RqVae(FittedTokenizer):
         sizes = config.codebook_sizes or default_sizes(count_distinct(rows_IV, enough=1024))
         require_distinct(rows_IV, max(sizes), name=cls.name, where="the catalogue")
         config = replace(config, codebook_sizes=sizes)
-        mean_V = rows_IV.mean(axis=0, dtype=np.float64).astype(np.float32)
-        scale = 1 / float(np.sqrt(np.mean(np.var(rows_IV, axis=0, dtype=np.float64))))
+        mean_V, scale = mean_and_scale(rows_IV)
 
         def batch(rows: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy((rows_IV[rows] - mean_V) * np.float32(scale))

@@ -17,6 +17,7 @@ __all__ = [
     "checked_fit_rows",
     "checked_rows",
     "count_distinct",
+    "mean_and_scale",
     "require_distinct",
 ]
 
@@ -62,14 +63,23 @@ def checked_fit_rows(vectors_IV: ArrayLike, *, name: str) -> Floats:
     rows_IV = checked_rows(vectors_IV, name=name)
     if len(rows_IV) == 0:
         raise ValueError(f"{name}: there are 0 vectors to fit on; give the vectors of a catalogue")
-    if (rows_IV == rows_IV[0]).all():
+    blocks = blocks_of(*rows_IV.shape)
+    if all((rows_IV[block] == rows_IV[0]).all() for block in blocks):
         raise ValueError(f"{name}: all {len(rows_IV)} vectors are equal; give vectors that tell items apart")
-    largest = float(np.abs(rows_IV).max())
+    largest = max(float(rows_IV.max()), -float(rows_IV.min()))
     if not _SMALLEST < largest < _LARGEST:
         raise ValueError(
             f"{name}: the largest entry is {largest:.3g}, and its square leaves float32; scale the vectors first"
         )
     return rows_IV
+
+
+def mean_and_scale(rows_NV: Floats) -> tuple[Floats, float]:
+    """[V] mean row, and the factor that gives centred entries a mean square of 1; in float64, block by block."""
+    mean_V = rows_NV.mean(axis=0, dtype=np.float64)
+    blocks = blocks_of(*rows_NV.shape)
+    spread = sum(float(np.square(rows_NV[block].astype(np.float64) - mean_V).sum()) for block in blocks)
+    return mean_V.astype(np.float32), (rows_NV.size / spread) ** 0.5
 
 
 def count_distinct(rows_NV: Floats, *, enough: int) -> int:

@@ -80,6 +80,17 @@ def test_a_code_is_a_function_of_its_vector_alone(method: str) -> None:
 
 
 @every_method
+@pytest.mark.filterwarnings("error")
+def test_read_only_vectors_are_taken_without_a_warning(method: str, tmp_path: Path) -> None:
+    FITTED[method].save(tmp_path)
+    tokenizer, rows = load_tokenizer(tmp_path), vectors(seed=7)
+    rows.setflags(write=False)
+    codes = tokenizer.assign(rows)
+    codes.setflags(write=False)
+    assert tokenizer.health(rows, codes).num_items == len(tokenizer.encode(rows)) == len(rows)
+
+
+@every_method
 def test_codes_say_more_than_the_mean_and_more_than_shuffled_codes(method: str) -> None:
     tokenizer = FITTED[method]
     codes = tokenizer.encode(VECTORS)
