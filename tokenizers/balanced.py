@@ -91,11 +91,9 @@ def capacity_codes(rows_ND: Floats, centroids_KD: Floats) -> Codes:
         kept, moved = queues[first].split(places + (spare > 0))
         codes_N[kept] = first
         open_K[first] = False
-        changed: set[int] = set()
-        if spare > 0:
-            spare -= 1
-            if spare == 0:  # the ⌊N/K⌋-th row fills a centroid from here on
-                changed.update(np.flatnonzero(open_K).tolist())
+        # Keys of centroids that nobody joins stay those of one place more once the last spare one is gone. That closes
+        # them late, but whoever they then send on is farther than every row that closed a centroid before.
+        spare = max(spare - 1, 0)
         if not open_K.any():
             return codes_N
         if len(moved):
@@ -106,9 +104,7 @@ def capacity_codes(rows_ND: Floats, centroids_KD: Floats) -> Codes:
             for code, part in zip(code_of_open.tolist(), np.split(order, bounds), strict=True):
                 if len(part):
                     queues[code].add(moved[part], next_squared_N[part])
-                    changed.add(code)
-        for code in changed:
-            filled[code] = queues[code].filled_at(places + (spare > 0))
+                    filled[code] = queues[code].filled_at(places + (spare > 0))
 
 
 def sinkhorn_log_plan(

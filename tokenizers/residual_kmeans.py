@@ -38,7 +38,8 @@ class ResidualKMeansConfig:
     """Codes per level; None = :func:`~recsys.tokenizers.residual_codebooks.default_sizes` of the distinct vectors."""
     balance: Balance = "capacity"
     """capacity = every code of a level has ⌊I/K⌋ or one more of the catalogue's items; sinkhorn = about equally many,
-    softly; none = the nearest code."""
+    softly; none = the nearest code. A balance tears equal vectors apart: where many items have none of their own (rows
+    of zeros), leave them out of the fit or take none."""
     num_steps: int = 25
     """Steps of plain k-means per level, at most."""
     balanced_steps: int = 5

@@ -67,17 +67,19 @@ def test_numbers_are_a_permutation_and_leaves_stay_together(seed: int, sizes: tu
 
 
 def test_later_levels_count_items_that_kept_their_earlier_codes() -> None:
-    # Level 1 is kept for the first six items. Of those, three of four with the new code 0 had the old code 1 at
-    # level 2; counting all items, new code 0 meets old code 0 six times.
-    old = np.array([[0, 1]] * 3 + [[0, 0]] + [[1, 0]] * 2 + [[1, 0]] * 5)
-    new = np.array([[0, 0]] * 3 + [[0, 0]] + [[1, 1]] * 2 + [[2, 0]] * 5)
-    sizes = (3, 2)
-    first, second = code_permutations(old, new, sizes)
-    assert first[0] == 0
-    agree = first[new[:, 0]] == old[:, 0]
-    gain = {order: (np.array(order)[new[agree, 1]] == old[agree, 1]).sum() for order in ((0, 1), (1, 0))}
-    assert tuple(second.tolist()) == max(gain, key=lambda order: gain[order])
-    assert code_permutations(old, new, sizes, parallel=True)[1].tolist() == [0, 1]
+    # (level 1, level 2) of old and new codes, and how many items: 20 keep level 1, eight do not.
+    table = [
+        ((0, 1), (0, 0), 6),
+        ((0, 0), (0, 1), 6),
+        ((1, 0), (1, 0), 4),
+        ((1, 1), (1, 1), 4),
+        ((1, 0), (0, 0), 8),
+    ]
+    old = np.repeat([row[0] for row in table], [row[2] for row in table], axis=0)
+    new = np.repeat([row[1] for row in table], [row[2] for row in table], axis=0)
+    # At level 2, exchanging keeps 12 and not exchanging 8 of the twenty; of all items not exchanging keeps 16.
+    assert [number.tolist() for number in code_permutations(old, new, (2, 2))] == [[0, 1], [1, 0]]
+    assert [number.tolist() for number in code_permutations(old, new, (2, 2), parallel=True)] == [[0, 1], [0, 1]]
 
 
 def test_another_number_of_codes_keeps_what_it_can() -> None:

@@ -58,7 +58,7 @@ def test_a_learned_rotation_loses_less_than_none() -> None:
     for rotations in (0, 10):
         tokenizer = fitted(whiten=False, num_rotations=rotations)
         lost[rotations] = tokenizer.health(ROWS, tokenizer.encode(ROWS)).relative_error
-    assert lost[10] < 0.9 * lost[0]
+    assert lost[10] < 0.5 * lost[0]  # a rotation that goes the wrong way stays above .8
 
 
 @pytest.mark.parametrize("balance", ["capacity", "sinkhorn"])

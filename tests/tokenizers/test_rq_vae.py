@@ -8,7 +8,7 @@ import torch
 
 from recsys.tokenizers.block_dropout import blank_blocks
 from recsys.tokenizers.protocol import Floats
-from recsys.tokenizers.rq_vae import RqVae, RqVaeConfig, _Quantiser
+from recsys.tokenizers.rq_vae import RqVae, RqVaeConfig, _Coder, _Quantiser, _start_codebooks
 
 
 def clustered(num: int = 1500, width: int = 16, groups: int = 40, seed: int = 0) -> Floats:
@@ -33,6 +33,20 @@ def test_loss_and_gradients_of_one_pass() -> None:
     assert latent.grad is not None and books[0].grad is not None and books[1].grad is not None
     assert latent.grad[0, 0] == pytest.approx(0.25 * (1.0 + 0.75))  # commitment alone
     assert books[0].grad[0, 0] == pytest.approx(-1.0) and books[1].grad[1, 0] == pytest.approx(-0.75)
+
+
+def test_codebooks_start_from_kmeans_of_first_latents() -> None:
+    torch.manual_seed(0)
+    rows = torch.from_numpy(clustered())
+    net = _Coder(16, RqVaeConfig(hidden_dims=(64, 64), latent_dim=8))
+    books = _start_codebooks(net, rows, (64, 32), np.random.default_rng(0))
+    assert [book.shape for book in books] == [(64, 8), (32, 8)]
+    with torch.no_grad():
+        latent = net.encoder(rows)
+    assert latent.std().item() == pytest.approx(1.0, rel=1e-4)
+    _, _, residuals = _Quantiser([torch.from_numpy(book) for book in [*books, books[0][:1]]], 0.25)(latent)
+    left = [rest.square().mean().item() for rest in residuals]
+    assert left[1] < 0.1 * left[0] and left[2] < 0.8 * left[1]
 
 
 def test_unused_codes_move_to_residuals_and_used_ones_stay() -> None:

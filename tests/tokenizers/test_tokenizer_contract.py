@@ -68,7 +68,10 @@ def test_protocol_shapes_and_ranges(method: str) -> None:
 
 @every_method
 def test_a_code_is_a_function_of_its_vector_alone(method: str) -> None:
-    tokenizer, rows = FITTED[method], vectors(seed=7)
+    tokenizer = FITTED[method]
+    codes = tokenizer.encode(vectors(seed=7))
+    middles = (tokenizer.decode(codes) + tokenizer.decode(codes % (np.array(tokenizer.codebook_sizes) - 1))) / 2
+    rows = np.concatenate([vectors(seed=7), middles])  # the latter as near as can be to two codes at once
     together = tokenizer.encode(rows)
     alone = np.concatenate([tokenizer.encode(row[None]) for row in rows])
     order = np.random.default_rng(0).permutation(len(rows))
