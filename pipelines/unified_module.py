@@ -83,6 +83,7 @@ class UnifiedModule(L.LightningModule):
         cross_layers: low-rank cross layers of the ranking head.
         code_blocks: blocks of the decoder of semantic IDs.
         code_weight: weight of L_code.
+        detach_codes: whether L_code leaves the encoder to the other losses.
         lr: peak learning rate of AdamW.
         weight_decay: of matrices; vectors and norms have none.
         warmup_steps: steps until the peak.
@@ -130,6 +131,7 @@ class UnifiedModule(L.LightningModule):
         cross_layers: int | None = None,
         code_blocks: int | None = None,
         code_weight: float | None = None,
+        detach_codes: bool | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.1,
         warmup_steps: int = 200,
@@ -176,6 +178,7 @@ class UnifiedModule(L.LightningModule):
                 "cross_layers": cross_layers,
                 "code_blocks": code_blocks,
                 "code_weight": code_weight,
+                "detach_codes": detach_codes,
             }.items()
             if value is not None
         }

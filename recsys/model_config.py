@@ -108,6 +108,8 @@ class ModelConfig:
     """Codes of each codebook of the long semantic IDs that are predicted all at once; empty = none."""
     code_blocks: int = 1
     """Blocks of that decoder."""
+    detach_codes: bool = True
+    """Whether the code losses leave the encoder and the query as they are, so that dense retrieval loses nothing."""
     code_weight: float = 1.0
     """Weight of L_code beside L_item: −log p of all codes of the decoder, and the mean over those predicted at once."""
     cross_layers: int = 0

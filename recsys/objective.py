@@ -118,6 +118,7 @@ class Objective:
             code = self._code_loss(batch, cache, reads_T, query_ND, target_N)
             total = total + config.code_weight * code
         if model.parallel_codes is not None and self.parallel_IJ is not None and num_targets:
+            query_ND = query_ND.detach() if config.detach_codes else query_ND
             total = total + config.code_weight * model.parallel_codes.loss(query_ND, self.parallel_IJ[target_N])
         return Losses(total, item.detach(), action.detach(), num_targets, None if code is None else code.detach())
 
@@ -134,6 +135,8 @@ class Objective:
         sequence_N = torch.cat([_sequences(events)[at_N], batch.start_S])
         groups = [type(g)(g.start * scale, g.num_sequences, g.length * scale) for g in events.groups]
         code_NL = self.codes_IL[target_N]
+        if model.config.detach_codes:
+            query_ND, cache = query_ND.detach(), [(k.detach(), v.detach()) for k, v in cache]
         read = PackedReader(cache, groups, events.num_sequences, sequence_N, visible_N)
         logits = model.code_decoder(query_ND, code_NL, read)
         losses = [F.cross_entropy(logit_NK.float(), code_NL[:, level]) for level, logit_NK in enumerate(logits)]
