@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +36,7 @@ def test_nearest_is_the_first_of_the_closest_in_float64(
     np.testing.assert_allclose(squared, exact.min(1), atol=1e-5 * max(scale**2, exact.max()))
 
 
-def test_near_ties_are_settled_exactly_and_blocks_do_not_show(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_near_ties_are_settled_exactly_and_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = normal(300, 40) + 100  # far from 0: the product alone is off by more than the centroids differ
     books = (np.full((6, 40), 100.0) + 1e-4 * np.random.default_rng(1).normal(size=(6, 40))).astype(np.float32)
     exact = np.square(rows[:, None].astype(np.float64) - books[None].astype(np.float64)).sum(2).argmin(1)

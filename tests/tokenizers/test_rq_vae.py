@@ -112,7 +112,7 @@ def test_block_dropout_makes_codes_that_survive_a_missing_block() -> None:
             codebook_sizes=(8, 8),
             hidden_dims=(32,),
             latent_dim=8,
-            num_steps=250,
+            num_steps=150,
             batch_size=256,
             block_widths=(6, 6),
             block_dropout=dropout,
