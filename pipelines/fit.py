@@ -302,6 +302,11 @@ def _say_result(
                 f"content counts {new.factor:g} times for items without training events: {new.ndcg:.4f} on targets "
                 f"taken for such, {new.plain_ndcg:.4f} with 1, {new.content_ndcg:.4f} by content alone"
             )
+    if chosen is not None and chosen.new_users is not None:
+        start = chosen.new_users
+        console.print(
+            f"users without a positive event start from frequent items: {start.ndcg:.4f} beside {start.plain_ndcg:.4f}"
+        )
     console.print("serve it with:")
     console.print(f"  recsys export --checkpoint {best} --data {data.dataset.path} --output bundle --histories")
 
