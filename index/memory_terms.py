@@ -1,6 +1,6 @@
 """Memory terms: what the item graph says of every item, given the last positive items of a user.
 
-A user without any positive event has none of those; frequent items may have terms for such a user instead.
+A user without any event has none of those; frequent items may have terms for such a user instead.
 
 Suffixes: B = users, M = recent items, R = relations, T = edges, X = distinct (user, item) pairs, I = items,
 P = items to start from, S = users who start.
@@ -33,7 +33,7 @@ class MemoryWeights:
     new_items: float = 1.0
     """c of an item without training events in relations of content; c is 1 for all others."""
     start_items: tuple[int, ...] = ()
-    """Items that a user without any positive event has terms for."""
+    """Items that a user without any event has terms for."""
     start_values: tuple[float, ...] = ()
     """Those terms."""
 
@@ -84,7 +84,7 @@ class MemoryTerms:
             relations: b per relation and place; places beyond the end of a row have weight 0.
             is_new_I: [I] bool, items without training events; None = none.
             new_items: c of those in relations of content.
-            start_items: items that users without any positive event have terms for. start_values: those terms.
+            start_items: items that users without any event have terms for. start_values: those terms.
         """
         for name in relations:
             if name not in graph.relations:
@@ -130,20 +130,19 @@ class MemoryTerms:
         """Whether no item has a term, whoever asks."""
         return not bool(self.weight_MR.any()) and not len(self._start_P)
 
-    def edges(self, recent_BM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def edges(self, recent_BM: Tensor, is_new_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """User, neighbour and weighted value of every edge from recent items; a pair may occur several times.
 
         Args:
             recent_BM: [B, M] int64 last positive items, newest first, -1 padded.
+            is_new_B: [B] bool, users without any event; None = nobody.
 
         Returns:
-            [T] int64, [T] int64 and [T] float32; users without a recent item come last.
+            [T] int64, [T] int64 and [T] float32; new users come last.
         """
         graph = self.graph
         num_relations, places = len(graph.relations), min(recent_BM.shape[1], len(self.weight_MR))
-        recent_BM = recent_BM.to(graph.indptr.device)
-        starts_S = (recent_BM < 0).all(1).nonzero().flatten()
-        recent_BM = recent_BM[:, :places]
+        recent_BM = recent_BM[:, :places].to(graph.indptr.device)
         live_BMR = (recent_BM >= 0)[:, :, None] & (self.weight_MR[:places] > 0)
         user_X, place_X, relation_X = live_BMR.nonzero(as_tuple=True)
         row_X = recent_BM[user_X, place_X] * num_relations + relation_X
@@ -157,22 +156,23 @@ class MemoryTerms:
         if self._factor_I is not None:
             term_T = torch.where(self._is_content_R[relation_X][owner_T], term_T * self._factor_I[item_T], term_T)
         user_T, num_starts = user_X[owner_T], len(self._start_P)
-        if not num_starts or not len(starts_S):
+        if is_new_B is None or not num_starts:
             return user_T, item_T, term_T
+        starts_S = is_new_B.to(user_T.device).nonzero().flatten()
         return (
             torch.cat([user_T, starts_S.repeat_interleave(num_starts)]),
             torch.cat([item_T, self._start_P.repeat(len(starts_S))]),
             torch.cat([term_T, self._start_value_P.repeat(len(starts_S))]),
         )
 
-    def add_to(self, score_BI: Tensor, recent_BM: Tensor) -> None:
+    def add_to(self, score_BI: Tensor, recent_BM: Tensor, is_new_B: Tensor | None = None) -> None:
         """Add the terms of every item to [B, I] contiguous float32 scores on the graph's device."""
-        user_T, item_T, term_T = self.edges(recent_BM)
+        user_T, item_T, term_T = self.edges(recent_BM, is_new_B)
         score_BI.view(-1).index_add_(0, user_T * score_BI.shape[1] + item_T, term_T)
 
-    def pairs(self, recent_BM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """User, item and sum of the terms of every neighbour of a user's recent items: [X] each, by (user, item)."""
-        user_T, item_T, term_T = self.edges(recent_BM)
+    def pairs(self, recent_BM: Tensor, is_new_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """User, item and sum of the terms of every item that has some: [X] each, by (user, item)."""
+        user_T, item_T, term_T = self.edges(recent_BM, is_new_B)
         num_items = max(1, self.graph.num_items)
         # Stable, so that the terms of one item keep their order and their sum rounds as in `add_to`.
         key_T, order_T = (user_T * num_items + item_T).sort(stable=True)

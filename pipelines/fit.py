@@ -305,7 +305,7 @@ def _say_result(
     if chosen is not None and chosen.new_users is not None:
         start = chosen.new_users
         console.print(
-            f"users without a positive event start from frequent items: {start.ndcg:.4f} beside {start.plain_ndcg:.4f}"
+            f"users without any event start from frequent items: {start.ndcg:.4f} beside {start.plain_ndcg:.4f}"
         )
     console.print("serve it with:")
     console.print(f"  recsys export --checkpoint {best} --data {data.dataset.path} --output bundle --histories")

@@ -55,7 +55,7 @@ class ChosenWeights:
     """What was chosen for items without training events, and how such items fare; None = there was nothing to choose.
     The other figures are without it."""
     new_users: ChosenStart | None = None
-    """The same for users without a positive event."""
+    """The same for users without any event."""
 
 
 def add_memory_weights(

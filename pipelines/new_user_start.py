@@ -1,4 +1,4 @@
-"""What users without any positive event start from: the frequent items, beside what the model makes of no history.
+"""What users without any event start from: the frequent items, beside what the model makes of no history.
 
 Suffixes: Q = requests, B = requests of a batch, I = items, P = items to start from, F = weights tried.
 """

@@ -296,7 +296,7 @@ class UnifiedModule(L.LightningModule):
         found = {"dense_learned": learned_BI}
         if self._terms is not None and self.memory_weights is not None:
             found["dense"] = learned_BI * self.memory_weights.learned
-            self._terms.add_to(found["dense"], states.recent_BM)
+            self._terms.add_to(found["dense"], states.recent_BM, states.num_events_B == 0)
         for name, scores_BI in found.items():
             self._ranks[name].append(target_ranks(scores_BI.cpu().numpy(), requests.target, seen).rank_Q)
 

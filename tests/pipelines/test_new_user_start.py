@@ -1,4 +1,4 @@
-"""What users without a positive event start from: chosen on validation, used by everything downstream."""
+"""What users without any event start from: chosen on validation, used by everything downstream."""
 
 from __future__ import annotations
 
@@ -70,16 +70,17 @@ def test_values_follow_the_positive_training_events(toy_dataset, chosen):
     assert values.max() > 0 and np.allclose(values * by_hand.max(), by_hand * values.max(), atol=1e-3)
 
 
-def test_only_users_without_a_positive_event_start_there(toy_dataset):
+def test_only_users_without_any_event_start_there(toy_dataset):
     graph = training_graph(toy_dataset)
-    recent_BM = torch.tensor([[3, -1], [-1, -1], [7, 8], [-1, -1]])
-    plain, started = torch.zeros(4, 30), torch.zeros(4, 30)
+    recent_BM = torch.tensor([[3, -1], [-1, -1], [7, 8], [-1, -1], [-1, -1]])  # user 4 has events, none positive
+    is_new_B = torch.tensor([False, True, False, True, False])
+    plain, started = torch.zeros(5, 30), torch.zeros(5, 30)
     MemoryTerms(graph, RELATIONS).add_to(plain, recent_BM)
     terms = MemoryTerms(graph, RELATIONS, start_items=(4, 9), start_values=(2.0, 1.0))
-    terms.add_to(started, recent_BM)
+    terms.add_to(started, recent_BM, is_new_B)
     plain[[1, 3], 4], plain[[1, 3], 9] = 2.0, 1.0
     assert torch.equal(started, plain)
-    user_X, item_X, sum_X = terms.pairs(recent_BM)
+    user_X, item_X, sum_X = terms.pairs(recent_BM, is_new_B)
     laid = torch.zeros_like(started)
     laid[user_X, item_X] = sum_X
     assert torch.equal(laid, started)
