@@ -13,6 +13,7 @@ from recsys.pipelines.export import export_model
 from recsys.pipelines.item_graphs import training_graph
 from recsys.pipelines.new_user_start import choose_new_user_start
 from recsys.pipelines.recipe import validation_requests
+from recsys.retrieval import dense
 from recsys.retrieval.dense import DenseRetriever
 from recsys.retrieval.recommender import Recommender
 
@@ -87,6 +88,27 @@ def test_only_users_without_any_event_start_there(toy_dataset):
     assert (
         MemoryTerms(graph, {}).is_empty and not MemoryTerms(graph, {}, start_items=(4,), start_values=(1.0,)).is_empty
     )
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_who_was_only_shown_items_is_no_new_user(toy_model, toy_dataset, monkeypatch, whole):
+    """Somebody whose events are all bare or negative has a state that says something."""
+    if not whole:
+        monkeypatch.setattr(dense, "_WHOLE_ITEMS", 0)
+    log, positive_N = toy_dataset.events, toy_dataset.is_positive()
+    user = next(user for user in range(40) if not positive_N[log.offsets[user]])
+    states = toy_model.encode([log.history(user, 1), log.history(user, 0)])
+    assert states.recent_BM.eq(-1).all()
+    vectors = toy_model.item_vectors()
+    lists, scores = [], []
+    for start in ({}, {"start_items": (11, 4), "start_values": (900.0, 800.0)}):
+        terms = MemoryTerms(training_graph(toy_dataset), RELATIONS, **start)
+        retriever = DenseRetriever(toy_model, build_index("exact", vectors), vectors, memory=terms)
+        request = {"at_B": torch.full((2,), 1_702_000_000), "surface_B": torch.zeros(2, dtype=torch.int64)}
+        lists.append(retriever.search(states, 5, **request).ids_QK)
+        scores.append(retriever.scores(states, **request))
+    assert torch.equal(lists[0][0], lists[1][0]) and torch.equal(scores[0][0], scores[1][0])
+    assert lists[1][1, :2].tolist() == [11, 4] and scores[1][1, 11] > scores[0][1, 11] + 800
 
 
 def test_a_new_user_is_answered_with_frequent_items(toy_model, toy_dataset, tmp_path):
