@@ -13,6 +13,7 @@ import torch
 from recsys.dataset import Dataset
 from recsys.events import Requests
 from recsys.model import UnifiedModel
+from recsys.past_counts import training_mask
 
 __all__ = ["ChosenStart", "choose_new_user_start"]
 
@@ -38,7 +39,9 @@ class ChosenStart:
 def choose_new_user_start(
     model: UnifiedModel, dataset: Dataset, requests: Requests, learned: float
 ) -> ChosenStart | None:
-    """Choose b of the terms b · ln((1 + n_i) / (1 + n_P)), n_i positive training events of the 256 most frequent items.
+    """Choose b of the terms b · ln((1 + n_i) / (1 + n)) of the 256 most frequent items.
+
+    n_i are positive training events of an item, n those of the first item after them.
 
     Args:
         model: in evaluation mode.
@@ -50,9 +53,7 @@ def choose_new_user_start(
     """
     if len(requests) < _FEWEST:
         return None
-    place_N = np.arange(len(dataset.events)) - np.repeat(dataset.events.offsets[:-1], np.diff(dataset.events.offsets))
-    trains_N = place_N < np.repeat(dataset.train_end, np.diff(dataset.events.offsets))
-    counts_N = trains_N & dataset.is_positive() & (dataset.events.item >= 0)
+    counts_N = training_mask(dataset) & dataset.is_positive() & (dataset.events.item >= 0)
     count_I = torch.from_numpy(np.bincount(dataset.events.item[counts_N], minlength=dataset.num_items))
     most, item_P = count_I.sort(descending=True, stable=True)
     most, item_P = most[: _NUM_ITEMS + 1], item_P[:_NUM_ITEMS]
