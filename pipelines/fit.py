@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -99,6 +100,8 @@ class _TrainingCLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         if self.subcommand == "fit":
             chosen_relations(data.dataset, config["memory_relations"])  # a wrong name is said now, not after training
+            if config["new_item_factor"] == math.inf:
+                raise InputError("--new_item_factor must be a finite number, got inf")
             folder = Path(trainer["default_root_dir"] or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
             if trainer["max_epochs"] is None and trainer["max_steps"] == -1:
                 kwargs["max_epochs"] = data.recipe.max_epochs
