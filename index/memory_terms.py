@@ -1,12 +1,15 @@
 """Memory terms: what the item graph says of every item, given the last positive items of a user.
 
-Suffixes: B = users, M = recent items, R = relations, T = edges, X = distinct (user, item) pairs, I = items.
+A user without any event has none of those; frequent items may have terms for such a user instead.
+
+Suffixes: B = users, M = recent items, R = relations, T = edges, X = distinct (user, item) pairs, I = items,
+P = items to start from, S = users who start.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +32,16 @@ class MemoryWeights:
     """b of each relation for h_0, h_1, …; a relation that is not named is off."""
     new_items: float = 1.0
     """c of an item without training events in relations of content; c is 1 for all others."""
+    start_items: tuple[int, ...] = ()
+    """Items that a user without any event has terms for."""
+    start_values: tuple[float, ...] = ()
+    """Those terms."""
 
     def __post_init__(self) -> None:
-        numbers = [self.learned, self.new_items, *(b for row in self.relations.values() for b in row)]
+        if len(self.start_items) != len(self.start_values):
+            raise ValueError(f"{len(self.start_items)} items to start from have {len(self.start_values)} values")
+        numbers = [self.learned, self.new_items, *self.start_values]
+        numbers += [b for row in self.relations.values() for b in row]
         if not all(math.isfinite(number) and number >= 0 for number in numbers):
             raise ValueError(f"weights of memory terms must be finite and at least 0, got {self.to_dict()}")
 
@@ -42,13 +52,16 @@ class MemoryWeights:
 
     def to_dict(self) -> dict[str, Any]:
         rows = {name: list(row) for name, row in self.relations.items()}
-        return {"learned": self.learned, "relations": rows, "new_items": self.new_items}
+        start = {"start_items": list(self.start_items), "start_values": list(self.start_values)}
+        return {"learned": self.learned, "relations": rows, "new_items": self.new_items, **start}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MemoryWeights:
         """Read what :meth:`to_dict` wrote."""
         rows = {str(name): tuple(float(b) for b in row) for name, row in values["relations"].items()}
-        return cls(float(values["learned"]), rows, float(values.get("new_items", 1.0)))
+        items = tuple(int(item) for item in values.get("start_items", ()))
+        start = tuple(float(value) for value in values.get("start_values", ()))
+        return cls(float(values["learned"]), rows, float(values.get("new_items", 1.0)), items, start)
 
 
 class MemoryTerms:
@@ -61,6 +74,8 @@ class MemoryTerms:
         *,
         is_new_I: Tensor | None = None,
         new_items: float = 1.0,
+        start_items: Sequence[int] = (),
+        start_values: Sequence[float] = (),
     ) -> None:
         """Keep the graph and lay out the weights.
 
@@ -69,6 +84,7 @@ class MemoryTerms:
             relations: b per relation and place; places beyond the end of a row have weight 0.
             is_new_I: [I] bool, items without training events; None = none.
             new_items: c of those in relations of content.
+            start_items: items that users without any event have terms for. start_values: those terms.
         """
         for name in relations:
             if name not in graph.relations:
@@ -86,15 +102,43 @@ class MemoryTerms:
         self._is_content_R = torch.tensor([name not in counted for name in graph.relations], device=device)
         factor_I = None if is_new_I is None or new_items == 1.0 else torch.where(is_new_I, new_items, 1.0).to(device)
         self._factor_I = factor_I
+        self._start_P = torch.tensor(start_items, dtype=torch.int64, device=device)
+        self._start_value_P = torch.tensor(start_values, dtype=torch.float32, device=device)
 
-    def edges(self, recent_BM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @classmethod
+    def weighted(
+        cls, graph: ItemGraph, weights: MemoryWeights, is_new_I: Tensor, relations: Collection[str] | None = None
+    ) -> MemoryTerms:
+        """The terms of some weights.
+
+        Args:
+            is_new_I: [I] bool, items without training events.
+            relations: those of the weights that are on; None = all of them.
+        """
+        on = {name: row for name, row in weights.relations.items() if relations is None or name in relations}
+        return cls(
+            graph,
+            on,
+            is_new_I=is_new_I,
+            new_items=weights.new_items,
+            start_items=weights.start_items,
+            start_values=weights.start_values,
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no item has a term, whoever asks."""
+        return not bool(self.weight_MR.any()) and not len(self._start_P)
+
+    def edges(self, recent_BM: Tensor, is_new_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """User, neighbour and weighted value of every edge from recent items; a pair may occur several times.
 
         Args:
             recent_BM: [B, M] int64 last positive items, newest first, -1 padded.
+            is_new_B: [B] bool, users without any event; None = nobody.
 
         Returns:
-            [T] int64, [T] int64 and [T] float32; users rising.
+            [T] int64, [T] int64 and [T] float32; new users come last.
         """
         graph = self.graph
         num_relations, places = len(graph.relations), min(recent_BM.shape[1], len(self.weight_MR))
@@ -111,16 +155,24 @@ class MemoryTerms:
         item_T = graph.neighbours[edge_T].long()
         if self._factor_I is not None:
             term_T = torch.where(self._is_content_R[relation_X][owner_T], term_T * self._factor_I[item_T], term_T)
-        return user_X[owner_T], item_T, term_T
+        user_T, num_starts = user_X[owner_T], len(self._start_P)
+        if is_new_B is None or not num_starts:
+            return user_T, item_T, term_T
+        starts_S = is_new_B.to(user_T.device).nonzero().flatten()
+        return (
+            torch.cat([user_T, starts_S.repeat_interleave(num_starts)]),
+            torch.cat([item_T, self._start_P.repeat(len(starts_S))]),
+            torch.cat([term_T, self._start_value_P.repeat(len(starts_S))]),
+        )
 
-    def add_to(self, score_BI: Tensor, recent_BM: Tensor) -> None:
+    def add_to(self, score_BI: Tensor, recent_BM: Tensor, is_new_B: Tensor | None = None) -> None:
         """Add the terms of every item to [B, I] contiguous float32 scores on the graph's device."""
-        user_T, item_T, term_T = self.edges(recent_BM)
+        user_T, item_T, term_T = self.edges(recent_BM, is_new_B)
         score_BI.view(-1).index_add_(0, user_T * score_BI.shape[1] + item_T, term_T)
 
-    def pairs(self, recent_BM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """User, item and sum of the terms of every neighbour of a user's recent items: [X] each, by (user, item)."""
-        user_T, item_T, term_T = self.edges(recent_BM)
+    def pairs(self, recent_BM: Tensor, is_new_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """User, item and sum of the terms of every item that has some: [X] each, by (user, item)."""
+        user_T, item_T, term_T = self.edges(recent_BM, is_new_B)
         num_items = max(1, self.graph.num_items)
         # Stable, so that the terms of one item keep their order and their sum rounds as in `add_to`.
         key_T, order_T = (user_T * num_items + item_T).sort(stable=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -99,6 +100,8 @@ class _TrainingCLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         if self.subcommand == "fit":
             chosen_relations(data.dataset, config["memory_relations"])  # a wrong name is said now, not after training
+            if config["new_item_factor"] == math.inf:
+                raise InputError("--new_item_factor must be a finite number, got inf")
             folder = Path(trainer["default_root_dir"] or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
             if trainer["max_epochs"] is None and trainer["max_steps"] == -1:
                 kwargs["max_epochs"] = data.recipe.max_epochs
@@ -302,6 +305,11 @@ def _say_result(
                 f"content counts {new.factor:g} times for items without training events: {new.ndcg:.4f} on targets "
                 f"taken for such, {new.plain_ndcg:.4f} with 1, {new.content_ndcg:.4f} by content alone"
             )
+    if chosen is not None and chosen.new_users is not None:
+        start = chosen.new_users
+        console.print(
+            f"users without any event start from frequent items: {start.ndcg:.4f} beside {start.plain_ndcg:.4f}"
+        )
     console.print("serve it with:")
     console.print(f"  recsys export --checkpoint {best} --data {data.dataset.path} --output bundle --histories")
 

@@ -23,6 +23,7 @@ from recsys.model import UnifiedModel
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.item_graphs import training_graph
 from recsys.pipelines.new_item_factor import ChosenFactor, choose_new_item_factor
+from recsys.pipelines.new_user_start import ChosenStart, choose_new_user_start
 from recsys.pipelines.recipe import validation_requests
 
 __all__ = ["ChosenWeights", "add_memory_weights", "choose_memory_weights"]
@@ -53,6 +54,8 @@ class ChosenWeights:
     new_items: ChosenFactor | None = None
     """What was chosen for items without training events, and how such items fare; None = there was nothing to choose.
     The other figures are without it."""
+    new_users: ChosenStart | None = None
+    """The same for users without any event."""
 
 
 def add_memory_weights(
@@ -93,7 +96,8 @@ def choose_memory_weights(model: UnifiedModel, dataset: Dataset, graph: ItemGrap
     """
     relations = graph.default_weights
     if not relations:
-        return ChosenWeights(MemoryWeights(1.0, {}), 0.0, 0.0, 0)
+        nothing = ChosenWeights(MemoryWeights(1.0, {}), 0.0, 0.0, 0)
+        return _with_start(nothing, model, dataset, validation_requests(dataset))
     recent = model.config.recent
     requests = validation_requests(dataset)
     width = 1 + recent * len(relations)
@@ -112,7 +116,15 @@ def choose_memory_weights(model: UnifiedModel, dataset: Dataset, graph: ItemGrap
     new_items = choose_new_item_factor(model, dataset, graph, requests, weights)
     if new_items is not None:
         weights = replace(weights, new_items=new_items.factor)
-    return ChosenWeights(weights, alone, score, len(requests), new_items)
+    return _with_start(ChosenWeights(weights, alone, score, len(requests), new_items), model, dataset, requests)
+
+
+def _with_start(chosen: ChosenWeights, model: UnifiedModel, dataset: Dataset, requests: Requests) -> ChosenWeights:
+    start = choose_new_user_start(model, dataset, requests, chosen.weights.learned)
+    if start is None:
+        return chosen
+    weights = replace(chosen.weights, start_items=start.items, start_values=start.values)
+    return replace(chosen, weights=weights, new_users=start)
 
 
 @dataclass(frozen=True, slots=True)

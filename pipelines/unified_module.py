@@ -283,9 +283,8 @@ class UnifiedModule(L.LightningModule):
     def _start_ranks(self) -> None:
         self._ranks, self._items_ID = {"dense_learned": []}, self.model.item_vectors()
         if self.memory_weights is not None and self._terms is None:
-            weights, is_new_I = self.memory_weights, ~self.model.items.has_id_I
-            graph = self._weighted_graph(weights)
-            self._terms = MemoryTerms(graph, weights.relations, is_new_I=is_new_I, new_items=weights.new_items)
+            graph = self._weighted_graph(self.memory_weights)
+            self._terms = MemoryTerms.weighted(graph, self.memory_weights, ~self.model.items.has_id_I)
         if self._terms is not None:
             self._ranks["dense"] = []
 
@@ -310,7 +309,7 @@ class UnifiedModule(L.LightningModule):
         found = {"dense_learned": learned_BI}
         if self._terms is not None and self.memory_weights is not None:
             found["dense"] = learned_BI * self.memory_weights.learned
-            self._terms.add_to(found["dense"], states.recent_BM)
+            self._terms.add_to(found["dense"], states.recent_BM, states.num_events_B == 0)
         for name, scores_BI in found.items():
             self._ranks[name].append(target_ranks(scores_BI.cpu().numpy(), requests.target, seen).rank_Q)
 

@@ -24,8 +24,8 @@ __all__ = ["RunBias", "TimeRuns", "attend_blocks", "time_runs"]
 _ROWS = 128
 """Rows of a block; 64 to 256 measured alike for 1024 rows."""
 _SCORES = 2**17
-"""Scores of a block: with their biases 1 MiB, which the cache of a core holds. Twice as many took 1.4 to 2.5 times as
-long for 16 histories of 128 and 256 rows."""
+"""Scores of a block: with their biases 1 MiB, which the cache of a core holds. Twice as many took 1.4 times as
+long for 16 histories of 256 rows, and 2.6 times for 16 of 128."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,10 +51,8 @@ def _retriever(bundle: Bundle, name: str, training_only: bool) -> Retriever:
         return DenseRetriever(bundle.model, bundle.index, bundle.vectors, name)
     if kind != "dense":
         raise InputError(f"{bundle.path} asks for the retriever {name!r}; this recsys has none: upgrade it")
-    chosen = {relation: row for relation, row in bundle.memory_weights.relations.items() if relation in relations}
-    if not any(any(row) for row in chosen.values()):
+    chosen, is_new_I = bundle.memory_weights, ~bundle.model.items.has_id_I
+    terms = MemoryTerms.weighted(graph, chosen, is_new_I, relations)
+    if terms.is_empty:
         return DenseRetriever(bundle.model, bundle.index, bundle.vectors, name)
-    found = bundle.memory_weights
-    is_new_I = ~bundle.model.items.has_id_I
-    terms = MemoryTerms(graph, chosen, is_new_I=is_new_I, new_items=found.new_items)
-    return DenseRetriever(bundle.model, bundle.index, bundle.vectors, name, memory=terms, learned=found.learned)
+    return DenseRetriever(bundle.model, bundle.index, bundle.vectors, name, memory=terms, learned=chosen.learned)

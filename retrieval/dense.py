@@ -75,13 +75,15 @@ class DenseRetriever:
         if self.memory is None:
             return self.index.search(query_BD, k, exclude_QE=exclude_QE, allow_N=allow_N)
         check_lists(len(query_BD), k, exclude_QE, allow_N, len(self.vectors))
+        is_new_B = states.num_events_B == 0
         if not self._whole:
-            return self._merged(query_BD, states.recent_BM, k, exclude_QE, allow_N, self.memory)
+            return self._merged(query_BD, states.recent_BM, is_new_B, k, exclude_QE, allow_N, self.memory)
         step = max(1, _SCORES_AT_ONCE // max(1, len(self.vectors)))
         parts = [
             self._whole_catalogue(
                 query_BD[low : low + step],
                 states.recent_BM[low : low + step],
+                is_new_B[low : low + step],
                 k,
                 None if exclude_QE is None else exclude_QE[low : low + step],
                 allow_N,
@@ -96,7 +98,7 @@ class DenseRetriever:
         """[B, I] float32 scores of the whole catalogue, whatever the index would find."""
         score_BI = self._query(states, at_B, surface_B) @ self.vectors.T
         if self.memory is not None:
-            self.memory.add_to(score_BI, states.recent_BM)
+            self.memory.add_to(score_BI, states.recent_BM, states.num_events_B == 0)
         return score_BI
 
     def _query(self, states: UserStates, at_B: Tensor, surface_B: Tensor) -> Tensor:
@@ -107,13 +109,14 @@ class DenseRetriever:
         self,
         query_BD: Tensor,
         recent_BM: Tensor,
+        is_new_B: Tensor,
         k: int,
         exclude_BE: Tensor | None,
         allow_N: Tensor | None,
         memory: MemoryTerms,
     ) -> tuple[Tensor, Tensor]:
         memory_BI = query_BD.new_zeros(len(query_BD), len(self.vectors))
-        memory.add_to(memory_BI, recent_BM)
+        memory.add_to(memory_BI, recent_BM, is_new_B)
         score_BI = torch.addmm(memory_BI, query_BD, self.vectors.T)
         if exclude_BE is not None:
             user_X, place_X = (exclude_BE >= 0).nonzero(as_tuple=True)
@@ -131,6 +134,7 @@ class DenseRetriever:
         self,
         query_BD: Tensor,
         recent_BM: Tensor,
+        is_new_B: Tensor,
         k: int,
         exclude_BE: Tensor | None,
         allow_N: Tensor | None,
@@ -138,7 +142,7 @@ class DenseRetriever:
     ) -> Hits:
         hits = self.index.search(query_BD, k, exclude_QE=exclude_BE, allow_N=allow_N)
         num_items = len(self.vectors)
-        user_X, item_X, sum_X = memory.pairs(recent_BM)
+        user_X, item_X, sum_X = memory.pairs(recent_BM, is_new_B)
         key_X = user_X * num_items + item_X
         # A hit that is a neighbour as well is scored among the neighbours.
         row_BK = torch.arange(len(query_BD), device=key_X.device)[:, None]

@@ -14,6 +14,7 @@ from recsys.index.memory_terms import MemoryTerms, MemoryWeights
 from recsys.index.registry import build_index
 from recsys.pipelines import new_item_factor
 from recsys.pipelines.checkpoint import load_model
+from recsys.pipelines.cli import main
 from recsys.pipelines.fit import fit_dataset
 from recsys.pipelines.item_graphs import training_graph
 from recsys.pipelines.new_item_factor import choose_new_item_factor
@@ -99,3 +100,12 @@ def test_a_given_factor_is_kept(toy_dataset, tmp_path):
         toy_dataset, tmp_path / "run", max_epochs=1, dim=8, enable_progress_bar=False, quiet=True, new_item_factor=3.0
     )
     assert load_model(best)[1]["memory_weights"]["new_items"] == 3.0
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "nan", "inf", "much"])
+def test_a_factor_that_means_nothing_is_refused_before_training(toy_dataset, tmp_path, capsys, wrong):
+    run = ["fit", "--data.path", str(toy_dataset.path), "--trainer.default_root_dir", str(tmp_path / "run")]
+    assert main([*run, "--new_item_factor", wrong]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and "--new_item_factor" in said and wrong in said
+    assert not (tmp_path / "run").exists()
