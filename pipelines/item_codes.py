@@ -41,7 +41,8 @@ def read_codes(path: Path, dataset: Dataset) -> ItemCodes:
 
     Args:
         path: a Parquet file of ``item_id`` and ``codes``, ``parallel_codes`` or both (lists of integers from 0, all of
-            one length), or the folder that `recsys tokenize` wrote. Items that the dataset does not know are left aside.
+            one length), or the folder that `recsys tokenize` wrote. Items that the dataset does not know are left
+            aside.
 
     Raises:
         InputError: the file cannot be read, or an item has no codes or wrong ones.

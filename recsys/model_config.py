@@ -106,6 +106,8 @@ class ModelConfig:
     """Codes of each level of the semantic IDs that a decoder generates; empty = the model has none."""
     parallel_sizes: tuple[int, ...] = ()
     """Codes of each codebook of the long semantic IDs that are predicted all at once; empty = none."""
+    set_sizes: tuple[int, ...] = ()
+    """Codes of each codebook of the set identifiers that are predicted by a query each; empty = none."""
     code_blocks: int = 1
     """Blocks of that decoder."""
     detach_codes: bool = True
@@ -215,5 +217,7 @@ class ModelConfig:
             raise InputError(
                 f"model configuration holds the unknown setting {unknown[0]!r}; it was written by another version"
             )
-        lists = {name: tuple(values.get(name, ())) for name in ("relations", "code_sizes", "parallel_sizes")}
+        lists = {
+            name: tuple(values.get(name, ())) for name in ("relations", "code_sizes", "parallel_sizes", "set_sizes")
+        }
         return cls(**{**values, **lists})

@@ -25,20 +25,18 @@ class ParallelRetriever:
 
     Args:
         model: with a head of parallel codes; in eval mode.
-        code_IJ: [I, J] codes of the catalogue that it was trained with.
     """
 
     name = "parallel"
+    reads_cache = False
+    lists_only = False
+    sources: tuple[str, ...] = ()
 
-    def __init__(self, model: UnifiedModel, code_IJ: Tensor) -> None:
+    def __init__(self, model: UnifiedModel) -> None:
         if model.parallel_codes is None:
             raise ValueError("this model predicts no parallel codes; train it with such codes of the items")
-        if code_IJ.shape != (model.config.num_items, len(model.config.parallel_sizes)):
-            raise ValueError(
-                f"codes must be [{model.config.num_items}, {len(model.config.parallel_sizes)}], got "
-                f"{list(code_IJ.shape)}; give those that the model was trained with"
-            )
-        self.model, self.code_IJ, self.head = model, code_IJ, model.parallel_codes
+        self.model, self.head = model, model.parallel_codes
+        self.code_IJ = model.codes.of("parallel_codes")
 
     @torch.no_grad()
     def search(

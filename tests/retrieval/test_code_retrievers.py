@@ -21,11 +21,8 @@ def drawn(sizes, seed=0):
 
 
 def retrievers(model):
-    trie = CodeTrie.build(drawn(model.config.code_sizes), model.config.code_sizes)
-    return [
-        GenerativeRetriever(model, trie, BeamConfig(widths=(30,))),
-        ParallelRetriever(model, drawn(model.config.parallel_sizes)),
-    ]
+    trie = CodeTrie.build(model.codes.of("codes"), model.config.code_sizes)
+    return [GenerativeRetriever(model, trie, BeamConfig(widths=(30,))), ParallelRetriever(model)]
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -62,10 +59,12 @@ def test_codes_of_another_model_are_refused(code_model):
     few = CodeTrie.build(drawn((5, 4, 3))[:20], (5, 4, 3))
     with pytest.raises(ValueError, match="holds 20 items and the model knows 30"):
         GenerativeRetriever(code_model, few)
-    with pytest.raises(ValueError, match=r"codes must be \[30, 4\], got \[30, 3\]"):
-        ParallelRetriever(code_model, drawn((4, 3, 4)))
+    with pytest.raises(ValueError, match=r"parallel_codes must be \[30, 4\], got \[30, 3\]"):
+        code_model.codes.fill({"codes": drawn((5, 4, 3)), "parallel_codes": drawn((4, 3, 4))})
+    with pytest.raises(ValueError, match=r"codes must be at least 0 and below \[5, 4, 3\]"):
+        code_model.codes.fill({"codes": drawn((5, 4, 4)), "parallel_codes": drawn((4, 3, 4, 2))})
 
 
 def test_a_model_without_such_heads_is_refused(toy_model):
     with pytest.raises(ValueError, match="predicts no parallel codes"):
-        ParallelRetriever(toy_model, drawn((4, 3)))
+        ParallelRetriever(toy_model)
