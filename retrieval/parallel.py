@@ -72,3 +72,10 @@ class ParallelRetriever:
     def scores(self, states: UserStates, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
         """[B, I] float32 scores of the whole catalogue."""
         return code_scores(self.head(self.model.query(states, at_B, surface_B)), self.code_IJ)
+
+    @torch.no_grad()
+    def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
+        """[B, C] float32 scores of some items; padded places (−1) mean nothing."""
+        logp_JBK = self.head(self.model.query(states, at_B, surface_B))
+        code_BCJ = self.code_IJ[item_BC.clamp_min(0)].long()
+        return torch.stack([logp.gather(1, code_BCJ[..., j]) for j, logp in enumerate(logp_JBK)]).mean(0)
