@@ -13,7 +13,6 @@ from recsys.bundle import USER_FEATURES, StoredHistories, new_bundle
 from recsys.content_map import ContentMap
 from recsys.dataset import Dataset
 from recsys.errors import InputError
-from recsys.index.code_trie import CodeTrie
 from recsys.index.memory_terms import MemoryWeights
 from recsys.index.registry import build_index
 from recsys.model import UnifiedModel
@@ -22,7 +21,7 @@ from recsys.pipelines.calibrate import fit_calibration
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.console import stdout_console
 from recsys.pipelines.item_graphs import item_graphs, weighted_relations
-from recsys.retrieval.bundle_retrievers import code_retrievers
+from recsys.retrieval.bundle_retrievers import code_retriever_names
 
 __all__ = ["export", "export_model"]
 
@@ -104,7 +103,7 @@ def export_model(
         "clock": manifest.clock,
         "max_timestamp": manifest.max_timestamp,
         "split": manifest.split,
-        "retrievers": [*RETRIEVERS, *code_retrievers(model)],
+        "retrievers": [*RETRIEVERS, *code_retriever_names(model)],
         "index": index,
         "memory_weights": None if memory_weights is None else memory_weights.to_dict(),
         "text": manifest.text,

@@ -10,62 +10,30 @@ Suffixes: B = users, K = hits, C = candidates of the union, E = exclusions, N = 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from recsys.index.hits import Hits, SourcedHits
+from recsys.index.hits import SourcedHits
 from recsys.kernels.topk import topk_smaller_id
 from recsys.retrieval.dense import DenseRetriever
+from recsys.retrieval.hybrid_weights import HybridWeights
 from recsys.retrieval.memory import MemoryRetriever
+from recsys.retrieval.protocol import Retriever
 from recsys.user_state import UserStates
 
-__all__ = ["CodeRetriever", "HybridRetriever", "HybridWeights", "Union"]
+__all__ = ["CodeRetriever", "HybridRetriever", "Union"]
 
 
-class CodeRetriever(Protocol):
+class CodeRetriever(Retriever, Protocol):
     """A retriever by semantic IDs that can say the log-probability of any item."""
-
-    name: str
-    reads_cache: bool
-
-    def search(
-        self,
-        states: UserStates,
-        k: int,
-        *,
-        at_B: Tensor,
-        surface_B: Tensor,
-        exclude_QE: Tensor | None = None,
-        allow_N: Tensor | None = None,
-    ) -> Hits: ...
 
     def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
         """[B, C] float32 log-probabilities in nats; padded places (−1) mean nothing."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class HybridWeights:
-    """What the log-probabilities count beside the dense score, and how many hits each search gives to the union."""
-
-    codes: dict[str, float] = field(default_factory=dict)
-    """Weight of each retriever by semantic IDs, by name."""
-    cold: float = 0.0
-    """Added to the score of items without training events."""
-    budgets: dict[str, int] = field(default_factory=dict)
-    """Hits of each search, by name; k is taken where it is larger and the search is that of ``dense``."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint or a manifest."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> HybridWeights:
-        return cls(dict(values["codes"]), float(values["cold"]), dict(values["budgets"]))
 
 
 @dataclass(frozen=True, slots=True)

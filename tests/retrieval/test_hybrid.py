@@ -11,7 +11,8 @@ from recsys.index.item_graph import ItemGraph
 from recsys.retrieval.beam_config import BeamConfig
 from recsys.retrieval.dense import DenseRetriever
 from recsys.retrieval.generative import GenerativeRetriever
-from recsys.retrieval.hybrid import HybridRetriever, HybridWeights
+from recsys.retrieval.hybrid import HybridRetriever
+from recsys.retrieval.hybrid_weights import HybridWeights
 from recsys.retrieval.memory import MemoryRetriever
 from recsys.retrieval.parallel import ParallelRetriever
 from recsys.retrieval.protocol import Retriever, source_labels
