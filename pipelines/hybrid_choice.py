@@ -126,7 +126,7 @@ def choose_hybrid_weights(model: UnifiedModel, dataset: Dataset, memory_weights:
 
 
 def code_trie(model: UnifiedModel, dataset: Dataset) -> CodeTrie | None:
-    """The trie of a model's semantic IDs; of the items that share a leaf, those with more training events come first."""
+    """The trie of a model's semantic IDs; of items that share a leaf, those with more training events come first."""
     if model.code_decoder is None:
         return None
     rank_I = -torch.from_numpy(dataset.train_item_counts())

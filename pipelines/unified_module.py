@@ -24,6 +24,7 @@ from recsys.objective import Objective
 from recsys.pipelines.checkpoint import names_to_store
 from recsys.pipelines.content_neighbours import content_neighbours
 from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.item_codes import GivenCodes
 from recsys.pipelines.recipe import changed_model
 from recsys.ranking import predict_slates
 from recsys.training_batches import TrainingBatch
@@ -192,6 +193,7 @@ class UnifiedModule(L.LightningModule):
         self.net: UnifiedModel | None = None
         self._objective: Objective | None = None
         self.memory_weights: MemoryWeights | None = None
+        self.tokenizers: dict[str, Tensor] | None = None
         """Of a checkpoint that has them: `validate` and `test` then judge ``dense`` as well."""
         self._terms: MemoryTerms | None = None
         self._ranks: dict[str, list[NDArray[np.int64]]] = {}
@@ -219,6 +221,8 @@ class UnifiedModule(L.LightningModule):
         if self.net is not None:
             return
         self.net = build_network(self.data, self.changes)
+        if "code_sizes" not in self.changes and self.data.codes is not None:
+            self.tokenizers = self.data.codes.tokenizers()
 
     @property
     def objective(self) -> Objective:
@@ -229,8 +233,6 @@ class UnifiedModule(L.LightningModule):
                 self.model,
                 torch.from_numpy(dataset.train_item_counts()),
                 None if near is None else NeighbourTargets(*near, share),
-                None if self.data.codes is None else self.data.codes.codes_IL,
-                None if self.data.codes is None else self.data.codes.parallel_IJ,
             )
             self._objective.to(self.device)
         return self._objective
@@ -245,6 +247,7 @@ class UnifiedModule(L.LightningModule):
             "config": self.config.to_dict(),
             "data_hash": manifest.data_hash,
             "names": self._names,
+            "tokenizers": self.tokenizers,
         }
 
     # -- steps ----------------------------------------------------------------------------------------------------
@@ -387,11 +390,15 @@ def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     config = changed_model(data.recipe.model, {"user_dim": dataset.user_dim, **changes})
     if config.memory_features:
         config = replace(config, relations=readable_relations(dataset))
-    if data.codes is not None:
-        config = replace(config, code_sizes=data.codes.sizes, parallel_sizes=data.codes.parallel_sizes)
+    # Where the settings are those of a checkpoint, so are the codes, and its weights bring them.
+    codes = None if "code_sizes" in changes else data.codes
+    if codes is not None:
+        config = with_codes(config, codes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(data.seed)
         model = UnifiedModel(config)
+    if codes is not None:
+        model.codes.fill(codes.codes)
     counts_I = torch.from_numpy(dataset.train_item_counts())
     content = dataset.content
     model.items.set_catalogue(
@@ -404,6 +411,17 @@ def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
         if features is not None:
             model.action_head.set_features(features.start(dataset))
     return model
+
+
+def with_codes(config: ModelConfig, codes: GivenCodes | None) -> ModelConfig:
+    """The configuration with a head for every kind of codes, or with none."""
+    sizes = {} if codes is None else codes.sizes
+    return replace(
+        config,
+        code_sizes=sizes.get("codes", ()),
+        parallel_sizes=sizes.get("parallel_codes", ()),
+        set_sizes=sizes.get("set_codes", ()),
+    )
 
 
 def _action_rates(data: PreparedData) -> Tensor:
