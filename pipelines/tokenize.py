@@ -15,7 +15,7 @@ from recsys.files import read_json, write_json
 from recsys.pipelines.code_settings import KINDS, CodeSettings
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.made_codes import SIDS_FILE, MadeCodes, make_codes
-from recsys.pipelines.sids_update import aligned_to, appended_to
+from recsys.pipelines.sids_update import aligned_to, appended_to, settings_like
 
 __all__ = ["tokenize"]
 
@@ -78,6 +78,8 @@ def tokenize(
     old_folder = append_to or align_to
     old = None if old_folder is None else MadeCodes.load(old_folder)
     kinds = KINDS if old is None else tuple(old.kinds)
+    if old is not None and align_to is not None:
+        settings = settings_like(settings, old)
     reasons: list[str] = []
     with progress_bar("semantic IDs", 1 + len(kinds)) as advance:
         if append_to is not None:
