@@ -149,7 +149,13 @@ def test_nothing_to_make_codes_of(tmp_path: Path) -> None:
     assert make_codes(data, say=reasons.append) is None
     assert reasons == ["no semantic IDs: the items have neither content nor training events that follow each other"]
     single = catalogue(1, tmp_path / "single")
-    assert make_codes(single, say=reasons.append) is None and "all items look alike" in reasons[-1]
+    assert make_codes(single, say=reasons.append) is None
+    assert [reason.split(":")[0] for reason in reasons[1:]] == ["no codes", "no parallel_codes", "no set_codes"]
+    # Two of one text and one of none: what is missing is filled in with the mean, and nothing is left.
+    alike = pl.DataFrame({"item_id": ["a", "b", "c"], "title": ["red ship", "red ship", None]})
+    events = pl.DataFrame({"user_id": ["u", "v", "w"], "item_id": ["a", "b", "c"], "timestamp": [1, 2, 3]})
+    same = prepare_frames(events.with_columns(action=pl.lit("click")), alike, output=tmp_path / "same")
+    assert make_codes(same, say=reasons.append) is None and "vectors are equal" in reasons[-1]
     with pytest.raises(InputError, match="no item of .* has the block transition"):
         make_codes(data, blocks={"transition": None})
 
