@@ -1,6 +1,6 @@
 """Semantic IDs of a dataset's items, as files hold them.
 
-Suffixes: I = items, L = levels, J = codes predicted at once.
+Suffixes: I = items, L = levels, J = codes predicted at once or as a set.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from recsys.vocabulary import IdMap
 __all__ = ["ItemCodes", "read_codes"]
 
 _FILE = "codes.parquet"
-_COLUMNS = ("codes", "parallel_codes")
+_COLUMNS = ("codes", "parallel_codes", "set_codes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,18 @@ class ItemCodes:
     parallel_IJ: Tensor | None
     """[I, J] int64, long codes that are predicted all at once."""
     parallel_sizes: tuple[int, ...]
+    set_IJ: Tensor | None = None
+    """[I, J] int64, codes that are predicted as a set."""
+    set_sizes: tuple[int, ...] = ()
 
 
 def read_codes(path: Path, dataset: Dataset) -> ItemCodes:
     """Read the codes of a dataset's items.
 
     Args:
-        path: a Parquet file of ``item_id`` and ``codes``, ``parallel_codes`` or both (lists of integers from 0, all of
-            one length), or the folder that `recsys tokenize` wrote. Items that the dataset does not know are left aside.
+        path: a Parquet file of ``item_id`` and any of ``codes``, ``parallel_codes`` and ``set_codes`` (lists of
+            integers from 0, all of one length), or the folder that `recsys tokenize` wrote. Items that the dataset does
+            not know are left aside.
 
     Raises:
         InputError: the file cannot be read, or an item has no codes or wrong ones.
@@ -51,14 +55,16 @@ def read_codes(path: Path, dataset: Dataset) -> ItemCodes:
         frame = pl.read_parquet(file)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{file} cannot be read as semantic IDs ({str(error).splitlines()[0][:120]})") from None
-    if "item_id" not in frame.columns or not {"codes", "parallel_codes"} & set(frame.columns):
-        raise InputError(f"{file} needs the columns item_id and codes (or parallel_codes), it has {frame.columns}")
+    if "item_id" not in frame.columns or not set(_COLUMNS) & set(frame.columns):
+        raise InputError(
+            f"{file} needs the columns item_id and codes (or parallel_codes or set_codes), it has {frame.columns}"
+        )
     row_I = IdMap(frame["item_id"]).index(dataset.items["item_id"])
     if (row_I < 0).any():
         missing = dataset.items["item_id"][int(np.flatnonzero(row_I < 0)[0])]
         raise InputError(f"{file} has no codes of the item {missing!r} of {dataset.path}; run `recsys tokenize` on it")
     found = [_codes(file, frame[name], row_I) if name in frame.columns else (None, ()) for name in _COLUMNS]
-    return ItemCodes(*found[0], *found[1])
+    return ItemCodes(*found[0], *found[1], *found[2])
 
 
 def _codes(file: Path, column: pl.Series, row_I: NDArray[np.int64]) -> tuple[Tensor, tuple[int, ...]]:

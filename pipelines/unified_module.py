@@ -82,6 +82,8 @@ class UnifiedModule(L.LightningModule):
         memory_features: whether the ranking head reads what the item graph says of a candidate.
         cross_layers: low-rank cross layers of the ranking head.
         code_blocks: blocks of the decoder of semantic IDs.
+        code_children: whether its softmax runs over the codes that continue a prefix in the catalogue alone.
+        set_blocks: blocks of the head that predicts codes as a set.
         code_weight: weight of L_code.
         detach_codes: whether L_code leaves the encoder to the other losses.
         lr: peak learning rate of AdamW.
@@ -130,6 +132,8 @@ class UnifiedModule(L.LightningModule):
         memory_features: bool | None = None,
         cross_layers: int | None = None,
         code_blocks: int | None = None,
+        code_children: bool | None = None,
+        set_blocks: int | None = None,
         code_weight: float | None = None,
         detach_codes: bool | None = None,
         lr: float = 1e-3,
@@ -177,6 +181,8 @@ class UnifiedModule(L.LightningModule):
                 "memory_features": memory_features,
                 "cross_layers": cross_layers,
                 "code_blocks": code_blocks,
+                "code_children": code_children,
+                "set_blocks": set_blocks,
                 "code_weight": code_weight,
                 "detach_codes": detach_codes,
             }.items()
@@ -231,6 +237,7 @@ class UnifiedModule(L.LightningModule):
                 None if near is None else NeighbourTargets(*near, share),
                 None if self.data.codes is None else self.data.codes.codes_IL,
                 None if self.data.codes is None else self.data.codes.parallel_IJ,
+                None if self.data.codes is None else self.data.codes.set_IJ,
             )
             self._objective.to(self.device)
         return self._objective
@@ -384,11 +391,13 @@ def _figures(rank_Q: NDArray[np.int64]) -> dict[str, float]:
 def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     """A fresh network for a data set: the recipe's configuration with ``changes``, initial weights from the seed."""
     dataset = data.dataset
-    config = changed_model(data.recipe.model, {"user_dim": dataset.user_dim, **changes})
+    of_data: dict[str, Any] = {"user_dim": dataset.user_dim}
+    if data.codes is not None:
+        codes = data.codes
+        of_data |= {"code_sizes": codes.sizes, "parallel_sizes": codes.parallel_sizes, "set_sizes": codes.set_sizes}
+    config = changed_model(data.recipe.model, {**of_data, **changes})
     if config.memory_features:
         config = replace(config, relations=readable_relations(dataset))
-    if data.codes is not None:
-        config = replace(config, code_sizes=data.codes.sizes, parallel_sizes=data.codes.parallel_sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(data.seed)
         model = UnifiedModel(config)

@@ -108,6 +108,13 @@ class ModelConfig:
     """Codes of each codebook of the long semantic IDs that are predicted all at once; empty = none."""
     code_blocks: int = 1
     """Blocks of that decoder."""
+    code_children: bool = False
+    """Whether that decoder's softmax runs over the codes that continue a prefix in the catalogue, and not over all."""
+    set_sizes: tuple[int, ...] = ()
+    """Codes of each codebook of the set of codes that learned queries read off the history, all at once; empty = none.
+    """
+    set_blocks: int = 1
+    """Blocks of that head."""
     detach_codes: bool = True
     """Whether the code losses leave the encoder and the query as they are, so that dense retrieval loses nothing."""
     code_weight: float = 1.0
@@ -131,6 +138,7 @@ class ModelConfig:
             "cross_rank",
             "target_aware_negatives",
             "code_blocks",
+            "set_blocks",
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"model.{name} must be positive, got {getattr(self, name)!r}")
@@ -155,6 +163,8 @@ class ModelConfig:
                 raise InputError(f"model.{name} must be in [0, 1), got {getattr(self, name)!r}")
         if not self.target_aware >= 0:
             raise InputError(f"model.target_aware must not be negative, got {self.target_aware!r}")
+        if self.code_children and not self.code_sizes:
+            raise InputError("model.code_children needs semantic IDs that are generated; give codes of the items")
         if self.cross_layers < 0:
             raise InputError(f"model.cross_layers must not be negative, got {self.cross_layers!r}")
         for name in ("past_rates", "memory_features"):
@@ -215,5 +225,7 @@ class ModelConfig:
             raise InputError(
                 f"model configuration holds the unknown setting {unknown[0]!r}; it was written by another version"
             )
-        lists = {name: tuple(values.get(name, ())) for name in ("relations", "code_sizes", "parallel_sizes")}
+        lists = {
+            name: tuple(values.get(name, ())) for name in ("relations", "code_sizes", "parallel_sizes", "set_sizes")
+        }
         return cls(**{**values, **lists})
