@@ -13,6 +13,7 @@ from recsys.bundle import USER_FEATURES, StoredHistories, new_bundle
 from recsys.content_map import ContentMap
 from recsys.dataset import Dataset
 from recsys.errors import InputError
+from recsys.index.code_trie import CodeTrie
 from recsys.index.memory_terms import MemoryWeights
 from recsys.index.registry import build_index
 from recsys.model import UnifiedModel
@@ -21,10 +22,12 @@ from recsys.pipelines.calibrate import fit_calibration
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.console import stdout_console
 from recsys.pipelines.item_graphs import item_graphs, weighted_relations
+from recsys.retrieval.bundle_retrievers import code_retrievers
 
 __all__ = ["export", "export_model"]
 
 RETRIEVERS = ("dense", "dense_learned", "memory")
+"""Of every bundle."""
 
 
 def export(checkpoint: Path, data: Path, output: Path, histories: bool = False, index: str = "exact") -> None:
@@ -101,7 +104,7 @@ def export_model(
         "clock": manifest.clock,
         "max_timestamp": manifest.max_timestamp,
         "split": manifest.split,
-        "retrievers": list(RETRIEVERS),
+        "retrievers": [*RETRIEVERS, *code_retrievers(model)],
         "index": index,
         "memory_weights": None if memory_weights is None else memory_weights.to_dict(),
         "text": manifest.text,
@@ -126,6 +129,12 @@ def export_model(
             ContentMap.fit(dataset.content, model.items.content_IC).save(folder / "content_map.safetensors")
         if not calibration.is_identity:
             calibration.save(folder / "calibration.safetensors")
+        if model.code_decoder is not None:
+            # Of the items that share a leaf, those with more training events come first.
+            rank_I = -torch.from_numpy(dataset.train_item_counts())
+            CodeTrie.build(model.codes.of("codes").cpu(), model.codes.sizes["codes"], rank_I=rank_I).save(
+                folder / "trie"
+            )
         if model.config.past_rates:
             past = PastTable.build(dataset.events, len(manifest.actions), len(manifest.surfaces))
             past.save(folder / "past_counts.safetensors")

@@ -38,6 +38,12 @@ class ItemCodes:
     """[I, J] int64, codes that are predicted as a set."""
     set_sizes: tuple[int, ...] = ()
 
+    @property
+    def by_kind(self) -> dict[str, Tensor]:
+        """The codes that there are, as :meth:`recsys.item_codes.ItemCodes.fill` takes them."""
+        kinds = {"codes": self.codes_IL, "parallel_codes": self.parallel_IJ, "set_codes": self.set_IJ}
+        return {kind: codes for kind, codes in kinds.items() if codes is not None}
+
 
 def read_codes(path: Path, dataset: Dataset) -> ItemCodes:
     """Read the codes of a dataset's items.

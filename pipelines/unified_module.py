@@ -235,9 +235,6 @@ class UnifiedModule(L.LightningModule):
                 self.model,
                 torch.from_numpy(dataset.train_item_counts()),
                 None if near is None else NeighbourTargets(*near, share),
-                None if self.data.codes is None else self.data.codes.codes_IL,
-                None if self.data.codes is None else self.data.codes.parallel_IJ,
-                None if self.data.codes is None else self.data.codes.set_IJ,
             )
             self._objective.to(self.device)
         return self._objective
@@ -401,6 +398,8 @@ def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(data.seed)
         model = UnifiedModel(config)
+    if data.codes is not None:
+        model.codes.fill(data.codes.by_kind)
     counts_I = torch.from_numpy(dataset.train_item_counts())
     content = dataset.content
     model.items.set_catalogue(

@@ -24,6 +24,7 @@ from recsys.event_tokens import EventTokens
 from recsys.events import History
 from recsys.files import read_json
 from recsys.heads import ActionHead, QueryHead
+from recsys.item_codes import ItemCodes
 from recsys.item_vectors import ItemVectors
 from recsys.layouts import ActionInput, make_layout
 from recsys.model_config import ModelConfig
@@ -61,6 +62,7 @@ class UnifiedModel(nn.Module):
         """Stands for the last output row of an empty history."""
         self.tokens.reset()
         self.target_aware = TargetAware(config) if config.target_aware else None
+        self.codes = ItemCodes(config)
         self.code_decoder = CodeDecoder(config) if config.code_sizes else None
         self.parallel_codes = ParallelCodes(config) if config.parallel_sizes else None
         self.set_codes = SetCodes(config) if config.set_sizes else None

@@ -106,15 +106,14 @@ class ModelConfig:
     """Codes of each level of the semantic IDs that a decoder generates; empty = the model has none."""
     parallel_sizes: tuple[int, ...] = ()
     """Codes of each codebook of the long semantic IDs that are predicted all at once; empty = none."""
+    set_sizes: tuple[int, ...] = ()
+    """Codes of each codebook of the set identifiers that are predicted by a query each; empty = none."""
     code_blocks: int = 1
     """Blocks of that decoder."""
     code_children: bool = False
     """Whether that decoder's softmax runs over the codes that continue a prefix in the catalogue, and not over all."""
-    set_sizes: tuple[int, ...] = ()
-    """Codes of each codebook of the set of codes that learned queries read off the history, all at once; empty = none.
-    """
     set_blocks: int = 1
-    """Blocks of that head."""
+    """Blocks of the head of set identifiers."""
     detach_codes: bool = True
     """Whether the code losses leave the encoder and the query as they are, so that dense retrieval loses nothing."""
     code_weight: float = 1.0

@@ -48,29 +48,13 @@ class Objective:
     Args:
         item_counts_I: [I] training events per item; items without any stay out of softmax denominators.
         neighbours: spreads the labels of retrieval targets to similar items; None = not.
-        codes_IL: [I, L] codes of the items, for a model that generates them.
-        parallel_IJ: [I, J] long codes of the items, for a model that predicts them all at once.
-        set_IJ: [I, J] codes of the items, for a model that predicts them as a set.
     """
 
-    def __init__(
-        self,
-        model: UnifiedModel,
-        item_counts_I: Tensor,
-        neighbours: NeighbourTargets | None = None,
-        codes_IL: Tensor | None = None,
-        parallel_IJ: Tensor | None = None,
-        set_IJ: Tensor | None = None,
-    ) -> None:
-        heads = (model.code_decoder, model.parallel_codes, model.set_codes)
-        for codes, head in zip((codes_IL, parallel_IJ, set_IJ), heads, strict=True):
-            if (codes is None) != (head is None):
-                raise ValueError("codes of the items are needed where the model has a head for them, and only there")
+    def __init__(self, model: UnifiedModel, item_counts_I: Tensor, neighbours: NeighbourTargets | None = None) -> None:
         self.model, self.neighbours = model, neighbours
-        self.codes_IL, self.parallel_IJ, self.set_IJ = codes_IL, parallel_IJ, set_IJ
         self.children: CodeChildren | None = None
-        if codes_IL is not None and model.config.code_children:
-            self.children = CodeChildren.of(codes_IL, model.config.code_sizes)
+        if model.config.code_children:
+            self.children = CodeChildren.of(model.codes.of("codes"), model.config.code_sizes)
         trained_J = (item_counts_I > 0).nonzero().flatten()
         self.trained_J = trained_J
         self.all_trained = len(trained_J) == len(item_counts_I)
@@ -82,9 +66,10 @@ class Objective:
         """Move the catalogue's tensors to the model's device."""
         if self.neighbours is not None:
             self.neighbours = self.neighbours.to(device)
-        for name in ("trained_J", "compact_I", "log_share_I", "codes_IL", "parallel_IJ", "set_IJ", "children"):
-            if getattr(self, name) is not None:
-                setattr(self, name, getattr(self, name).to(device))
+        if self.children is not None:
+            self.children = self.children.to(device)
+        for name in ("trained_J", "compact_I", "log_share_I"):
+            setattr(self, name, getattr(self, name).to(device))
 
     def __call__(self, batch: TrainingBatch) -> Losses:
         """Losses of one batch; draws masks, dropout and negatives from torch's generator."""
@@ -122,34 +107,41 @@ class Objective:
                 lambda items: model.query_head.item_side(lookup(items)), events.groups,
             )  # fmt: skip
         code = None
-        if config.detach_codes:
-            query_ND, cache = query_ND.detach(), [(k.detach(), v.detach()) for k, v in cache]
-        if num_targets and (model.code_decoder is not None or model.set_codes is not None):
-            read = self._reader(batch, cache, reads_T)
-            if model.code_decoder is not None:
-                code = self._code_loss(query_ND, target_N, read)
+        if num_targets and model.codes.sizes:
+            code, other = self._code_losses(batch, cache, reads_T, query_ND, target_N)
+            total = total + config.code_weight * other
+            if code is not None:
                 total = total + config.code_weight * code
-            if model.set_codes is not None and self.set_IJ is not None:
-                total = total + config.code_weight * model.set_codes.loss(query_ND, self.set_IJ[target_N], read)
-        if num_targets and model.parallel_codes is not None and self.parallel_IJ is not None:
-            total = total + config.code_weight * model.parallel_codes.loss(query_ND, self.parallel_IJ[target_N])
         return Losses(total, item.detach(), action.detach(), num_targets, None if code is None else code.detach())
 
     # -- generation -----------------------------------------------------------------------------------------------
 
-    def _reader(self, batch: TrainingBatch, cache: KeysValues, reads_T: Tensor) -> PackedReader:
-        """What the retrieval targets' rows see of the histories; rows as :meth:`_queries` gives them."""
-        events, scale = batch.events, self.model.layout.rows_per_event
+    def _code_losses(
+        self, batch: TrainingBatch, cache: KeysValues, reads_T: Tensor, query_ND: Tensor, target_N: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        """Loss of the decoder, where there is one, and the sum of those of the heads that predict codes all at once."""
+        model, events, scale = self.model, batch.events, self.model.layout.rows_per_event
+        if model.config.detach_codes:
+            query_ND, cache = query_ND.detach(), [(k.detach(), v.detach()) for k, v in cache]
         at_N = (reads_T & (batch.target_T >= 0)).nonzero().flatten()
         visible_N = torch.cat([(events.position_T[at_N] + 1) * scale, torch.zeros_like(batch.start_S)])
         sequence_N = torch.cat([_sequences(events)[at_N], batch.start_S])
         groups = [type(g)(g.start * scale, g.num_sequences, g.length * scale) for g in events.groups]
-        return PackedReader(cache, groups, events.num_sequences, sequence_N, visible_N)
+        read = PackedReader(cache, groups, events.num_sequences, sequence_N, visible_N)
 
-    def _code_loss(self, query_ND: Tensor, target_N: Tensor, read: PackedReader) -> Tensor:
-        assert self.model.code_decoder is not None and self.codes_IL is not None
-        code_NL = self.codes_IL[target_N]
-        logits = self.model.code_decoder(query_ND, code_NL, read)
+        def codes(kind: str) -> Tensor:
+            return model.codes.of(kind)[target_N].long()
+
+        code, other = None, query_ND.new_zeros(())
+        if model.code_decoder is not None:
+            code = self._code_loss(model.code_decoder(query_ND, codes("codes"), read), codes("codes"), target_N)
+        if model.parallel_codes is not None:
+            other = other + model.parallel_codes.loss(query_ND, codes("parallel_codes"))
+        if model.set_codes is not None:
+            other = other + model.set_codes.loss(query_ND, codes("set_codes"), read)
+        return code, other
+
+    def _code_loss(self, logits: list[Tensor], code_NL: Tensor, target_N: Tensor) -> Tensor:
         if self.children is not None:
             prefix_NL = self.children.prefix_IL[target_N]
             logits = [self.children.masked(level, logit, prefix_NL[:, level]) for level, logit in enumerate(logits)]

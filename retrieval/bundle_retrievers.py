@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.index.memory_terms import MemoryTerms
+from recsys.model import UnifiedModel
 from recsys.retrieval.dense import DenseRetriever
+from recsys.retrieval.generative import GenerativeRetriever
 from recsys.retrieval.memory import MemoryRetriever
+from recsys.retrieval.parallel import ParallelRetriever
 from recsys.retrieval.protocol import Retriever
+from recsys.retrieval.set_retriever import SetRetriever
 
-__all__ = ["bundle_retrievers"]
+__all__ = ["bundle_retrievers", "code_retrievers"]
 
 
 def bundle_retrievers(
@@ -34,9 +38,15 @@ def bundle_retrievers(
     return {name: _retriever(bundle, name, training_only) for name in wanted}
 
 
+def code_retrievers(model: UnifiedModel) -> list[str]:
+    """Names of the retrievers that a model's heads of semantic IDs make possible."""
+    heads = {"generative": model.code_decoder, "parallel": model.parallel_codes, "set": model.set_codes}
+    return [name for name, head in heads.items() if head is not None]
+
+
 def _retriever(bundle: Bundle, name: str, training_only: bool) -> Retriever:
     kind, slash, cut = name.partition("/")
-    if kind not in bundle.retrievers or (slash and kind == "dense_learned"):
+    if kind not in bundle.retrievers or (slash and kind not in ("dense", "memory")):
         raise InputError(f"there is no retriever {name!r} in {bundle.path}; it has {', '.join(bundle.retrievers)}")
     graph = bundle.graph_train if training_only else bundle.graph_now
     relations = tuple(cut.split(",")) if slash else graph.relations
@@ -49,6 +59,12 @@ def _retriever(bundle: Bundle, name: str, training_only: bool) -> Retriever:
         return MemoryRetriever(graph, weights, name=name)
     if kind == "dense_learned":
         return DenseRetriever(bundle.model, bundle.index, bundle.vectors, name)
+    if kind == "generative" and bundle.trie is not None:
+        return GenerativeRetriever(bundle.model, bundle.trie)
+    if kind == "parallel":
+        return ParallelRetriever(bundle.model)
+    if kind == "set":
+        return SetRetriever(bundle.model)
     if kind != "dense":
         raise InputError(f"{bundle.path} asks for the retriever {name!r}; this recsys has none: upgrade it")
     chosen, is_new_I = bundle.memory_weights, ~bundle.model.items.has_id_I

@@ -1,12 +1,10 @@
 """The codes of a whole catalogue, scored exactly by log-probabilities of every code.
 
-Suffixes: B = users, I = items, J = codes of an item, K = codes of a codebook, or hits, E = exclusions,
-N = allowed items.
+Suffixes: B = users, I = items, C = items of a user, J = codes of an item, K = codes of a codebook, or hits,
+E = exclusions, N = allowed items.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,25 +23,20 @@ class CodeCatalogue:
     """score(i) = mean over codes of log p(code of i), in nats; every item is scored.
 
     Args:
-        code_IJ: [I, J] codes of the catalogue.
-        num_items: that the model knows.
-        sizes: of the codebooks that it predicts.
-
-    Raises:
-        ValueError: the codes have another shape.
+        code_IJ: [I, J] codes of the catalogue, as the model holds them.
     """
 
-    def __init__(self, code_IJ: Tensor, num_items: int, sizes: Sequence[int]) -> None:
-        if code_IJ.shape != (num_items, len(sizes)):
-            raise ValueError(
-                f"codes must be [{num_items}, {len(sizes)}], got {list(code_IJ.shape)}; give those that the model was "
-                "trained with"
-            )
+    def __init__(self, code_IJ: Tensor) -> None:
         self.code_IJ = code_IJ
 
     def scores(self, logp_JBK: Tensor) -> Tensor:
         """[B, I] float32 scores of all items."""
         return code_scores(logp_JBK.float(), self.code_IJ)
+
+    def scores_of(self, logp_JBK: Tensor, item_BC: Tensor) -> Tensor:
+        """[B, C] float32 scores of some items of each user; padded places (−1) mean nothing."""
+        code_JBC = self.code_IJ[item_BC.clamp_min(0)].long().permute(2, 0, 1)
+        return logp_JBK.float().gather(2, code_JBC).mean(0)
 
     def search(self, logp_JBK: Tensor, k: int, exclude_QE: Tensor | None, allow_N: Tensor | None) -> Hits:
         """The k best items of each user; see :class:`recsys.retrieval.protocol.Retriever`."""

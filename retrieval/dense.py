@@ -41,6 +41,10 @@ class DenseRetriever:
         learned: w.
     """
 
+    reads_cache = False
+    lists_only = False
+    sources: tuple[str, ...] = ()
+
     def __init__(
         self,
         model: UnifiedModel,

@@ -30,6 +30,9 @@ class GenerativeRetriever:
     """
 
     name = "generative"
+    reads_cache = True
+    lists_only = True
+    sources: tuple[str, ...] = ()
 
     def __init__(self, model: UnifiedModel, trie: CodeTrie, config: BeamConfig | None = None) -> None:
         if tuple(model.config.code_sizes) != trie.sizes:

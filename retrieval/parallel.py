@@ -1,6 +1,7 @@
 """The retriever that scores the whole catalogue by long codes which the model predicts all at once.
 
-Suffixes: B = users, I = items, J = codes of an item, K = codes of a codebook, E = exclusions, N = allowed items.
+Suffixes: B = users, I = items, C = items of a user, J = codes of an item, K = codes of a codebook,
+E = exclusions, N = allowed items.
 """
 
 from __future__ import annotations
@@ -21,16 +22,18 @@ class ParallelRetriever:
 
     Args:
         model: with a head of parallel codes; in eval mode.
-        code_IJ: [I, J] codes of the catalogue that it was trained with.
     """
 
     name = "parallel"
+    reads_cache = False
+    lists_only = False
+    sources: tuple[str, ...] = ()
 
-    def __init__(self, model: UnifiedModel, code_IJ: Tensor) -> None:
+    def __init__(self, model: UnifiedModel) -> None:
         if model.parallel_codes is None:
             raise ValueError("this model predicts no parallel codes; train it with such codes of the items")
         self.model, self.head = model, model.parallel_codes
-        self.catalogue = CodeCatalogue(code_IJ, model.config.num_items, model.config.parallel_sizes)
+        self.catalogue = CodeCatalogue(model.codes.of("parallel_codes"))
 
     def search(
         self,
@@ -48,6 +51,10 @@ class ParallelRetriever:
     def scores(self, states: UserStates, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
         """[B, I] float32 scores of the whole catalogue."""
         return self.catalogue.scores(self._predict(states, at_B, surface_B))
+
+    def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
+        """[B, C] float32 scores of some items; padded places (−1) mean nothing."""
+        return self.catalogue.scores_of(self._predict(states, at_B, surface_B), item_BC)
 
     @torch.no_grad()
     def _predict(self, states: UserStates, at_B: Tensor, surface_B: Tensor) -> Tensor:

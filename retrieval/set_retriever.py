@@ -1,6 +1,7 @@
 """The retriever that scores the whole catalogue by sets of codes, each of which a learned query reads off the history.
 
-Suffixes: B = users, I = items, J = codes of an item, K = codes of a codebook, E = exclusions, N = allowed items.
+Suffixes: B = users, I = items, C = items of a user, J = codes of an item, K = codes of a codebook,
+E = exclusions, N = allowed items.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ class SetRetriever:
 
     Args:
         model: with a head of sets of codes; in eval mode.
-        code_IJ: [I, J] codes of the catalogue that it was trained with.
     """
 
     name = "set"
+    reads_cache = True
+    lists_only = False
+    sources: tuple[str, ...] = ()
 
-    def __init__(self, model: UnifiedModel, code_IJ: Tensor) -> None:
+    def __init__(self, model: UnifiedModel) -> None:
         if model.set_codes is None:
             raise ValueError("this model predicts no sets of codes; train it with such codes of the items")
         self.model, self.head = model, model.set_codes
-        self.catalogue = CodeCatalogue(code_IJ, model.config.num_items, model.config.set_sizes)
+        self.catalogue = CodeCatalogue(model.codes.of("set_codes"))
 
     def search(
         self,
@@ -53,6 +56,10 @@ class SetRetriever:
     def scores(self, states: UserStates, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
         """[B, I] float32 scores of the whole catalogue."""
         return self.catalogue.scores(self._predict(states, at_B, surface_B))
+
+    def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
+        """[B, C] float32 scores of some items; padded places (−1) mean nothing."""
+        return self.catalogue.scores_of(self._predict(states, at_B, surface_B), item_BC)
 
     @torch.no_grad()
     def _predict(self, states: UserStates, at_B: Tensor, surface_B: Tensor) -> Tensor:

@@ -159,6 +159,11 @@ def code_model(request: pytest.FixtureRequest, toy_dataset: Dataset) -> UnifiedM
     )
     model = UnifiedModel(config)
     model.items.set_catalogue(torch.from_numpy(content), torch.ones(toy_dataset.num_items, dtype=torch.bool))
+    drawn = {
+        kind: torch.stack([torch.randint(size, (toy_dataset.num_items,)) for size in sizes], 1)
+        for kind, sizes in model.codes.sizes.items()
+    }
+    model.codes.fill(drawn)
     for parameter in model.parameters():  # away from zero, so that nothing is equal for want of weights
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model.eval()

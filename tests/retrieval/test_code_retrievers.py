@@ -26,12 +26,8 @@ def drawn(sizes, seed=0):
 
 
 def retrievers(model):
-    trie = CodeTrie.build(drawn(model.config.code_sizes), model.config.code_sizes)
-    return [
-        GenerativeRetriever(model, trie, BeamConfig(widths=(30,))),
-        ParallelRetriever(model, drawn(model.config.parallel_sizes)),
-        SetRetriever(model, drawn(model.config.set_sizes)),
-    ]
+    trie = CodeTrie.build(model.codes.of("codes"), model.config.code_sizes)
+    return [GenerativeRetriever(model, trie, BeamConfig(widths=(30,))), ParallelRetriever(model), SetRetriever(model)]
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
@@ -68,21 +64,22 @@ def test_codes_of_another_model_are_refused(code_model):
     few = CodeTrie.build(drawn((5, 4, 3))[:20], (5, 4, 3))
     with pytest.raises(ValueError, match="holds 20 items and the model knows 30"):
         GenerativeRetriever(code_model, few)
-    with pytest.raises(ValueError, match=r"codes must be \[30, 4\], got \[30, 3\]"):
-        ParallelRetriever(code_model, drawn((4, 3, 4)))
-    with pytest.raises(ValueError, match=r"codes must be \[30, 3\], got \[20, 3\]"):
-        SetRetriever(code_model, drawn((3, 5, 2))[:20])
+    drawn_of = {"parallel_codes": drawn((4, 3, 4, 2)), "set_codes": drawn((3, 5, 2))}
+    with pytest.raises(ValueError, match=r"parallel_codes must be \[30, 4\], got \[30, 3\]"):
+        code_model.codes.fill({**drawn_of, "codes": drawn((5, 4, 3)), "parallel_codes": drawn((4, 3, 4))})
+    with pytest.raises(ValueError, match=r"codes must be at least 0 and below \[5, 4, 3\]"):
+        code_model.codes.fill({**drawn_of, "codes": drawn((5, 4, 4))})
 
 
 def test_a_model_without_such_heads_is_refused(toy_model):
     with pytest.raises(ValueError, match="predicts no parallel codes"):
-        ParallelRetriever(toy_model, drawn((4, 3)))
+        ParallelRetriever(toy_model)
     with pytest.raises(ValueError, match="predicts no sets of codes"):
-        SetRetriever(toy_model, drawn((4, 3)))
+        SetRetriever(toy_model)
 
 
 def test_a_set_needs_keys_and_values(code_model, toy_dataset):
-    retriever = SetRetriever(code_model, drawn(code_model.config.set_sizes))
+    retriever = SetRetriever(code_model)
     states = code_model.encode([toy_dataset.events.history(1, 4)], keep_cache=False)
     with pytest.raises(ValueError, match="keep_cache=True"):
         retriever.search(states, 3, at_B=torch.tensor([AT]), surface_B=torch.zeros(1, dtype=torch.int64))
@@ -97,7 +94,7 @@ def test_scores_are_mean_log_probabilities_of_the_codes(code_model, toy_dataset,
     with torch.no_grad():
         logp_JBK = retriever.head(query_BD) if which == 1 else retriever.head(query_BD, StateReader(states))
     score_BI = retriever.scores(states, **request)
-    codes = drawn((code_model.config.parallel_sizes, code_model.config.set_sizes)[which - 1])
+    codes = code_model.codes.of(("parallel_codes", "set_codes")[which - 1])
     for user in range(4):
         for item, row in enumerate(codes.tolist()):
             wanted = float(np.mean([float(logp_JBK[place, user, code]) for place, code in enumerate(row)]))
@@ -117,7 +114,7 @@ def test_lists_do_not_depend_on_how_many_users_are_scored_at_once(code_model, to
 
 
 def test_a_model_trained_among_children_is_searched_among_children(code_model):
-    trie = CodeTrie.build(drawn(code_model.config.code_sizes), code_model.config.code_sizes)
+    trie = CodeTrie.build(code_model.codes.of("codes"), code_model.config.code_sizes)
     assert GenerativeRetriever(code_model, trie).config.normalise == "all"
     among = UnifiedModel(replace(code_model.config, code_children=True))
     assert GenerativeRetriever(among, trie).config.normalise == "children"
