@@ -12,6 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recsys.code_accuracy import CodeAccuracy, code_accuracy
+from recsys.code_children import CodeChildren
+from recsys.code_decoder import StateReader
 from recsys.events import Requests
 from recsys.index.item_graph import ItemGraph
 from recsys.index.memory_terms import MemoryTerms, MemoryWeights
@@ -38,6 +41,8 @@ product, since either may be small: a hundredth more of one counts like a hundre
 _NEIGHBOURS = 8
 """Nearest items a target may be replaced by."""
 _SPLITS = {"val": 1, "test": 2}
+_CODE_REQUESTS = 512
+"""Validation requests of an epoch, evenly spread, whose codes are looked at level by level."""
 
 
 class UnifiedModule(L.LightningModule):
@@ -202,6 +207,7 @@ class UnifiedModule(L.LightningModule):
         self._terms: MemoryTerms | None = None
         self._ranks: dict[str, list[NDArray[np.int64]]] = {}
         self._items_ID: Tensor | None = None
+        self._codes_right: CodeAccuracy | None = None
 
     # -- building -------------------------------------------------------------------------------------------------
 
@@ -268,18 +274,24 @@ class UnifiedModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._start_ranks()
+        self._codes_right = None
 
     def on_test_epoch_start(self) -> None:
         self._start_ranks()
 
     def validation_step(self, batch: Requests, batch_idx: int) -> None:
         self._rank_batch(batch)
+        if self.model.code_decoder is not None:
+            self._judge_codes(batch, batch_idx)
 
     def test_step(self, batch: Requests, batch_idx: int) -> None:
         self._rank_batch(batch)
 
     def on_validation_epoch_end(self) -> None:
         self._log_ranks("val")
+        if self._codes_right is not None:
+            for name, value in self._codes_right.figures().items():
+                self.log(f"val/codes/{name}", value)
 
     def on_test_epoch_end(self) -> None:
         self._log_ranks("test")
@@ -316,6 +328,29 @@ class UnifiedModule(L.LightningModule):
             self._terms.add_to(found["dense"], states.recent_BM, states.num_events_B == 0)
         for name, scores_BI in found.items():
             self._ranks[name].append(target_ranks(scores_BI.cpu().numpy(), requests.target, seen).rank_Q)
+
+    @cached_property
+    def _children(self) -> CodeChildren | None:
+        if not self.config.code_children:
+            return None
+        return CodeChildren.of(self.model.codes.of("codes"), self.config.code_sizes)
+
+    def _judge_codes(self, requests: Requests, batch_idx: int) -> None:
+        """How often the decoder names the right code of a level, on some requests of a batch."""
+        model, size = self.model, self.data.batch_users
+        step = -(-size * int(np.sum(self.trainer.num_val_batches)) // _CODE_REQUESTS)
+        requests = requests.rows(slice(-batch_idx * size % step, None, step))
+        if model.code_decoder is None or not len(requests):
+            return
+        states = model.encode(self.data.histories_of(requests), user_BK=self.data.dataset.user_rows(requests.user))
+        at_B = torch.from_numpy(np.ascontiguousarray(requests.timestamp)).to(model.device)
+        surface_B = torch.from_numpy(np.ascontiguousarray(requests.surface)).to(model.device)
+        target_B = torch.from_numpy(np.ascontiguousarray(requests.target)).to(model.device)
+        found = code_accuracy(
+            model.code_decoder, model.query(states, at_B, surface_B), model.codes.of("codes")[target_B].long(),
+            StateReader(states), self._children,
+        )  # fmt: skip
+        self._codes_right = found if self._codes_right is None else self._codes_right + found
 
     def _log_ranks(self, stage: str) -> None:
         selection = 0.0
