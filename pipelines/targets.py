@@ -19,6 +19,7 @@ from recsys.events import History, Requests
 from recsys.kernels.topk import topk_smaller_id
 from recsys.metrics import target_ranks
 from recsys.model import UnifiedModel
+from recsys.pipelines.request_tensors import exclusions
 from recsys.pipelines.scorer import Scorer
 from recsys.retrieval.memory import MemoryRetriever
 from recsys.retrieval.protocol import Retriever
@@ -107,15 +108,12 @@ class RetrieverScorer:
 
     def _listed(self, states: UserStates, requests: Requests, at_B: Tensor, surface_B: Tensor) -> Tensor:
         """[Q, I] of a list of 100 hits, from which the items of all earlier events are left out."""
-        histories = histories_of(self._states.dataset, requests)
-        exclude_QE = torch.full((len(histories), max((len(one) for one in histories), default=0)), -1)
-        for row_E, one in zip(exclude_QE, histories, strict=True):
-            row_E[: len(one)] = torch.from_numpy(np.ascontiguousarray(one.item))
+        exclude_QE = exclusions(histories_of(self._states.dataset, requests))
         num_items = self._states.dataset.num_items
         hits = self._retriever.search(
             states, min(_DEPTH, num_items), at_B=at_B, surface_B=surface_B, exclude_QE=exclude_QE.to(at_B.device)
         )
-        scores_QI = torch.full((len(histories), num_items + 1), -torch.inf, device=at_B.device)
+        scores_QI = torch.full((len(requests), num_items + 1), -torch.inf, device=at_B.device)
         return scores_QI.scatter_(1, hits.ids_QK % (num_items + 1), hits.scores_QK.float())[:, :num_items]
 
 

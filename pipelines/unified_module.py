@@ -15,6 +15,7 @@ from torch import Tensor
 from recsys.code_accuracy import CodeAccuracy, code_accuracy
 from recsys.code_children import CodeChildren
 from recsys.code_decoder import StateReader
+from recsys.errors import InputError
 from recsys.events import Requests
 from recsys.index.item_graph import ItemGraph
 from recsys.index.memory_terms import MemoryTerms, MemoryWeights
@@ -27,6 +28,7 @@ from recsys.objective import Objective
 from recsys.pipelines.checkpoint import names_to_store
 from recsys.pipelines.content_neighbours import content_neighbours
 from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.item_codes import GivenCodes
 from recsys.pipelines.recipe import changed_model
 from recsys.ranking import predict_slates
 from recsys.training_batches import TrainingBatch
@@ -203,6 +205,7 @@ class UnifiedModule(L.LightningModule):
         self.net: UnifiedModel | None = None
         self._objective: Objective | None = None
         self.memory_weights: MemoryWeights | None = None
+        self.tokenizers: dict[str, Tensor] | None = None
         """Of a checkpoint that has them: `validate` and `test` then judge ``dense`` as well."""
         self._terms: MemoryTerms | None = None
         self._ranks: dict[str, list[NDArray[np.int64]]] = {}
@@ -231,6 +234,8 @@ class UnifiedModule(L.LightningModule):
         if self.net is not None:
             return
         self.net = build_network(self.data, self.changes)
+        if "code_sizes" not in self.changes and self.data.codes is not None:
+            self.tokenizers = self.data.codes.tokenizers()
 
     @property
     def objective(self) -> Objective:
@@ -255,6 +260,7 @@ class UnifiedModule(L.LightningModule):
             "config": self.config.to_dict(),
             "data_hash": manifest.data_hash,
             "names": self._names,
+            "tokenizers": self.tokenizers,
         }
 
     # -- steps ----------------------------------------------------------------------------------------------------
@@ -423,18 +429,20 @@ def _figures(rank_Q: NDArray[np.int64]) -> dict[str, float]:
 def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     """A fresh network for a data set: the recipe's configuration with ``changes``, initial weights from the seed."""
     dataset = data.dataset
-    of_data: dict[str, Any] = {"user_dim": dataset.user_dim}
-    if data.codes is not None:
-        codes = data.codes
-        of_data |= {"code_sizes": codes.sizes, "parallel_sizes": codes.parallel_sizes, "set_sizes": codes.set_sizes}
-    config = changed_model(data.recipe.model, {**of_data, **changes})
+    config = changed_model(data.recipe.model, {"user_dim": dataset.user_dim, **changes})
     if config.memory_features:
         config = replace(config, relations=readable_relations(dataset))
+    # Where the settings are those of a checkpoint, so are the codes, and its weights bring them.
+    codes = None if "code_sizes" in changes else data.codes
+    if codes is not None:
+        config = with_codes(config, codes)
+    if config.code_children and not config.code_sizes:
+        raise InputError("model.code_children needs semantic IDs that are generated; see --data.sids")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(data.seed)
         model = UnifiedModel(config)
-    if data.codes is not None:
-        model.codes.fill(data.codes.by_kind)
+    if codes is not None:
+        model.codes.fill(codes.codes)
     counts_I = torch.from_numpy(dataset.train_item_counts())
     content = dataset.content
     model.items.set_catalogue(
@@ -447,6 +455,17 @@ def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
         if features is not None:
             model.action_head.set_features(features.start(dataset))
     return model
+
+
+def with_codes(config: ModelConfig, codes: GivenCodes | None) -> ModelConfig:
+    """The configuration with a head for every kind of codes, or with none."""
+    sizes = {} if codes is None else codes.sizes
+    return replace(
+        config,
+        code_sizes=sizes.get("codes", ()),
+        parallel_sizes=sizes.get("parallel_codes", ()),
+        set_sizes=sizes.get("set_codes", ()),
+    )
 
 
 def _action_rates(data: PreparedData) -> Tensor:

@@ -42,7 +42,7 @@ class CodeChildren:
         place_I = trie.place_I.long()
         prefix_IL = torch.zeros(trie.num_items, trie.num_levels, dtype=torch.int64)
         for number, level in enumerate(trie.levels[:-1]):
-            prefix_IL[:, number + 1] = torch.searchsorted(level.start_N1.long(), place_I, right=True) - 1
+            prefix_IL[:, number + 1] = level.node_at(place_I)
         return cls(trie.sizes, trie.levels, prefix_IL).to(codes_IL.device)
 
     def to(self, device: torch.device) -> CodeChildren:

@@ -162,8 +162,6 @@ class ModelConfig:
                 raise InputError(f"model.{name} must be in [0, 1), got {getattr(self, name)!r}")
         if not self.target_aware >= 0:
             raise InputError(f"model.target_aware must not be negative, got {self.target_aware!r}")
-        if self.code_children and not self.code_sizes:
-            raise InputError("model.code_children needs semantic IDs that are generated; give codes of the items")
         if self.cross_layers < 0:
             raise InputError(f"model.cross_layers must not be negative, got {self.cross_layers!r}")
         for name in ("past_rates", "memory_features"):

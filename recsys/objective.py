@@ -53,7 +53,7 @@ class Objective:
     def __init__(self, model: UnifiedModel, item_counts_I: Tensor, neighbours: NeighbourTargets | None = None) -> None:
         self.model, self.neighbours = model, neighbours
         self.children: CodeChildren | None = None
-        if model.config.code_children:
+        if model.code_decoder is not None and model.config.code_children:
             self.children = CodeChildren.of(model.codes.of("codes"), model.config.code_sizes)
         trained_J = (item_counts_I > 0).nonzero().flatten()
         self.trained_J = trained_J
