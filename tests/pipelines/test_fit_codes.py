@@ -11,6 +11,7 @@ import torch
 from recsys.code_accuracy import code_accuracy
 from recsys.code_children import CodeChildren
 from recsys.code_decoder import StateReader
+from recsys.errors import InputError
 from recsys.objective import Objective
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.data_module import PreparedData
@@ -94,3 +95,24 @@ def test_every_head_adds_its_loss(toy_dataset, sids, detach):
         parts[name] = float((total() - plain).detach())
         assert parts[name] > 0
     assert float(plain.detach()) + sum(parts.values()) == pytest.approx(float(whole.detach()), rel=1e-5)
+
+
+def test_among_children_there_is_nothing_to_learn_where_only_one_code_can_follow(toy_dataset, sids):
+    data = PreparedData(str(toy_dataset.path), sids=str(sids))
+    counts_I = torch.from_numpy(toy_dataset.train_item_counts())
+    found = {}
+    for among in (False, True):
+        model = build_network(data, {"dim": 16, "window": 16, "code_children": among}).eval()
+        batch = data.examples(model.config).batch(0)
+        for name, codes in (("drawn", model.codes.of("codes").clone()), ("one", torch.tensor([5, 0, 3]))):
+            model.codes.of("codes").copy_(codes)
+            torch.manual_seed(0)
+            found[name, among] = float(Objective(model, counts_I)(batch).code)
+    assert found["one", True] == 0 < found["drawn", True] < found["drawn", False]
+    assert found["one", False] > 1
+
+
+def test_children_without_codes_are_refused(toy_dataset):
+    data = PreparedData(str(toy_dataset.path), sids="none")
+    with pytest.raises(InputError, match="code_children needs semantic IDs"):
+        build_network(data, {"code_children": True})
