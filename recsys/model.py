@@ -33,6 +33,7 @@ from recsys.parallel_codes import ParallelCodes
 from recsys.past_counts import history_counts
 from recsys.positive_age import age_after, positive_ages
 from recsys.recent import recent_positives
+from recsys.set_codes import SetCodes
 from recsys.target_aware import TargetAware
 from recsys.time_features import UNKNOWN_GAP
 from recsys.user_state import UserStates, pad_packed
@@ -64,6 +65,7 @@ class UnifiedModel(nn.Module):
         self.codes = ItemCodes(config)
         self.code_decoder = CodeDecoder(config) if config.code_sizes else None
         self.parallel_codes = ParallelCodes(config) if config.parallel_sizes else None
+        self.set_codes = SetCodes(config) if config.set_sizes else None
 
     @property
     def device(self) -> torch.device:

@@ -110,6 +110,10 @@ class ModelConfig:
     """Codes of each codebook of the set identifiers that are predicted by a query each; empty = none."""
     code_blocks: int = 1
     """Blocks of that decoder."""
+    code_children: bool = False
+    """Whether that decoder's softmax runs over the codes that continue a prefix in the catalogue, and not over all."""
+    set_blocks: int = 1
+    """Blocks of the head of set identifiers."""
     detach_codes: bool = True
     """Whether the code losses leave the encoder and the query as they are, so that dense retrieval loses nothing."""
     code_weight: float = 1.0
@@ -133,6 +137,7 @@ class ModelConfig:
             "cross_rank",
             "target_aware_negatives",
             "code_blocks",
+            "set_blocks",
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"model.{name} must be positive, got {getattr(self, name)!r}")

@@ -24,6 +24,7 @@ from recsys.retrieval.hybrid_weights import HybridWeights
 from recsys.retrieval.memory import MemoryRetriever
 from recsys.retrieval.parallel import ParallelRetriever
 from recsys.retrieval.protocol import Retriever
+from recsys.retrieval.set_retriever import SetRetriever
 
 __all__ = ["RetrieverParts", "bundle_retrievers", "code_retriever_names"]
 
@@ -63,6 +64,8 @@ class RetrieverParts:
             found.append(GenerativeRetriever(self.model, self.trie))
         if self.model.parallel_codes is not None:
             found.append(ParallelRetriever(self.model))
+        if self.model.set_codes is not None:
+            found.append(SetRetriever(self.model))
         return found
 
     def hybrid(self, weights: HybridWeights | None = None) -> HybridRetriever:
@@ -104,7 +107,7 @@ def bundle_retrievers(
 
 def code_retriever_names(model: UnifiedModel) -> list[str]:
     """Names of the retrievers that a model's heads of semantic IDs make possible."""
-    heads = {"generative": model.code_decoder, "parallel": model.parallel_codes}
+    heads = {"generative": model.code_decoder, "parallel": model.parallel_codes, "set": model.set_codes}
     names = [name for name, head in heads.items() if head is not None]
     return [*names, "hybrid"] if names else []
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recsys.index.code_trie import CodeTrie
 from recsys.model import UnifiedModel
-from recsys.retrieval.beam_config import BeamConfig
+from recsys.retrieval.beam_config import BeamConfig, Normalise
 from recsys.retrieval.beam_search import BeamHits, beam_search
 from recsys.user_state import UserStates
 
@@ -25,7 +25,8 @@ class GenerativeRetriever:
     Args:
         model: with a decoder of codes; in eval mode.
         trie: of the codes it was trained with.
-        config: of the search; its widths are raised to k where k is larger.
+        config: of the search; its widths are raised to k where k is larger. None = the usual widths, probabilities
+            normalised as in the model's training.
     """
 
     name = "generative"
@@ -42,7 +43,8 @@ class GenerativeRetriever:
         if trie.num_items != model.config.num_items:
             raise ValueError(f"the trie holds {trie.num_items} items and the model knows {model.config.num_items}")
         self.model, self.trie = model, trie
-        self.config = BeamConfig() if config is None else config
+        trained: Normalise = "children" if model.config.code_children else "all"
+        self.config = BeamConfig(normalise=trained) if config is None else config
 
     def search(
         self,

@@ -154,6 +154,8 @@ def code_model(request: pytest.FixtureRequest, toy_dataset: Dataset) -> UnifiedM
         code_sizes=(5, 4, 3),
         code_blocks=2,
         parallel_sizes=(4, 3, 4, 2),
+        set_sizes=(3, 5, 2),
+        set_blocks=2,
     )
     model = UnifiedModel(config)
     model.items.set_catalogue(torch.from_numpy(content), torch.ones(toy_dataset.num_items, dtype=torch.bool))
