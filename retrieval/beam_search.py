@@ -145,9 +145,11 @@ def _log_probabilities(
     """[B, W, C] of the children of each beam."""
     logit_BWC = logit_BWK if whole else logit_BWK.gather(2, code_BWC)
     among = logit_BWK if config.normalise == "all" else logit_BWC.masked_fill(child_BWC < 0, -torch.inf)
-    total_BW1 = among.logsumexp(2, keepdim=True)
+    # Less the largest first: beside logits of a large size their sum's logarithm would be rounded away.
+    peak_BW1 = among.amax(2, keepdim=True)
+    total_BW1 = (among - peak_BW1).exp_().sum(2, keepdim=True).log_()
     # Where every code has probability 0, so has every child.
-    return (logit_BWC - total_BW1).masked_fill(total_BW1 == -torch.inf, -torch.inf)
+    return (logit_BWC - peak_BW1 - total_BW1).masked_fill(peak_BW1 == -torch.inf, -torch.inf)
 
 
 def _best(candidate_BWC: Tensor, width: int, groups: int) -> tuple[Tensor, Tensor]:
