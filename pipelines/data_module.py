@@ -16,9 +16,12 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import History, Requests
 from recsys.index.item_graph import ItemGraph
+from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
+from recsys.pipelines.code_settings import KINDS, CodeSettings
 from recsys.pipelines.item_codes import AUTO, GivenCodes, codes_for
 from recsys.pipelines.item_graphs import training_graph
+from recsys.pipelines.model_codes import codes_of_model
 from recsys.pipelines.recipe import chosen_batch_tokens, chosen_recipe, validation_requests
 from recsys.training_batches import TrainingBatch, TrainingExamples
 from recsys.training_features import TrainingFeatures
@@ -66,8 +69,9 @@ class PreparedData(L.LightningDataModule):
         batch_users: users of a validation or test batch.
         seed: decides windows, batches, masks and initial weights.
         slates: whether training reads slates.
-        sids: semantic IDs of the items: ``auto`` = made at the start, ``none`` = the model has no heads for them, or
-            what `recsys tokenize` wrote, or a Parquet file of item_id and codes.
+        sids: semantic IDs of the items: ``auto`` = made of the model's own item vectors as these settle, ``content`` =
+            made of content and transitions at the start, ``none`` = the model has no heads for them, or what
+            `recsys tokenize` wrote, or a Parquet file of item_id and codes.
         code_kinds: kinds of codes that the model gets heads for, A,B: codes, parallel_codes, set_codes.
     """
 
@@ -91,6 +95,9 @@ class PreparedData(L.LightningDataModule):
         self.batch_tokens = batch_tokens
         self.batch_users, self.seed, self.slates = batch_users, seed, slates
         self.sids, self.code_kinds = sids, tuple(kind.strip() for kind in code_kinds.split(",") if kind.strip())
+        for kind in self.code_kinds:
+            if kind not in KINDS:
+                raise InputError(f"--data.code_kinds: there is no {kind!r}; choose some of {', '.join(KINDS)}")
         self._features: tuple[Any, TrainingFeatures] | None = None
         if not (self.dataset.train_end > 0).any():
             raise InputError(f"{path} has no training events; choose another split or prepare more data")
@@ -136,10 +143,16 @@ class PreparedData(L.LightningDataModule):
             self._features = asked, TrainingFeatures.of(self.dataset, config, graph)
         return self._features[1]
 
-    @cached_property
-    def codes(self) -> GivenCodes | None:
-        """Semantic IDs of the items for a model that starts anew."""
-        return codes_for(self.dataset, self.sids, self.code_kinds, self.seed)
+    def codes(self, network: UnifiedModel, like: UnifiedModel | None = None) -> GivenCodes | None:
+        """Semantic IDs of the items for a model that starts, made of its item vectors where they are automatic.
+
+        Args:
+            network: of this data.
+            like: a model whose heads are to go on, so that automatic codes take the sizes of its codebooks.
+        """
+        if self.sids != AUTO or not self.code_kinds:
+            return codes_for(self.dataset, self.sids, self.code_kinds, self.seed)
+        return codes_of_model(network, self.dataset, CodeSettings(seed=self.seed, kinds=self.code_kinds), like=like)
 
     @cached_property
     def graph(self) -> ItemGraph:

@@ -120,6 +120,7 @@ class _TrainingCLI(LightningCLI):
             started = warm_start(data, module.changes, Path(config["init_from"]))
             module.net, module.changes, self.notes = started.network, started.network.config.to_dict(), started.notes
             module.tokenizers = started.tokenizers
+        module.codes_settled = config.get("init_from") is not None
         if checkpoint is not None:
             _take_over(module, data, Path(checkpoint), with_memory=self.subcommand != "fit")
         return super().instantiate_trainer(**kwargs)

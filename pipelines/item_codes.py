@@ -26,9 +26,9 @@ from recsys.tokenizers.item_tokenizer import aligned_item_tokenizer
 from recsys.tokenizers.semantic_ids import SemanticIds
 from recsys.vocabulary import IdMap
 
-__all__ = ["AUTO", "NONE", "GivenCodes", "codes_for", "read_codes"]
+__all__ = ["AUTO", "CONTENT", "NONE", "GivenCodes", "codes_for", "read_codes"]
 
-AUTO, NONE = "auto", "none"
+AUTO, CONTENT, NONE = "auto", "content", "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +94,16 @@ def codes_for(dataset: Dataset, sids: str, kinds: Sequence[str], seed: int) -> G
 
     Args:
         dataset: to be trained on.
-        sids: ``auto`` = make codes now, ``none``, or a path for :func:`read_codes`.
+        sids: ``content`` = make codes of content and transitions now, ``none``, or a path for :func:`read_codes`.
         kinds: those wanted. Files may lack some.
         seed: of codes that are made now.
 
     Raises:
         InputError: an unknown kind, or the file cannot be read.
     """
-    for kind in kinds:
-        if kind not in KINDS:
-            raise InputError(f"--data.code_kinds: there is no {kind!r}; choose some of {', '.join(KINDS)}")
     if sids == NONE or not kinds:
         return None
-    if sids != AUTO:
+    if sids != CONTENT:
         return read_codes(Path(sids), dataset, kinds)
     made = make_codes(dataset, seed=seed, kinds=tuple(kinds))
     return None if made is None else GivenCodes.of(made, kinds)

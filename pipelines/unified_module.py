@@ -28,7 +28,8 @@ from recsys.objective import Objective
 from recsys.pipelines.checkpoint import names_to_store
 from recsys.pipelines.content_neighbours import content_neighbours
 from recsys.pipelines.data_module import PreparedData
-from recsys.pipelines.item_codes import GivenCodes
+from recsys.pipelines.item_codes import AUTO, GivenCodes
+from recsys.pipelines.model_codes import makes_codes_at, refresh_codes, set_codebooks
 from recsys.pipelines.recipe import changed_model
 from recsys.ranking import predict_slates
 from recsys.training_batches import TrainingBatch
@@ -204,8 +205,10 @@ class UnifiedModule(L.LightningModule):
         self.warmup_steps, self.decay_share = warmup_steps, decay_share
         self.net: UnifiedModel | None = None
         self._objective: Objective | None = None
-        self.memory_weights: MemoryWeights | None = None
         self.tokenizers: dict[str, Tensor] | None = None
+        self.codes_settled = False
+        """Whether automatic codes mean something from the first step on: the network was trained before."""
+        self.memory_weights: MemoryWeights | None = None
         """Of a checkpoint that has them: `validate` and `test` then judge ``dense`` as well."""
         self._terms: MemoryTerms | None = None
         self._ranks: dict[str, list[NDArray[np.int64]]] = {}
@@ -233,9 +236,8 @@ class UnifiedModule(L.LightningModule):
         """Build the network for the data set; its initial weights depend on the seed alone."""
         if self.net is not None:
             return
-        self.net = build_network(self.data, self.changes)
-        if "code_sizes" not in self.changes and self.data.codes is not None:
-            self.tokenizers = self.data.codes.tokenizers()
+        self.net, codes = started_network(self.data, self.changes)
+        self.tokenizers = None if codes is None else codes.tokenizers()
 
     @property
     def objective(self) -> Objective:
@@ -268,6 +270,17 @@ class UnifiedModule(L.LightningModule):
     def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> None:
         # Masks, dropout and negatives are functions of (seed, step): a resumed run draws what was next.
         torch.manual_seed(self.data.seed * 1_000_003 + self.trainer.global_step)
+        epoch = self.trainer.current_epoch
+        if self.model.codes.sizes and self.data.sids == AUTO:
+            if not batch_idx and makes_codes_at(epoch, self.trainer.max_epochs):
+                self._refresh_codes()
+            self.objective.trains_codes = epoch > 0 or self.trainer.max_epochs == 1 or self.codes_settled
+
+    def _refresh_codes(self) -> None:
+        codes = refresh_codes(self.model, self.data.dataset, self.data.seed)
+        if codes is not None:
+            self.tokenizers = codes.tokenizers()
+            self.objective.codes_changed()
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         losses = self.objective(batch)
@@ -426,23 +439,34 @@ def _figures(rank_Q: NDArray[np.int64]) -> dict[str, float]:
     }
 
 
+def started_network(data: PreparedData, changes: dict[str, Any]) -> tuple[UnifiedModel, GivenCodes | None]:
+    """A fresh network for a data set with heads for its semantic IDs, and these.
+
+    Where ``changes`` are the settings of a checkpoint, so are the codes: its weights bring them, and None is returned.
+    """
+    network = build_network(data, changes)
+    if "code_sizes" in changes:
+        return network, None
+    codes = data.codes(network)
+    if network.config.code_children and (codes is None or "codes" not in codes.sizes):
+        raise InputError("model.code_children needs semantic IDs of the kind codes; give --data.sids, or leave it out")
+    if codes is None:
+        return network, None
+    network = build_network(data, with_codes(network.config, codes).to_dict())
+    network.codes.fill(codes.codes)
+    set_codebooks(network, codes)
+    return network, codes
+
+
 def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     """A fresh network for a data set: the recipe's configuration with ``changes``, initial weights from the seed."""
     dataset = data.dataset
     config = changed_model(data.recipe.model, {"user_dim": dataset.user_dim, **changes})
     if config.memory_features:
         config = replace(config, relations=readable_relations(dataset))
-    # Where the settings are those of a checkpoint, so are the codes, and its weights bring them.
-    codes = None if "code_sizes" in changes else data.codes
-    if codes is not None:
-        config = with_codes(config, codes)
-    if config.code_children and not config.code_sizes:
-        raise InputError("model.code_children needs semantic IDs that are generated; see --data.sids")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(data.seed)
         model = UnifiedModel(config)
-    if codes is not None:
-        model.codes.fill(codes.codes)
     counts_I = torch.from_numpy(dataset.train_item_counts())
     content = dataset.content
     model.items.set_catalogue(

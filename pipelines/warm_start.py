@@ -22,6 +22,7 @@ from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.pipelines.checkpoint import load_model, stored_names
 from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.model_codes import set_codebooks
 from recsys.pipelines.unified_module import build_network, with_codes
 from recsys.tokenizers.table_columns import column_labels
 from recsys.vocabulary import IdMap
@@ -102,23 +103,29 @@ def warm_start(data: PreparedData, changes: dict[str, Any], checkpoint: Path) ->
         f"starts from {checkpoint}: {num_shared:,} of its {old.config.num_items:,} items are here, "
         f"{data.dataset.num_items - num_shared:,} are new",
     )
-    codes = data.codes
-    if codes is not None:
-        codes = codes.aligned(old, old_row_I)
-    config = with_codes(config, codes)
-    network = build_network(data, config.to_dict())
-    if codes is not None:
-        network.codes.fill(codes.codes)
-        notes.append(_said_of_codes(old, network, old_row_I))
     action_A, surface_A = _places(names.actions, manifest.actions), _places(names.surfaces, manifest.surfaces)
     notes += _said("action", names.actions, manifest.actions) + _said("surface", names.surfaces, manifest.surfaces)
-    with torch.no_grad():
-        _copy_shared(old, network, checkpoint)
-        notes += _fill_items(old, network, old_row_I)
-        _fill_surfaces(old, network, surface_A)
-        _fill_actions(old, network, action_A)
-        _fill_features(old, network, action_A, checkpoint)
-        notes += _fill_users(old, network, names.user_columns, column_labels(data.dataset.user_blocks))
+
+    def carried_over(settings: ModelConfig) -> tuple[UnifiedModel, list[str]]:
+        network, said = build_network(data, settings.to_dict()), []
+        with torch.no_grad():
+            _copy_shared(old, network, checkpoint)
+            said += _fill_items(old, network, old_row_I)
+            _fill_surfaces(old, network, surface_A)
+            _fill_actions(old, network, action_A)
+            _fill_features(old, network, action_A, checkpoint)
+            said += _fill_users(old, network, names.user_columns, column_labels(data.dataset.user_blocks))
+        return network, said
+
+    network, said = carried_over(with_codes(config, None))
+    codes = data.codes(network, like=old)
+    if codes is not None:
+        codes = codes.aligned(old, old_row_I)
+        network, said = carried_over(with_codes(config, codes))
+        network.codes.fill(codes.codes)
+        set_codebooks(network, codes)
+        said.append(_said_of_codes(old, network, old_row_I))
+    notes += said
     return WarmStart(network, tuple(notes), None if codes is None else codes.tokenizers())
 
 

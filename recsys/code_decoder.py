@@ -182,6 +182,10 @@ class CodeDecoder(nn.Module):
         self.layers = layers_read(config.code_blocks, config.num_blocks)
         self.norm = nn.LayerNorm(config.dim)
         self.out = nn.ModuleList(nn.Linear(config.dim, size) for size in self.sizes)
+        self.prior_L = nn.Parameter(torch.ones(len(self.sizes)))
+        """How much each level believes of the inner products of the query with its codebook."""
+        for level, size in enumerate(self.sizes):
+            self.register_buffer(f"codebook_{level}", torch.zeros(size, config.dim))
         self.apply(start_weights)
 
     def token(self, level: int, start_or_code: Tensor) -> Tensor:
@@ -190,6 +194,29 @@ class CodeDecoder(nn.Module):
         found = self.start(start_or_code) if level == 0 else self.codes[level - 1](start_or_code) * scale
         token: Tensor = found + self.level_LD[level]
         return token
+
+    def set_codebooks(self, codebooks: Sequence[Tensor] | None) -> None:
+        """Start from what dense retrieval thinks of each code.
+
+        An item's vector is about the sum of the residual centroids of its codes, so that its dense score is about the
+        sum of theirs: what is left to learn is how much lies below each prefix.
+
+        Args:
+            codebooks: per level [K, D], centroids of the model's own item vectors; None = the codes are of other
+                vectors, and every logit is learned.
+        """
+        for level in range(len(self.sizes)):
+            book = self.codebook(level)
+            book.zero_() if codebooks is None else book.copy_(codebooks[level])
+
+    def codebook(self, level: int) -> Tensor:
+        """[K, D] of a level, zero where the codes are not those of the item vectors."""
+        return self.get_buffer(f"codebook_{level}")
+
+    def logits(self, level: int, x: Tensor, query: Tensor) -> Tensor:
+        """[..., K] logits of a level from the last block's output and the query, both [..., D]."""
+        found: Tensor = self.out[level](self.norm(x)) + self.prior_L[level] * (query @ self.codebook(level).T)
+        return found
 
     def forward(self, query_ND: Tensor, code_NL: Tensor, read: HistoryReader) -> list[Tensor]:
         """Logits of every level, each given the codes before it.
@@ -210,8 +237,7 @@ class CodeDecoder(nn.Module):
             q, k, v = (part.transpose(1, 2) for part in block.own(x_NLD))
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
             x_NLD = block.finish(x_NLD, attended, lambda query, layer=layer: read(layer, query))  # type: ignore[misc]
-        x_NLD = self.norm(x_NLD)
-        return [out(x_NLD[:, level]) for level, out in enumerate(self.out)]
+        return [self.logits(level, x_NLD[:, level], query_ND) for level in range(len(self.sizes))]
 
 
 class CodeDecoding:
@@ -261,7 +287,7 @@ class CodeDecoding:
             attended = (score_BWLH.softmax(2)[..., None] * values).sum(2)
             self.kept[number].append((k_BWHE, v_BWHE))
             x_BWD = block.finish(x_BWD, attended, lambda query, layer=layer: self.read(layer, query))  # type: ignore[misc]
-        logits: Tensor = decoder.out[self.level](decoder.norm(x_BWD))
+        logits = decoder.logits(self.level, x_BWD, self.query_BD[:, None])
         self.level += 1
         return logits
 

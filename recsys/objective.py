@@ -52,15 +52,22 @@ class Objective:
 
     def __init__(self, model: UnifiedModel, item_counts_I: Tensor, neighbours: NeighbourTargets | None = None) -> None:
         self.model, self.neighbours = model, neighbours
-        self.children: CodeChildren | None = None
-        if model.code_decoder is not None and model.config.code_children:
-            self.children = CodeChildren.of(model.codes.of("codes"), model.config.code_sizes)
+        self.trains_codes = True
+        """Whether the heads of semantic IDs take part: not before their codes mean something."""
+        self.codes_changed()
         trained_J = (item_counts_I > 0).nonzero().flatten()
         self.trained_J = trained_J
         self.all_trained = len(trained_J) == len(item_counts_I)
         self.compact_I = torch.full((len(item_counts_I),), -1, dtype=torch.int64)
         self.compact_I[trained_J] = torch.arange(len(trained_J))
         self.log_share_I = torch.log(item_counts_I.double().clamp_min(1) / item_counts_I.sum().clamp_min(1)).float()
+
+    def codes_changed(self) -> None:
+        """Look at the model's codes anew."""
+        model = self.model
+        self.children: CodeChildren | None = None
+        if model.code_decoder is not None and model.config.code_children:
+            self.children = CodeChildren.of(model.codes.of("codes"), model.config.code_sizes)
 
     def to(self, device: torch.device) -> None:
         """Move the catalogue's tensors to the model's device."""
@@ -107,7 +114,7 @@ class Objective:
                 lambda items: model.query_head.item_side(lookup(items)), events.groups,
             )  # fmt: skip
         code = None
-        if num_targets and model.codes.sizes:
+        if num_targets and model.codes.sizes and self.trains_codes:
             code, other = self._code_losses(batch, cache, reads_T, query_ND, target_N)
             total = total + config.code_weight * other
             if code is not None:

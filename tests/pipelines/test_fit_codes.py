@@ -17,7 +17,7 @@ from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.fit import fit_dataset
 from recsys.pipelines.recipe import validation_requests
-from recsys.pipelines.unified_module import build_network
+from recsys.pipelines.unified_module import started_network
 
 KINDS = {"codes": (6, 5, 4), "parallel_codes": (4, 4, 4), "set_codes": (5, 3)}
 FAST = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False, "memory": False, "dim": 16, "window": 16}
@@ -63,7 +63,8 @@ def test_validation_tells_how_often_each_code_is_right(toy_dataset, sids, tmp_pa
 @pytest.mark.parametrize("detach", [True, False])
 def test_every_head_adds_its_loss(toy_dataset, sids, detach):
     data = PreparedData(str(toy_dataset.path), sids=str(sids))
-    model = build_network(data, {"dim": 16, "window": 16, "detach_codes": detach, "dropout": 0.0, "mask_prob": 0.0})
+    changes = {"dim": 16, "window": 16, "detach_codes": detach, "dropout": 0.0, "mask_prob": 0.0}
+    model = started_network(data, changes)[0]
     model.eval()
     counts_I = torch.from_numpy(toy_dataset.train_item_counts())
     batch = data.examples(model.config).batch(0)
@@ -102,7 +103,7 @@ def test_among_children_there_is_nothing_to_learn_where_only_one_code_can_follow
     counts_I = torch.from_numpy(toy_dataset.train_item_counts())
     found = {}
     for among in (False, True):
-        model = build_network(data, {"dim": 16, "window": 16, "code_children": among}).eval()
+        model = started_network(data, {"dim": 16, "window": 16, "code_children": among})[0].eval()
         batch = data.examples(model.config).batch(0)
         for name, codes in (("drawn", model.codes.of("codes").clone()), ("one", torch.tensor([5, 0, 3]))):
             model.codes.of("codes").copy_(codes)
@@ -115,4 +116,4 @@ def test_among_children_there_is_nothing_to_learn_where_only_one_code_can_follow
 def test_children_without_codes_are_refused(toy_dataset):
     data = PreparedData(str(toy_dataset.path), sids="none")
     with pytest.raises(InputError, match="code_children needs semantic IDs"):
-        build_network(data, {"code_children": True})
+        started_network(data, {"code_children": True})
