@@ -79,7 +79,9 @@ def _fit(kind: str, rows_IV: Floats, settings: CodeSettings, widths: tuple[int, 
     for options in _choices(kind, method, rows_IV, settings):
         if method in _NEURAL and widths is not None and settings.block_dropout:
             options |= {"block_widths": widths, "block_dropout": settings.block_dropout}
-        elif method not in _NEURAL:
+        if method in _NEURAL and settings.num_steps is not None:
+            options["num_steps"] = settings.num_steps
+        if method not in _NEURAL:
             options["balance"] = settings.balance or "none"
         try:
             return fit_tokenizer(method, rows_IV, seed=settings.seed, device=device, **options)

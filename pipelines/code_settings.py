@@ -36,8 +36,12 @@ class CodeSettings:
     """``codes`` of all blocks side by side (fused), or codes of each block after the other (separate)."""
     block_dropout: float = 0.1
     """Of rq-vae and fsq on several fused blocks: share of training rows that miss one."""
+    num_steps: int | None = None
+    """Of the networks of rq-vae and fsq; None = the method's."""
     parallel_parts: int = 16
+    """Levels of ``parallel_codes``, at most: each needs two directions of the vectors."""
     set_parts: int = 4
+    """Levels of each block of ``set_codes``, at most."""
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -56,6 +60,9 @@ class CodeSettings:
             raise InputError(f"--levels {self.levels}: give 1 to 64 levels")
         if self.codebook_size is not None and not 2 <= self.codebook_size <= 2**16:
             raise InputError(f"--codebook-size {self.codebook_size}: give 2 to 65536 codes")
+        for name in ("num_steps", "parallel_parts", "set_parts"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name} {value}: give at least 1")
         if not 0 <= self.block_dropout < 1:
             raise InputError(f"--block-dropout {self.block_dropout}: give a share from 0 to below 1")
         for name, weight in (self.blocks or {}).items():

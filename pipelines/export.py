@@ -22,6 +22,7 @@ from recsys.past_counts import PastTable
 from recsys.pipelines.calibrate import fit_calibration
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.console import stdout_console
+from recsys.pipelines.hybrid_choice import code_trie
 from recsys.pipelines.item_graphs import item_graphs, weighted_relations
 from recsys.pipelines.made_codes import write_tokenizers
 from recsys.retrieval.bundle_retrievers import code_retriever_names

@@ -177,7 +177,7 @@ def make_codes(
         settings: or give its fields as ``options``.
         checkpoint: of a model trained on the dataset, whose item vectors become a block.
         text_encoder: PATH or NAME=PATH of a sentence-transformers model, whose vectors become a block.
-        say: takes the line that tells why there are no codes; None = stderr.
+        say: takes the lines that tell why there are no codes, or none of a kind; None = stderr.
         advance: called with 1 after the blocks and after every kind.
         options: fields of :class:`~recsys.pipelines.code_settings.CodeSettings`.
 
@@ -191,26 +191,35 @@ def make_codes(
     names = None if settings.blocks is None else list(settings.blocks)
     blocks = code_blocks(dataset, names, checkpoint=checkpoint, text_encoder=text_encoder, seed=settings.seed)
     advance(1)
-    reason = _impossible(blocks)
-    if reason is not None:
-        if settings.blocks is not None or settings.codebook_size or settings.levels:
-            raise InputError(f"{dataset.path}: {reason}")
-        (say or stderr_console().print)(f"no semantic IDs: {reason}")
-        return None
-    weights = {name: weight for name, weight in (settings.blocks or {}).items() if weight is not None}
-    fusion = fit_fusion(blocks.vectors, weights, settings.seed)
+    chosen = settings.blocks is not None or settings.codebook_size is not None or settings.levels is not None
+    tell = say or stderr_console().print
     kinds = {}
-    for kind in (kind for kind in KINDS if kind in settings.kinds):
-        try:
-            tokenizer = fit_kind(kind, blocks.vectors, fusion, settings)
-            ids = SemanticIds.from_codes(tokenizer.assign(subset(blocks.vectors, tokenizer)), tokenizer.codebook_sizes)
-        except ValueError as error:
-            raise InputError(f"{kind} of {dataset.path}: {error}") from error
-        method = settings.method if kind == "codes" else "opq"
-        kinds[kind] = MadeKind(ids, tokenizer, item_health(blocks.vectors, tokenizer, ids.codes_IL, fusion), method)
-        advance(1)
+    if blocks.vectors:
+        weights = {name: weight for name, weight in (settings.blocks or {}).items() if weight is not None}
+        fusion = fit_fusion(blocks.vectors, weights, settings.seed)
+        for kind in (kind for kind in KINDS if kind in settings.kinds):
+            try:
+                tokenizer = fit_kind(kind, blocks.vectors, fusion, settings)
+            except ValueError as error:
+                if chosen:
+                    raise InputError(f"{kind} of {dataset.path}: {error}") from error
+                tell(f"no {kind}: {error}")
+                continue
+            kinds[kind] = _made(blocks, tokenizer, fusion, settings.method if kind == "codes" else "opq")
+            advance(1)
+    else:
+        tell("no semantic IDs: the items have neither content nor training events that follow each other")
+    if not kinds:
+        return None
     about = {"data_hash": dataset.manifest.data_hash, "seed": settings.seed, "blocks": described(blocks, fusion)}
     return MadeCodes(dataset.item_ids, kinds, about)
+
+
+def _made(
+    blocks: CodeBlocks, tokenizer: FusedTokenizer | SeparateTokenizers, fusion: BlockFusion, method: str
+) -> MadeKind:
+    ids = SemanticIds.from_codes(tokenizer.assign(subset(blocks.vectors, tokenizer)), tokenizer.codebook_sizes)
+    return MadeKind(ids, tokenizer, item_health(blocks.vectors, tokenizer, ids.codes_IL, fusion), method)
 
 
 def described(blocks: CodeBlocks, fusion: BlockFusion) -> list[dict[str, Any]]:
@@ -231,14 +240,6 @@ def item_health(
     missing = {name: np.zeros_like(rows) for name, rows in vectors.items() if name not in decoded}
     given_IV, back_IV = fused(fusion, vectors), fused(fusion, {**decoded, **missing})
     return code_health(given_IV, codes_IL, back_IV, tokenizer.codebook_sizes)
-
-
-def _impossible(blocks: CodeBlocks) -> str | None:
-    if not blocks.vectors:
-        return "the items have neither content nor training events that follow each other"
-    if all((rows == rows[0]).all() for rows in blocks.vectors.values()):
-        return "all items look alike, so that no codes tell them apart"
-    return None
 
 
 def tokenizer_tensors(folder: Path) -> dict[str, Tensor]:

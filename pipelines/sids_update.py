@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,15 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.pipelines.code_blocks import code_blocks
 from recsys.pipelines.code_fitting import fit_fusion
+from recsys.pipelines.code_settings import CodeSettings
 from recsys.pipelines.made_codes import MadeCodes, item_health, subset
 from recsys.tokenizers.alignment import renamed_codes
 from recsys.tokenizers.item_tokenizer import FusedTokenizer, aligned_item_tokenizer
+from recsys.tokenizers.modalities import SeparateTokenizers
 from recsys.tokenizers.semantic_ids import SemanticIds
 from recsys.vocabulary import IdMap
 
-__all__ = ["aligned_to", "appended_to"]
+__all__ = ["aligned_to", "appended_to", "settings_like"]
 
 _RIDGE = 1e-3
 """Of the maps between block spaces, relative to the mean square of the columns."""
@@ -31,12 +34,37 @@ _LEAST_COMMON = 2
 Floats = NDArray[np.float32]
 
 
+def settings_like(settings: CodeSettings, old: MadeCodes) -> CodeSettings:
+    """Settings with the kinds and levels of earlier codes, which numbers can be aligned with.
+
+    Raises:
+        InputError: they state another method, number of levels or way to join blocks.
+    """
+    changes: dict[str, Any] = {"kinds": tuple(old.kinds)}
+    for kind, made in old.kinds.items():
+        tokenizer = made.tokenizer
+        separate = isinstance(tokenizer, SeparateTokenizers)
+        parts = [made.ids.num_levels]
+        if isinstance(tokenizer, SeparateTokenizers):
+            parts = [len(one.codebook_sizes) for one in tokenizer.tokenizers.values()]
+        if kind == "codes":
+            fuse = "separate" if separate else "fused"
+            said = (settings.method, settings.fuse, settings.levels or max(parts))
+            if said != (made.method, fuse, max(parts)):
+                raise InputError(
+                    f"--align-to: the old codes are {made.method}, {fuse}, of {max(parts)} levels, those asked for "
+                    f"{said[0]}, {said[1]}, of {said[2]}; ask for the same"
+                )
+        changes[{"codes": "levels", "parallel_codes": "parallel_parts", "set_codes": "set_parts"}[kind]] = max(parts)
+    return replace(settings, **changes)
+
+
 def aligned_to(made: MadeCodes, old: MadeCodes) -> MadeCodes:
     """New codes under the numbers of old ones, by Hungarian matching on the items that both know.
 
     Args:
-        made: of the present catalogue.
-        old: made with the same kinds, methods and levels.
+        made: of the present catalogue, under :func:`settings_like`.
+        old: of an earlier one.
 
     Raises:
         InputError: no item in common, other levels, or a method whose numbers are digits.

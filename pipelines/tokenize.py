@@ -11,11 +11,11 @@ from rich.table import Table
 
 from recsys.dataset import Dataset
 from recsys.errors import InputError
-from recsys.files import read_json, write_json
+from recsys.files import atomic_folder, read_json, write_json
 from recsys.pipelines.code_settings import KINDS, CodeSettings
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.made_codes import SIDS_FILE, MadeCodes, make_codes
-from recsys.pipelines.sids_update import aligned_to, appended_to
+from recsys.pipelines.sids_update import aligned_to, appended_to, settings_like
 
 __all__ = ["tokenize"]
 
@@ -78,27 +78,21 @@ def tokenize(
     old_folder = append_to or align_to
     old = None if old_folder is None else MadeCodes.load(old_folder)
     kinds = KINDS if old is None else tuple(old.kinds)
+    if old is not None and align_to is not None:
+        settings = settings_like(settings, old)
     reasons: list[str] = []
-    with progress_bar("semantic IDs", 1 + len(kinds)) as advance:
-        if append_to is not None:
-            assert old is not None
-            made: MadeCodes | None = appended_to(
-                old, dataset, checkpoint=checkpoint, text_encoder=text_encoder, advance=advance
-            )
+    given: dict[str, Any] = {"checkpoint": checkpoint, "text_encoder": text_encoder}
+    # The folder first: what stands in its place is said before the work.
+    with atomic_folder(output, marker=SIDS_FILE) as partial, progress_bar("semantic IDs", 1 + len(kinds)) as advance:
+        if append_to is not None and old is not None:
+            made: MadeCodes | None = appended_to(old, dataset, advance=advance, **given)
         else:
-            made = make_codes(
-                dataset,
-                settings,
-                checkpoint=checkpoint,
-                text_encoder=text_encoder,
-                say=reasons.append,
-                advance=advance,
-            )
-            if made is not None and old is not None:
-                made = aligned_to(made, old)
-    if made is None:
-        raise InputError(f"{data}: {reasons[0]}")
-    made.save(output)
+            made = make_codes(dataset, settings, say=reasons.append, advance=advance, **given)
+        if made is None:
+            raise InputError(f"{data}: {reasons[0]}")
+        if align_to is not None and old is not None:
+            made = aligned_to(made, old)
+        made.write(partial)
     if json is not None:
         write_json(json, read_json(output / SIDS_FILE))
     _show(made, output, time.perf_counter() - began)

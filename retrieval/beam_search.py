@@ -20,6 +20,7 @@ from torch import Tensor
 
 from recsys.index.code_trie import CodeTrie
 from recsys.index.hits import Hits
+from recsys.index.protocol import check_lists
 from recsys.index.trie_filter import TrieFilter
 from recsys.kernels.topk import topk_smaller_id
 from recsys.retrieval.beam_config import BeamConfig
@@ -84,10 +85,10 @@ def beam_search(
         clock: seconds, for the deadline.
 
     Raises:
-        ValueError: logits hold a NaN or +inf, or have another shape than the trie's sizes.
+        ValueError: logits hold a NaN or +inf, or have another shape than the trie's sizes; k, exclusions or the allow
+            list break the above.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    check_lists(num_requests, k, exclude_BE, allow_N, trie.num_items)
     ends = None if config.deadline_ms is None else clock() + config.deadline_ms / 1000
     filters = TrieFilter(trie, num_requests, allow_N=allow_N, exclude_BE=exclude_BE)
     node_BW = torch.zeros(num_requests, 1, dtype=torch.int64)
@@ -130,11 +131,12 @@ def _checked(logit_BWK: Tensor, shape: tuple[int, ...], number: int) -> Tensor:
             f"logits of level {number + 1} must be {list(shape)}, got {list(logit_BWK.shape)}; "
             "the decoder and the trie belong to different codes"
         )
+    logit_BWK = logit_BWK.float()  # before the check: a float64 may be too large for it
     bad_BWK = ~(logit_BWK < torch.inf)
     if bool(bad_BWK.any()):
         row = int(bad_BWK.flatten(1).any(1).nonzero()[0])
         raise ValueError(f"logits of level {number + 1}, request {row}, hold a NaN or +inf; check the model's weights")
-    return logit_BWK.float()
+    return logit_BWK
 
 
 def _log_probabilities(
@@ -143,9 +145,11 @@ def _log_probabilities(
     """[B, W, C] of the children of each beam."""
     logit_BWC = logit_BWK if whole else logit_BWK.gather(2, code_BWC)
     among = logit_BWK if config.normalise == "all" else logit_BWC.masked_fill(child_BWC < 0, -torch.inf)
-    total_BW1 = among.logsumexp(2, keepdim=True)
+    # Less the largest first: beside logits of a large size their sum's logarithm would be rounded away.
+    peak_BW1 = among.amax(2, keepdim=True)
+    total_BW1 = (among - peak_BW1).exp_().sum(2, keepdim=True).log_()
     # Where every code has probability 0, so has every child.
-    return (logit_BWC - total_BW1).masked_fill(total_BW1 == -torch.inf, -torch.inf)
+    return (logit_BWC - peak_BW1 - total_BW1).masked_fill(peak_BW1 == -torch.inf, -torch.inf)
 
 
 def _best(candidate_BWC: Tensor, width: int, groups: int) -> tuple[Tensor, Tensor]:
@@ -161,7 +165,7 @@ def _best(candidate_BWC: Tensor, width: int, groups: int) -> tuple[Tensor, Tenso
     score_RW, place_RW = score_RW.gather(1, order_RW), place_RW.gather(1, order_RW)
     first_R1 = (torch.arange(num_requests * groups) % groups * last)[:, None]
     place_RW = torch.where(place_RW < 0, place_RW, place_RW + first_R1)
-    return score_RW.reshape(num_requests, -1), place_RW.reshape(num_requests, -1)
+    return score_RW.reshape(num_requests, groups * kept), place_RW.reshape(num_requests, groups * kept)
 
 
 def _dealt(score_BW: Tensor, place_BW: Tensor, groups: int) -> tuple[Tensor, Tensor]:
