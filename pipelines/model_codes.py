@@ -11,22 +11,28 @@ Suffixes: I = items, D = width, K = codes of a level.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from recsys.dataset import Dataset
+from recsys.files import read_json
 from recsys.model import UnifiedModel
 from recsys.pipelines.code_fitting import fit_fusion, fit_kind
 from recsys.pipelines.code_settings import CodeSettings
 from recsys.pipelines.item_codes import GivenCodes
-from recsys.pipelines.made_codes import MadeCodes, MadeKind, item_health
-from recsys.tokenizers.item_tokenizer import FusedTokenizer
+from recsys.pipelines.made_codes import SIDS_FILE, MadeCodes, MadeKind, item_health, write_tokenizers
+from recsys.tokenizers.item_tokenizer import FusedTokenizer, load_item_tokenizer
 from recsys.tokenizers.residual_kmeans import ResidualKMeans
 from recsys.tokenizers.semantic_ids import SemanticIds
 
-__all__ = ["MODEL_BLOCK", "codes_of_model", "makes_codes_at", "refresh_codes", "set_codebooks"]
+__all__ = ["MODEL_BLOCK", "carried_codes", "codes_of_model", "makes_codes_at", "refresh_codes", "set_codebooks"]
 
 MODEL_BLOCK = "model"
 _SET_PARTS = 8
@@ -54,7 +60,7 @@ def codes_of_model(
         settings: of the codes; its blocks are not read.
         like: a model whose sizes are taken where it has codes.
     """
-    blocks = {MODEL_BLOCK: model.item_vectors().cpu().numpy()}
+    blocks = _blocks(model)
     settings = replace(settings, set_parts=_SET_PARTS)
     sizes = () if like is None else like.codes.sizes.get("codes", ())
     if sizes:
@@ -75,6 +81,55 @@ def codes_of_model(
         "blocks": [{"name": MODEL_BLOCK, "kind": "item vectors", "scale": fusion.scales[MODEL_BLOCK]}],
     }
     return GivenCodes.of(MadeCodes(dataset.item_ids, kinds, about), settings.kinds)
+
+
+def carried_codes(
+    old: UnifiedModel,
+    tokenizers: Mapping[str, Tensor] | None,
+    network: UnifiedModel,
+    dataset: Dataset,
+    old_row_I: Tensor,
+) -> GivenCodes | None:
+    """The codes of a model that goes on with other data: its items keep theirs, new ones get theirs from its codebooks.
+
+    Args:
+        old: the model.
+        tokenizers: of its codes, as its checkpoint keeps them.
+        network: the one that goes on, whose item vectors are those of the old one where both know the item.
+        dataset: that it will train on.
+        old_row_I: [I] its row of each item in the old model, −1 = new.
+
+    Returns:
+        None where the old codes were not made of item vectors.
+    """
+    if not old.codes.sizes or tokenizers is None:
+        return None
+    blocks, kinds = _blocks(network), {}
+    row_I = old_row_I.numpy()
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        write_tokenizers(tokenizers, folder)
+        about = read_json(folder / SIDS_FILE)
+        if [block["name"] for block in about["blocks"]] != [MODEL_BLOCK]:
+            return None
+        fusion = fit_fusion(blocks, {}, int(about["seed"]))
+        for kind in old.codes.sizes:
+            tokenizer = load_item_tokenizer(folder / kind)
+            codes_IL = tokenizer.encode(blocks)
+            codes_IL[row_I >= 0] = old.codes.of(kind).cpu().numpy()[row_I[row_I >= 0]]
+            ids = SemanticIds.from_codes(codes_IL, tokenizer.codebook_sizes)
+            health = item_health(blocks, tokenizer, ids.codes_IL, fusion)
+            kinds[kind] = MadeKind(ids, tokenizer, health, about["kinds"][kind]["method"])
+    kept = {"data_hash": dataset.manifest.data_hash, "seed": about["seed"], "blocks": about["blocks"]}
+    return GivenCodes.of(MadeCodes(dataset.item_ids, kinds, kept))
+
+
+def _blocks(model: UnifiedModel) -> dict[str, NDArray[np.float32]]:
+    trains = model.training
+    model.eval()  # vectors of training have parts dropped at random
+    vectors_ID = model.item_vectors().cpu().numpy()
+    model.train(trains)
+    return {MODEL_BLOCK: vectors_ID}
 
 
 def refresh_codes(model: UnifiedModel, dataset: Dataset, seed: int) -> GivenCodes | None:

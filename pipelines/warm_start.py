@@ -22,7 +22,8 @@ from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.pipelines.checkpoint import load_model, stored_names
 from recsys.pipelines.data_module import PreparedData
-from recsys.pipelines.model_codes import set_codebooks
+from recsys.pipelines.item_codes import AUTO
+from recsys.pipelines.model_codes import carried_codes, set_codebooks
 from recsys.pipelines.unified_module import build_network, with_codes
 from recsys.tokenizers.table_columns import column_labels
 from recsys.vocabulary import IdMap
@@ -118,9 +119,13 @@ def warm_start(data: PreparedData, changes: dict[str, Any], checkpoint: Path) ->
         return network, said
 
     network, said = carried_over(with_codes(config, None))
-    codes = data.codes(network, like=old)
+    codes = None
+    if data.sids == AUTO:
+        codes = carried_codes(old, meta.get("tokenizers"), network, data.dataset, old_row_I)
+    if codes is None:
+        codes = data.codes(network, like=old)
+        codes = None if codes is None else codes.aligned(old, old_row_I)
     if codes is not None:
-        codes = codes.aligned(old, old_row_I)
         network, said = carried_over(with_codes(config, codes))
         network.codes.fill(codes.codes)
         set_codebooks(network, codes)

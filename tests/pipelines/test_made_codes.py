@@ -215,13 +215,14 @@ def test_equal_seeds_write_equal_bytes(made: MadeCodes, toy_dataset: Dataset, tm
 def test_training_reads_all_kinds_with_their_true_sizes(made: MadeCodes, toy_dataset: Dataset, tmp_path: Path) -> None:
     made.save(tmp_path / "sids")
     codes = read_codes(tmp_path / "sids", toy_dataset)
-    assert codes.set_IJ is not None and codes.codes_IL is not None
-    assert codes.set_sizes == made.kinds["set_codes"].ids.codebook_sizes
-    assert np.array_equal(codes.codes_IL.numpy(), made.kinds["codes"].ids.codes_IL)
+    assert codes.sizes == {kind: one.ids.codebook_sizes for kind, one in made.kinds.items()}
+    assert np.array_equal(codes.codes["codes"].numpy(), made.kinds["codes"].ids.codes_IL)
+    assert codes.made is not None and set(codes.tokenizers() or {}) > {"sids.json"}
     file = read_codes(tmp_path / "sids" / "codes.parquet", toy_dataset)
-    assert file.codes_IL is not None and torch.equal(file.codes_IL, codes.codes_IL)
+    assert file.made is None and torch.equal(file.codes["codes"], codes.codes["codes"])
     # No item misses its content, so that the codes themselves do not show the one that says so.
-    assert all(size == most + 1 for size, most in zip(codes.set_sizes[:4], file.set_sizes[:4], strict=True))
+    known, needed = codes.sizes["set_codes"][:4], file.sizes["set_codes"][:4]
+    assert all(size == most + 1 for size, most in zip(known, needed, strict=True))
 
 
 def test_codes_that_were_changed_are_refused(made: MadeCodes, toy_dataset: Dataset, tmp_path: Path) -> None:
