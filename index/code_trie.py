@@ -79,6 +79,10 @@ class TrieLevel:
             code_BWC = self.code_N[child_BWC.clamp_max(self.num_nodes - 1)].long()
         return child_BWC.masked_fill(missing_BWC | (node_BW < 0)[..., None], -1), code_BWC
 
+    def node_at(self, place: Tensor) -> Tensor:
+        """int64 nodes of this depth that lead to the items at some places, in the shape of ``place``."""
+        return torch.searchsorted(self.start_N1, place.to(self.start_N1.dtype).contiguous(), right=True) - 1
+
 
 @dataclass(frozen=True, slots=True)
 class CodeTrie:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Hits"]
+__all__ = ["Hits", "SourcedHits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +20,11 @@ class Hits:
     """[Q, K] int64 internal item ids."""
     scores_QK: Tensor
     """[Q, K] float32, higher is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourcedHits(Hits):
+    """Hits of a search that joins several."""
+
+    source_QK: Tensor
+    """[Q, K] int64, which of the joined searches brought each hit: a place in the retriever's ``sources``."""

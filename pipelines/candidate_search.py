@@ -17,11 +17,13 @@ from torch import Tensor
 from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.events import EventLog, Requests
+from recsys.index.hits import SourcedHits
 from recsys.packing import ranges
 from recsys.past_counts import PastSource
 from recsys.recent import recent_positives
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
-from recsys.retrieval.memory import RecentItems
+from recsys.retrieval.memory import MemoryRetriever, RecentItems
+from recsys.retrieval.protocol import source_labels
 from recsys.user_state import UserStates
 
 __all__ = ["CandidateLists", "CandidateSearch", "length_batches"]
@@ -44,7 +46,7 @@ class CandidateLists:
     """Internal items; -1 = empty."""
     score_QK: NDArray[np.float32]
     retriever_QK: NDArray[np.uint8]
-    """Which of the retrievers found it."""
+    """Which of the labels of :class:`CandidateSearch` found it."""
     prob_QCA: NDArray[np.float32]
     """Probabilities of the first C hits."""
 
@@ -88,13 +90,16 @@ class CandidateSearch:
         self._model, self._calibration = bundle.model, bundle.calibration
         self._features = bundle.features(past=past, training_only=training_only)
         try:
-            self._retrievers = list(bundle_retrievers(bundle, names, training_only=training_only).values())
+            found = bundle_retrievers(bundle, names, training_only=training_only)
         except InputError as error:
             raise InputError(f"--retrievers: {error}") from None
         if rank and bundle.model.action_head is None:
             raise InputError(f"--rank: the model of {bundle.path} learned no action probabilities; leave --rank out")
+        self._retrievers = list(found.values())
+        self.labels = [label for one in self._retrievers for label in source_labels(one)]
+        self._keeps_cache = bool(rank) or any(one.reads_cache for one in self._retrievers)
         self._device = bundle.vectors.device
-        self._encodes = bool(rank) or any(not name.startswith("memory") for name in names)
+        self._encodes = bool(rank) or any(not isinstance(one, MemoryRetriever) for one in self._retrievers)
         self._allow_N = None if allow_N is None else torch.from_numpy(allow_N).to(self._device)
         num_reachable = len(bundle.vectors) if allow_N is None else len(allow_N)
         self.k, self.rank = min(k, num_reachable), min(rank, k, num_reachable)
@@ -143,22 +148,28 @@ class CandidateSearch:
         states: Any  # memory alone reads recent items and nothing else
         if self._encodes:
             user_BK = None if user_UK is None else user_UK[requests.user]
-            states = self._model.encode(histories, keep_cache=self.rank > 0, user_BK=user_BK)
+            states = self._model.encode(histories, keep_cache=self._keeps_cache, user_BK=user_BK)
         else:
             config = self._model.config
             states = RecentItems(recent_positives(histories, config.positive_mask, config.recent).to(self._device))
         at_B, surface_B = self._tensor(requests.timestamp), self._tensor(requests.surface)
         exclude_BE = self._tensor(_earlier_items(log, requests))
         items, scores, labels = [], [], []
-        for label, retriever in enumerate(self._retrievers):
+        first_label = 0
+        for retriever in self._retrievers:
             hits = retriever.search(
                 states, self.k, at_B=at_B, surface_B=surface_B, exclude_QE=exclude_BE, allow_N=self._allow_N
             )
             items.append(hits.ids_QK.cpu().numpy())
             scores.append(hits.scores_QK.cpu().numpy())
-            labels.append(np.full(items[-1].shape, label, dtype=np.uint8))
+            label_BK = np.full(items[-1].shape, first_label, dtype=np.uint8)
+            if isinstance(hits, SourcedHits):
+                label_BK += hits.source_QK.cpu().numpy().astype(np.uint8)
+            labels.append(label_BK)
+            first_label += len(source_labels(retriever))
         if len(items) == 1:
             item_BK, score_BK = items[0], scores[0]
+            found.retriever_QK[row_B] = labels[0]
         else:
             item_BK, place_BK = _take_turns(items, self.k)
             flat_BM = [np.stack(parts, 2).reshape(len(row_B), -1) for parts in (scores, labels)]

@@ -61,7 +61,7 @@ def candidates(
         rank: how many of the first items get probabilities; 0 = none.
         split: now (everything known), or validation or test (every history up to its target).
         at: time of the requests of the split now; default the largest timestamp in the data.
-        retrievers: who finds the items, A,B: dense, dense_learned, memory; several take turns.
+        retrievers: who finds the items, A,B: dense, dense_learned, memory, generative, parallel, …; several take turns.
         users: only these: Parquet or CSV with a column user_id, or text with one id per line.
         allow: return only these items: Parquet or CSV with a column item_id, or text with one id per line.
         exclude: never return these items; a file as for --allow.
@@ -121,7 +121,7 @@ def candidates(
             requests = shard.requests(split, at=plan.at)
             events = shard.events if newer is None else newer.events(shard.events)
             lists = search.lists(events, requests, advance, _user_features(shard, loaded))
-            frame = _frame(shard.user_ids.gather(requests.user), lists, loaded, names)
+            frame = _frame(shard.user_ids.gather(requests.user), lists, loaded, search.labels)
             with atomic_file(output / part_name(number)) as partial:
                 frame.write_parquet(partial, compression="zstd", compression_level=1, statistics=False)
             num_written += len(frame)

@@ -65,6 +65,12 @@ COMMANDS: dict[str, Command] = {
         "turn input tables into a prepared dataset",
         "recsys prepare --interactions raw/interactions.parquet --items raw/items.parquet --output data",
     ),
+    "tokenize": Command(
+        "recsys.pipelines.tokenize",
+        "tokenize",
+        "make semantic IDs of a dataset's items",
+        "recsys tokenize --data data --output sids",
+    ),
     "fit": _lightning("fit", "train the unified model on a prepared dataset"),
     "validate": _lightning("validate", "metrics of a checkpoint on the validation split", _BEST),
     "test": _lightning("test", "metrics of a checkpoint on the test split", _BEST),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,7 +17,7 @@ from recsys.errors import InputError
 from recsys.events import History, Requests
 from recsys.index.item_graph import ItemGraph
 from recsys.model_config import ModelConfig
-from recsys.pipelines.item_codes import read_codes
+from recsys.pipelines.item_codes import AUTO, GivenCodes, codes_for
 from recsys.pipelines.item_graphs import training_graph
 from recsys.pipelines.recipe import chosen_batch_tokens, chosen_recipe, validation_requests
 from recsys.training_batches import TrainingBatch, TrainingExamples
@@ -67,8 +66,9 @@ class PreparedData(L.LightningDataModule):
         batch_users: users of a validation or test batch.
         seed: decides windows, batches, masks and initial weights.
         slates: whether training reads slates.
-        sids: semantic IDs of the items, from ``recsys tokenize`` or a Parquet file of item_id and codes; None = the
-            model generates none.
+        sids: semantic IDs of the items: ``auto`` = made at the start, ``none`` = the model has no heads for them, or
+            what `recsys tokenize` wrote, or a Parquet file of item_id and codes.
+        code_kinds: kinds of codes that the model gets heads for, A,B: codes, parallel_codes, set_codes.
     """
 
     def __init__(
@@ -78,7 +78,8 @@ class PreparedData(L.LightningDataModule):
         batch_users: int = 512,
         seed: int = 0,
         slates: bool = True,
-        sids: str | None = None,
+        sids: str = AUTO,
+        code_kinds: str = "codes,parallel_codes,set_codes",
     ) -> None:
         super().__init__()
         if batch_tokens is not None and batch_tokens < 1:
@@ -89,7 +90,7 @@ class PreparedData(L.LightningDataModule):
         self.recipe = chosen_recipe(self.dataset)
         self.batch_tokens = batch_tokens
         self.batch_users, self.seed, self.slates = batch_users, seed, slates
-        self.codes = None if sids is None else read_codes(Path(sids), self.dataset)
+        self.sids, self.code_kinds = sids, tuple(kind.strip() for kind in code_kinds.split(",") if kind.strip())
         self._features: tuple[Any, TrainingFeatures] | None = None
         if not (self.dataset.train_end > 0).any():
             raise InputError(f"{path} has no training events; choose another split or prepare more data")
@@ -134,6 +135,11 @@ class PreparedData(L.LightningDataModule):
             graph = self.graph if config.memory_features else None
             self._features = asked, TrainingFeatures.of(self.dataset, config, graph)
         return self._features[1]
+
+    @cached_property
+    def codes(self) -> GivenCodes | None:
+        """Semantic IDs of the items for a model that starts anew."""
+        return codes_for(self.dataset, self.sids, self.code_kinds, self.seed)
 
     @cached_property
     def graph(self) -> ItemGraph:

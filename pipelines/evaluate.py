@@ -122,7 +122,7 @@ def evaluate_bundle(
     found = bundle_retrievers(bundle, retrievers, training_only=True)
     if not found:
         raise InputError(f"--retrievers names none; {bundle.path} has {', '.join(bundle.retrievers)}")
-    states = BatchStates(bundle.model, dataset)
+    states = BatchStates(bundle.model, dataset, keep_cache=any(one.reads_cache for one in found.values()))
     scorers = [RetrieverScorer(retriever, states) for retriever in found.values()]
     with _progress("ranking targets", len(scorers) * len(dataset.requests(split))) as advance:
         ranked = {one.name: one for one in rank_all(scorers, dataset, split, advance=advance)}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from recsys.bundle import USER_FEATURES, StoredHistories, new_bundle
 from recsys.content_map import ContentMap
@@ -20,11 +22,15 @@ from recsys.past_counts import PastTable
 from recsys.pipelines.calibrate import fit_calibration
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.console import stdout_console
+from recsys.pipelines.hybrid_choice import code_trie
 from recsys.pipelines.item_graphs import item_graphs, weighted_relations
+from recsys.pipelines.made_codes import write_tokenizers
+from recsys.retrieval.bundle_retrievers import code_retriever_names
 
 __all__ = ["export", "export_model"]
 
 RETRIEVERS = ("dense", "dense_learned", "memory")
+"""Of every bundle."""
 
 
 def export(checkpoint: Path, data: Path, output: Path, histories: bool = False, index: str = "exact") -> None:
@@ -53,6 +59,8 @@ def export(checkpoint: Path, data: Path, output: Path, histories: bool = False, 
         histories=histories,
         index=index,
         memory_weights=None if weights is None else MemoryWeights.from_dict(weights),
+        hybrid_weights=meta.get("hybrid_weights"),
+        tokenizers=meta.get("tokenizers"),
     )
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     stdout_console().print(
@@ -69,8 +77,13 @@ def export_model(
     histories: bool = False,
     index: str = "exact",
     memory_weights: MemoryWeights | None = None,
+    hybrid_weights: dict[str, Any] | None = None,
+    tokenizers: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a bundle of a model in memory; see :func:`export`.
+
+    Args:
+        memory_weights, hybrid_weights, tokenizers: as the checkpoint holds them.
 
     Raises:
         InputError: the output folder holds something else, or the index cannot be built.
@@ -101,9 +114,10 @@ def export_model(
         "clock": manifest.clock,
         "max_timestamp": manifest.max_timestamp,
         "split": manifest.split,
-        "retrievers": list(RETRIEVERS),
+        "retrievers": [*RETRIEVERS, *code_retriever_names(model)],
         "index": index,
         "memory_weights": None if memory_weights is None else memory_weights.to_dict(),
+        "hybrid_weights": hybrid_weights,
         "text": manifest.text,
         "content": dataset.content_blocks,
         "user_content": dataset.user_blocks if model.config.user_dim else [],
@@ -126,6 +140,11 @@ def export_model(
             ContentMap.fit(dataset.content, model.items.content_IC).save(folder / "content_map.safetensors")
         if not calibration.is_identity:
             calibration.save(folder / "calibration.safetensors")
+        trie = code_trie(model, dataset)
+        if trie is not None:
+            trie.save(folder / "trie")
+        if model.codes.sizes and tokenizers is not None:
+            write_tokenizers(tokenizers, folder / "tokenizers")
         if model.config.past_rates:
             past = PastTable.build(dataset.events, len(manifest.actions), len(manifest.surfaces))
             past.save(folder / "past_counts.safetensors")

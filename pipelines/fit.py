@@ -24,6 +24,7 @@ from recsys.model_config import ModelConfig
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.console import stdout_console
 from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.hybrid_choice import ChosenHybrid, add_hybrid_weights
 from recsys.pipelines.item_graphs import chosen_relations
 from recsys.pipelines.last_checkpoint import LastCheckpoint
 from recsys.pipelines.memory_weights import ChosenWeights, add_memory_weights
@@ -118,6 +119,7 @@ class _TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and checkpoint is None and config["init_from"] is not None:
             started = warm_start(data, module.changes, Path(config["init_from"]))
             module.net, module.changes, self.notes = started.network, started.network.config.to_dict(), started.notes
+            module.tokenizers = started.tokenizers
         if checkpoint is not None:
             _take_over(module, data, Path(checkpoint), with_memory=self.subcommand != "fit")
         return super().instantiate_trainer(**kwargs)
@@ -139,8 +141,11 @@ class _TrainingCLI(LightningCLI):
             relations = chosen_relations(self.datamodule.dataset, self.config_init.fit.memory_relations)
             factor = self.config_init.fit.new_item_factor
             chosen = add_memory_weights(best, self.datamodule.dataset, relations, factor)
+        hybrid = None
+        if self.trainer.is_global_zero and not self.trainer.interrupted:
+            hybrid = add_hybrid_weights(best, self.datamodule.dataset)
         if not self.config_init.fit.quiet:
-            _say_result(self.datamodule, self.trainer, chosen, shares)
+            _say_result(self.datamodule, self.trainer, chosen, shares, hybrid)
 
 
 def _callbacks(folder: Path, data: PreparedData, config: Any) -> list[L.Callback]:
@@ -175,7 +180,7 @@ def _take_over(module: UnifiedModule, data: PreparedData, checkpoint: Path, *, w
             raise InputError(
                 f"{checkpoint} has model.{name} = {stored[name]!r}, not {value!r}; leave the flag out or train anew"
             )
-    module.changes = stored
+    module.changes, module.tokenizers = stored, meta.get("tokenizers")
     if with_memory and meta.get("memory_weights"):
         module.memory_weights = MemoryWeights.from_dict(meta["memory_weights"])
 
@@ -281,7 +286,11 @@ def _say_choice(data: PreparedData, module: UnifiedModule, trainer: L.Trainer, m
 
 
 def _say_result(
-    data: PreparedData, trainer: L.Trainer, chosen: ChosenWeights | None, shares: Mapping[str, float]
+    data: PreparedData,
+    trainer: L.Trainer,
+    chosen: ChosenWeights | None,
+    shares: Mapping[str, float],
+    hybrid: ChosenHybrid | None,
 ) -> None:
     console = stdout_console()
     best = Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
@@ -305,6 +314,12 @@ def _say_result(
                 f"content counts {new.factor:g} times for items without training events: {new.ndcg:.4f} on targets "
                 f"taken for such, {new.plain_ndcg:.4f} with 1, {new.content_ndcg:.4f} by content alone"
             )
+    if hybrid is not None and hybrid.num_requests:
+        about = ", ".join(f"{name} {weight:g}" for name, weight in hybrid.weights.codes.items()) or "nothing"
+        console.print(
+            f"with semantic IDs: {hybrid.ndcg:.4f} beside {hybrid.dense_ndcg:.4f} of dense on {hybrid.num_requests:,} "
+            f"requests (hybrid adds {about}; items without training events {hybrid.weights.cold:+g})"
+        )
     if chosen is not None and chosen.new_users is not None:
         start = chosen.new_users
         console.print(

@@ -1,12 +1,14 @@
-"""Semantic IDs of a dataset's items, as files hold them.
+"""Semantic IDs of a dataset's items, made on the spot or read from files, as training takes them.
 
-Suffixes: I = items, L = levels, J = codes predicted at once.
+Suffixes: I = items, L = codes of an item.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
@@ -16,53 +18,138 @@ from torch import Tensor
 
 from recsys.dataset import Dataset
 from recsys.errors import InputError
+from recsys.model import UnifiedModel
+from recsys.pipelines.code_settings import KINDS
+from recsys.pipelines.made_codes import CODES_FILE, MadeCodes, make_codes, read_sids, tokenizer_tensors
+from recsys.tokenizers.alignment import code_permutations, renamed_codes
+from recsys.tokenizers.item_tokenizer import aligned_item_tokenizer
+from recsys.tokenizers.semantic_ids import SemanticIds
 from recsys.vocabulary import IdMap
 
-__all__ = ["ItemCodes", "read_codes"]
+__all__ = ["AUTO", "NONE", "GivenCodes", "codes_for", "read_codes"]
 
-_FILE = "codes.parquet"
-_COLUMNS = ("codes", "parallel_codes")
+AUTO, NONE = "auto", "none"
 
 
 @dataclass(frozen=True, slots=True)
-class ItemCodes:
-    """Codes of every item of a dataset, in internal order. A kind that there is none of is None, its sizes empty."""
+class GivenCodes:
+    """Codes of every item of a dataset, by kind, in internal order."""
 
-    codes_IL: Tensor | None
-    """[I, L] int64, generated one after the other."""
-    sizes: tuple[int, ...]
-    parallel_IJ: Tensor | None
-    """[I, J] int64, long codes that are predicted all at once."""
-    parallel_sizes: tuple[int, ...]
+    codes: dict[str, Tensor]
+    """[I, L] int64."""
+    sizes: dict[str, tuple[int, ...]]
+    """Codes of each codebook."""
+    made: MadeCodes | None = None
+    """With the tokenizers that code new items; None where only codes were given."""
+
+    @classmethod
+    def of(cls, made: MadeCodes, kinds: Sequence[str] = KINDS) -> GivenCodes:
+        """Some kinds of codes that were made here."""
+        wanted = {kind: one for kind, one in made.kinds.items() if kind in kinds}
+        return cls(
+            {kind: torch.from_numpy(one.ids.codes_IL.astype(np.int64)) for kind, one in wanted.items()},
+            {kind: one.ids.codebook_sizes for kind, one in wanted.items()},
+            replace(made, kinds=wanted),
+        )
+
+    def tokenizers(self) -> dict[str, Tensor] | None:
+        """Files of the tokenizers as a checkpoint keeps them; None where there are none."""
+        if self.made is None:
+            return None
+        with TemporaryDirectory() as folder:
+            self.made.write(Path(folder))
+            return tokenizer_tensors(Path(folder))
+
+    def aligned(self, old: UnifiedModel, old_row_I: Tensor) -> GivenCodes:
+        """The same codes under the numbers that a model knows, by Hungarian matching on the items that both have.
+
+        Kinds whose codebooks have other sizes there, or whose numbers are digits (FSQ), keep their numbers.
+
+        Args:
+            old: the model.
+            old_row_I: [I] its row of each item, −1 = it does not know it.
+        """
+        row_I = old_row_I.numpy()
+        here_I = np.flatnonzero(row_I >= 0)
+        codes = dict(self.codes)
+        kinds = {} if self.made is None else dict(self.made.kinds)
+        for kind, sizes in self.sizes.items():
+            one = kinds.get(kind)
+            if old.codes.sizes.get(kind) != sizes or (one is not None and one.method == "fsq"):
+                continue
+            before_SL = old.codes.of(kind).cpu().numpy()[row_I[here_I]]
+            new_IL = codes[kind].numpy().astype(np.int32)
+            if one is None:
+                numbers = code_permutations(before_SL, new_IL[here_I], sizes, parallel=kind != "codes")
+            else:
+                tokenizer, numbers = aligned_item_tokenizer(one.tokenizer, before_SL, new_IL[here_I])
+                ids = SemanticIds.from_codes(renamed_codes(new_IL, numbers), sizes)
+                kinds[kind] = replace(one, ids=ids, tokenizer=tokenizer)
+            codes[kind] = torch.from_numpy(renamed_codes(new_IL, numbers).astype(np.int64))
+        return GivenCodes(codes, self.sizes, None if self.made is None else replace(self.made, kinds=kinds))
 
 
-def read_codes(path: Path, dataset: Dataset) -> ItemCodes:
+def codes_for(dataset: Dataset, sids: str, kinds: Sequence[str], seed: int) -> GivenCodes | None:
+    """What ``--data.sids`` asks for; None = the model gets no heads of semantic IDs.
+
+    Args:
+        dataset: to be trained on.
+        sids: ``auto`` = make codes now, ``none``, or a path for :func:`read_codes`.
+        kinds: those wanted. Files may lack some.
+        seed: of codes that are made now.
+
+    Raises:
+        InputError: an unknown kind, or the file cannot be read.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(f"--data.code_kinds: there is no {kind!r}; choose some of {', '.join(KINDS)}")
+    if sids == NONE or not kinds:
+        return None
+    if sids != AUTO:
+        return read_codes(Path(sids), dataset, kinds)
+    made = make_codes(dataset, seed=seed, kinds=tuple(kinds))
+    return None if made is None else GivenCodes.of(made, kinds)
+
+
+def read_codes(path: Path, dataset: Dataset, kinds: Sequence[str] = KINDS) -> GivenCodes:
     """Read the codes of a dataset's items.
 
     Args:
-        path: a Parquet file of ``item_id`` and ``codes``, ``parallel_codes`` or both (lists of integers from 0, all of
-            one length), or the folder that `recsys tokenize` wrote. Items that the dataset does not know are left aside.
+        path: the folder that `recsys tokenize` wrote, or a Parquet file of ``item_id`` and some of ``codes``,
+            ``parallel_codes`` and ``set_codes`` (lists of integers from 0, all of one length). The sizes of a file's
+            codebooks are those that its codes need, a folder's are known. Items that the dataset does not know are left
+            aside.
+        kinds: those wanted; the file may lack some.
 
     Raises:
         InputError: the file cannot be read, or an item has no codes or wrong ones.
     """
-    file = path / _FILE if path.is_dir() else path
+    about = read_sids(path) if path.is_dir() else None
+    file = path / CODES_FILE if path.is_dir() else path
     try:
         frame = pl.read_parquet(file)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{file} cannot be read as semantic IDs ({str(error).splitlines()[0][:120]})") from None
-    if "item_id" not in frame.columns or not {"codes", "parallel_codes"} & set(frame.columns):
-        raise InputError(f"{file} needs the columns item_id and codes (or parallel_codes), it has {frame.columns}")
+    kinds = [kind for kind in KINDS if kind in frame.columns and kind in kinds]
+    if "item_id" not in frame.columns or not kinds:
+        raise InputError(
+            f"{file} needs the columns item_id and codes (or parallel_codes, set_codes), it has {frame.columns}"
+        )
     row_I = IdMap(frame["item_id"]).index(dataset.items["item_id"])
     if (row_I < 0).any():
         missing = dataset.items["item_id"][int(np.flatnonzero(row_I < 0)[0])]
         raise InputError(f"{file} has no codes of the item {missing!r} of {dataset.path}; run `recsys tokenize` on it")
-    found = [_codes(file, frame[name], row_I) if name in frame.columns else (None, ()) for name in _COLUMNS]
-    return ItemCodes(*found[0], *found[1])
+    if about is not None and IdMap(frame["item_id"]).ids.equals(dataset.item_ids):
+        return GivenCodes.of(MadeCodes.load(path), kinds)
+    stated = {} if about is None else {kind: tuple(said["sizes"]) for kind, said in about["kinds"].items()}
+    codes = {kind: _codes(file, frame[kind], row_I) for kind in kinds}
+    sizes = {kind: stated.get(kind) or tuple(int(c) + 1 for c in found.amax(0)) for kind, found in codes.items()}
+    return GivenCodes(codes, sizes)
 
 
-def _codes(file: Path, column: pl.Series, row_I: NDArray[np.int64]) -> tuple[Tensor, tuple[int, ...]]:
-    if not isinstance(column.dtype, pl.List) or not column.dtype.inner.is_integer():  # type: ignore[union-attr]
+def _codes(file: Path, column: pl.Series, row_I: NDArray[np.int64]) -> Tensor:
+    if not isinstance(column.dtype, pl.List) or not pl.Series(dtype=column.dtype.inner).dtype.is_integer():
         raise InputError(f"{file}: {column.name} must be a list of integers, got {column.dtype}")
     lengths = column.list.len().unique()
     if len(lengths) != 1 or not lengths[0] or column.list.eval(pl.element().is_null().any()).list.first().any():
@@ -70,4 +157,4 @@ def _codes(file: Path, column: pl.Series, row_I: NDArray[np.int64]) -> tuple[Ten
     codes = column.list.to_array(int(lengths[0])).to_numpy()[row_I].astype(np.int64)
     if codes.min() < 0:
         raise InputError(f"{file}: {column.name} must be at least 0, got {int(codes.min())}")
-    return torch.from_numpy(codes), tuple(int(code) + 1 for code in codes.max(0))
+    return torch.from_numpy(codes)

@@ -20,7 +20,7 @@ from recsys.index.memory_terms import MemoryWeights
 from recsys.index.transitions import TransitionLog, touched_items
 from recsys.index.walks import WALKS
 
-__all__ = ["chosen_relations", "item_graphs", "training_graph", "weighted_relations"]
+__all__ = ["chosen_relations", "item_graphs", "training_graph", "training_transitions", "weighted_relations"]
 
 _DEFAULT = "default"
 _MAPPED_ITEMS = 200_000
@@ -104,6 +104,11 @@ def item_graphs(dataset: Dataset, relations: Sequence[str] | None = None) -> tup
         scratch=_scratch(dataset),
     )
     return train, now
+
+
+def training_transitions(dataset: Dataset) -> TransitionLog:
+    """Positive events that may train, laid out for counting transitions."""
+    return _transitions(dataset, training_only=True)
 
 
 def _text_vectors(dataset: Dataset) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from recsys.pipelines.item_graphs import training_graph
 from recsys.pipelines.new_item_factor import ChosenFactor, choose_new_item_factor
 from recsys.pipelines.new_user_start import ChosenStart, choose_new_user_start
 from recsys.pipelines.recipe import validation_requests
+from recsys.pipelines.request_tensors import request_tensors
 
 __all__ = ["ChosenWeights", "add_memory_weights", "choose_memory_weights"]
 
@@ -195,12 +196,8 @@ def _features(
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for low in range(0, len(requests), step):
         part = requests.rows(np.arange(low, min(low + step, len(requests))))
-        histories = [dataset.events.history(int(u), int(e)) for u, e in zip(part.user, part.end, strict=True)]
+        histories, at_B, surface_B, target_B = request_tensors(dataset, part, model.device)
         states = model.encode(histories, keep_cache=False, user_BK=dataset.user_rows(part.user))
-        at_B, surface_B, target_B = (
-            torch.from_numpy(np.ascontiguousarray(column)).to(model.device)
-            for column in (part.timestamp, part.surface, part.target)
-        )
         recent_BM = states.recent_BM.cpu()
         learned_BI = (model.query(states, at_B, surface_B) @ vectors_ID.T).float().cpu()
         target_B = target_B.cpu()

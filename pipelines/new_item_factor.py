@@ -21,6 +21,7 @@ from recsys.index.item_graph import TRANSITION, ItemGraph
 from recsys.index.memory_terms import MemoryTerms, MemoryWeights
 from recsys.index.walks import WALKS
 from recsys.model import UnifiedModel
+from recsys.pipelines.request_tensors import request_tensors
 
 __all__ = ["ChosenFactor", "choose_new_item_factor"]
 
@@ -95,12 +96,8 @@ class _Ranks:
     def of(self, requests: Requests) -> Tensor:
         """[B, F + 1] ranks from 1 by every factor, then by content alone; the history filtered, ties against it."""
         model, dataset = self.model, self.dataset
-        histories = [dataset.events.history(int(u), int(e)) for u, e in zip(requests.user, requests.end, strict=True)]
+        histories, at_B, surface_B, target_B = request_tensors(dataset, requests, model.device)
         states = model.encode(histories, keep_cache=False, user_BK=dataset.user_rows(requests.user))
-        at_B, surface_B, target_B = (
-            torch.from_numpy(np.ascontiguousarray(column)).to(model.device)
-            for column in (requests.timestamp, requests.surface, requests.target)
-        )
         query_BD = model.query(states, at_B, surface_B) * self.learned
         base_BI = (query_BD @ self.old_ID.T).float()
         self.counted_terms.add_to(base_BI, states.recent_BM)

@@ -14,6 +14,7 @@ from recsys.dataset import Dataset
 from recsys.events import Requests
 from recsys.model import UnifiedModel
 from recsys.past_counts import training_mask
+from recsys.pipelines.request_tensors import request_tensors
 
 __all__ = ["ChosenStart", "choose_new_user_start"]
 
@@ -67,12 +68,8 @@ def choose_new_user_start(
     ranks = []
     for low in range(0, len(empty), step):
         part = empty.rows(np.arange(low, min(low + step, len(empty))))
-        histories = [dataset.events.history(int(user), 0) for user in part.user]
+        histories, at_B, surface_B, target_B = request_tensors(dataset, part, model.device)
         states = model.encode(histories, keep_cache=False, user_BK=dataset.user_rows(part.user))
-        at_B, surface_B, target_B = (
-            torch.from_numpy(np.ascontiguousarray(column)).to(model.device)
-            for column in (part.timestamp, part.surface, part.target)
-        )
         score_BI = (model.query(states, at_B, surface_B) @ vectors_ID.T).float().cpu() * learned
         target_B1 = target_B.cpu()[:, None]
         found = []

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from recsys.dataset import Dataset
 from recsys.errors import InputError
@@ -18,6 +19,7 @@ from recsys.events import History, Requests
 from recsys.kernels.topk import topk_smaller_id
 from recsys.metrics import target_ranks
 from recsys.model import UnifiedModel
+from recsys.pipelines.request_tensors import exclusions
 from recsys.pipelines.scorer import Scorer
 from recsys.retrieval.memory import MemoryRetriever
 from recsys.retrieval.protocol import Retriever
@@ -34,6 +36,9 @@ __all__ = [
 
 LIST_LENGTH = 10
 """Places of the lists that coverage, novelty and the like are taken from."""
+
+_DEPTH = 100
+"""Places of the lists that retrievers which cannot score the whole catalogue are judged by."""
 
 Ints = NDArray[np.int64]
 
@@ -53,11 +58,18 @@ class RankedTargets:
 
 
 class BatchStates:
-    """User states of the batch at hand, encoded once for all retrievers that read them."""
+    """User states of the batch at hand, encoded once for all retrievers that read them.
 
-    def __init__(self, model: UnifiedModel, dataset: Dataset) -> None:
+    Args:
+        model: in eval mode.
+        dataset: with the histories.
+        keep_cache: whether some retriever reads keys and values.
+    """
+
+    def __init__(self, model: UnifiedModel, dataset: Dataset, *, keep_cache: bool = False) -> None:
         self.model = model
         self.dataset = dataset
+        self.keep_cache = keep_cache
         self._requests: Requests | None = None
         self._states: UserStates | None = None
 
@@ -66,7 +78,7 @@ class BatchStates:
         if self._states is None or self._requests is not requests:
             self._requests = requests
             histories, user_BK = histories_of(self.dataset, requests), self.dataset.user_rows(requests.user)
-            self._states = self.model.encode(histories, keep_cache=False, user_BK=user_BK)
+            self._states = self.model.encode(histories, keep_cache=self.keep_cache, user_BK=user_BK)
         return self._states
 
 
@@ -80,16 +92,29 @@ class RetrieverScorer:
 
     @torch.inference_mode()
     def score(self, requests: Requests) -> NDArray[np.float32]:
-        """[Q, I]; -inf for an item that the retriever never returns to this user."""
+        """[Q, I]; -inf for an item that the retriever never returns to this user, or not among its first 100."""
         states = self._states.of(requests)
         device = self._states.model.device
         at_B = torch.from_numpy(np.ascontiguousarray(requests.timestamp)).to(device)
         surface_B = torch.from_numpy(np.ascontiguousarray(requests.surface)).to(device)
-        scores_QI = self._retriever.scores(states, at_B=at_B, surface_B=surface_B).float()
+        if self._retriever.lists_only:
+            scores_QI = self._listed(states, requests, at_B, surface_B)
+        else:
+            scores_QI = self._retriever.scores(states, at_B=at_B, surface_B=surface_B).float()
         if isinstance(self._retriever, MemoryRetriever):
             scores_QI = torch.where(scores_QI > 0, scores_QI, -torch.inf)
         out: NDArray[np.float32] = scores_QI.cpu().numpy()
         return out
+
+    def _listed(self, states: UserStates, requests: Requests, at_B: Tensor, surface_B: Tensor) -> Tensor:
+        """[Q, I] of a list of 100 hits, from which the items of all earlier events are left out."""
+        exclude_QE = exclusions(histories_of(self._states.dataset, requests))
+        num_items = self._states.dataset.num_items
+        hits = self._retriever.search(
+            states, min(_DEPTH, num_items), at_B=at_B, surface_B=surface_B, exclude_QE=exclude_QE.to(at_B.device)
+        )
+        scores_QI = torch.full((len(requests), num_items + 1), -torch.inf, device=at_B.device)
+        return scores_QI.scatter_(1, hits.ids_QK % (num_items + 1), hits.scores_QK.float())[:, :num_items]
 
 
 def histories_of(dataset: Dataset, requests: Requests) -> list[History]:

@@ -12,6 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recsys.code_accuracy import CodeAccuracy, code_accuracy
+from recsys.code_children import CodeChildren
+from recsys.code_decoder import StateReader
+from recsys.errors import InputError
 from recsys.events import Requests
 from recsys.index.item_graph import ItemGraph
 from recsys.index.memory_terms import MemoryTerms, MemoryWeights
@@ -24,6 +28,7 @@ from recsys.objective import Objective
 from recsys.pipelines.checkpoint import names_to_store
 from recsys.pipelines.content_neighbours import content_neighbours
 from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.item_codes import GivenCodes
 from recsys.pipelines.recipe import changed_model
 from recsys.ranking import predict_slates
 from recsys.training_batches import TrainingBatch
@@ -38,6 +43,8 @@ product, since either may be small: a hundredth more of one counts like a hundre
 _NEIGHBOURS = 8
 """Nearest items a target may be replaced by."""
 _SPLITS = {"val": 1, "test": 2}
+_CODE_REQUESTS = 512
+"""Validation requests of an epoch, evenly spread, whose codes are looked at level by level."""
 
 
 class UnifiedModule(L.LightningModule):
@@ -82,6 +89,8 @@ class UnifiedModule(L.LightningModule):
         memory_features: whether the ranking head reads what the item graph says of a candidate.
         cross_layers: low-rank cross layers of the ranking head.
         code_blocks: blocks of the decoder of semantic IDs.
+        code_children: whether its softmax runs over the codes that continue a prefix in the catalogue alone.
+        set_blocks: blocks of the head that predicts codes as a set.
         code_weight: weight of L_code.
         detach_codes: whether L_code leaves the encoder to the other losses.
         lr: peak learning rate of AdamW.
@@ -130,6 +139,8 @@ class UnifiedModule(L.LightningModule):
         memory_features: bool | None = None,
         cross_layers: int | None = None,
         code_blocks: int | None = None,
+        code_children: bool | None = None,
+        set_blocks: int | None = None,
         code_weight: float | None = None,
         detach_codes: bool | None = None,
         lr: float = 1e-3,
@@ -177,6 +188,8 @@ class UnifiedModule(L.LightningModule):
                 "memory_features": memory_features,
                 "cross_layers": cross_layers,
                 "code_blocks": code_blocks,
+                "code_children": code_children,
+                "set_blocks": set_blocks,
                 "code_weight": code_weight,
                 "detach_codes": detach_codes,
             }.items()
@@ -192,10 +205,12 @@ class UnifiedModule(L.LightningModule):
         self.net: UnifiedModel | None = None
         self._objective: Objective | None = None
         self.memory_weights: MemoryWeights | None = None
+        self.tokenizers: dict[str, Tensor] | None = None
         """Of a checkpoint that has them: `validate` and `test` then judge ``dense`` as well."""
         self._terms: MemoryTerms | None = None
         self._ranks: dict[str, list[NDArray[np.int64]]] = {}
         self._items_ID: Tensor | None = None
+        self._codes_right: CodeAccuracy | None = None
 
     # -- building -------------------------------------------------------------------------------------------------
 
@@ -219,6 +234,8 @@ class UnifiedModule(L.LightningModule):
         if self.net is not None:
             return
         self.net = build_network(self.data, self.changes)
+        if "code_sizes" not in self.changes and self.data.codes is not None:
+            self.tokenizers = self.data.codes.tokenizers()
 
     @property
     def objective(self) -> Objective:
@@ -229,8 +246,6 @@ class UnifiedModule(L.LightningModule):
                 self.model,
                 torch.from_numpy(dataset.train_item_counts()),
                 None if near is None else NeighbourTargets(*near, share),
-                None if self.data.codes is None else self.data.codes.codes_IL,
-                None if self.data.codes is None else self.data.codes.parallel_IJ,
             )
             self._objective.to(self.device)
         return self._objective
@@ -245,6 +260,7 @@ class UnifiedModule(L.LightningModule):
             "config": self.config.to_dict(),
             "data_hash": manifest.data_hash,
             "names": self._names,
+            "tokenizers": self.tokenizers,
         }
 
     # -- steps ----------------------------------------------------------------------------------------------------
@@ -264,18 +280,24 @@ class UnifiedModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._start_ranks()
+        self._codes_right = None
 
     def on_test_epoch_start(self) -> None:
         self._start_ranks()
 
     def validation_step(self, batch: Requests, batch_idx: int) -> None:
         self._rank_batch(batch)
+        if self.model.code_decoder is not None:
+            self._judge_codes(batch, batch_idx)
 
     def test_step(self, batch: Requests, batch_idx: int) -> None:
         self._rank_batch(batch)
 
     def on_validation_epoch_end(self) -> None:
         self._log_ranks("val")
+        if self._codes_right is not None:
+            for name, value in self._codes_right.figures().items():
+                self.log(f"val/codes/{name}", value)
 
     def on_test_epoch_end(self) -> None:
         self._log_ranks("test")
@@ -312,6 +334,29 @@ class UnifiedModule(L.LightningModule):
             self._terms.add_to(found["dense"], states.recent_BM, states.num_events_B == 0)
         for name, scores_BI in found.items():
             self._ranks[name].append(target_ranks(scores_BI.cpu().numpy(), requests.target, seen).rank_Q)
+
+    @cached_property
+    def _children(self) -> CodeChildren | None:
+        if not self.config.code_children:
+            return None
+        return CodeChildren.of(self.model.codes.of("codes"), self.config.code_sizes)
+
+    def _judge_codes(self, requests: Requests, batch_idx: int) -> None:
+        """How often the decoder names the right code of a level, on some requests of a batch."""
+        model, size = self.model, self.data.batch_users
+        step = -(-size * int(np.sum(self.trainer.num_val_batches)) // _CODE_REQUESTS)
+        requests = requests.rows(slice(-batch_idx * size % step, None, step))
+        if model.code_decoder is None or not len(requests):
+            return
+        states = model.encode(self.data.histories_of(requests), user_BK=self.data.dataset.user_rows(requests.user))
+        at_B = torch.from_numpy(np.ascontiguousarray(requests.timestamp)).to(model.device)
+        surface_B = torch.from_numpy(np.ascontiguousarray(requests.surface)).to(model.device)
+        target_B = torch.from_numpy(np.ascontiguousarray(requests.target)).to(model.device)
+        found = code_accuracy(
+            model.code_decoder, model.query(states, at_B, surface_B), model.codes.of("codes")[target_B].long(),
+            StateReader(states), self._children,
+        )  # fmt: skip
+        self._codes_right = found if self._codes_right is None else self._codes_right + found
 
     def _log_ranks(self, stage: str) -> None:
         selection = 0.0
@@ -387,11 +432,17 @@ def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     config = changed_model(data.recipe.model, {"user_dim": dataset.user_dim, **changes})
     if config.memory_features:
         config = replace(config, relations=readable_relations(dataset))
-    if data.codes is not None:
-        config = replace(config, code_sizes=data.codes.sizes, parallel_sizes=data.codes.parallel_sizes)
+    # Where the settings are those of a checkpoint, so are the codes, and its weights bring them.
+    codes = None if "code_sizes" in changes else data.codes
+    if codes is not None:
+        config = with_codes(config, codes)
+    if config.code_children and not config.code_sizes:
+        raise InputError("model.code_children needs semantic IDs that are generated; see --data.sids")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(data.seed)
         model = UnifiedModel(config)
+    if codes is not None:
+        model.codes.fill(codes.codes)
     counts_I = torch.from_numpy(dataset.train_item_counts())
     content = dataset.content
     model.items.set_catalogue(
@@ -404,6 +455,17 @@ def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
         if features is not None:
             model.action_head.set_features(features.start(dataset))
     return model
+
+
+def with_codes(config: ModelConfig, codes: GivenCodes | None) -> ModelConfig:
+    """The configuration with a head for every kind of codes, or with none."""
+    sizes = {} if codes is None else codes.sizes
+    return replace(
+        config,
+        code_sizes=sizes.get("codes", ()),
+        parallel_sizes=sizes.get("parallel_codes", ()),
+        set_sizes=sizes.get("set_codes", ()),
+    )
 
 
 def _action_rates(data: PreparedData) -> Tensor:

@@ -22,7 +22,7 @@ from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.pipelines.checkpoint import load_model, stored_names
 from recsys.pipelines.data_module import PreparedData
-from recsys.pipelines.unified_module import build_network
+from recsys.pipelines.unified_module import build_network, with_codes
 from recsys.tokenizers.table_columns import column_labels
 from recsys.vocabulary import IdMap
 
@@ -30,6 +30,8 @@ __all__ = ["WarmStart", "warm_start"]
 
 _FREE = frozenset(
     (
+        "code_weight",
+        "detach_codes",
         "dropout",
         "id_dropout",
         "surface_dropout",
@@ -49,6 +51,7 @@ _FREE = frozenset(
 """Settings of training alone: another value fits the same weights."""
 _SAME_FEATURES = 0.5
 """Share of the old content's variance that the new content must explain to count as the same features."""
+_CODE_HEADS = ("code_decoder.", "parallel_codes.", "set_codes.")
 _RIDGE = 1e-4
 """Of a least-squares fit, relative to the mean square of its columns."""
 
@@ -59,6 +62,8 @@ class WarmStart:
 
     network: UnifiedModel
     notes: tuple[str, ...]
+    tokenizers: dict[str, Tensor] | None = None
+    """Of the semantic IDs, as a checkpoint keeps them."""
 
 
 def warm_start(data: PreparedData, changes: dict[str, Any], checkpoint: Path) -> WarmStart:
@@ -97,7 +102,14 @@ def warm_start(data: PreparedData, changes: dict[str, Any], checkpoint: Path) ->
         f"starts from {checkpoint}: {num_shared:,} of its {old.config.num_items:,} items are here, "
         f"{data.dataset.num_items - num_shared:,} are new",
     )
+    codes = data.codes
+    if codes is not None:
+        codes = codes.aligned(old, old_row_I)
+    config = with_codes(config, codes)
     network = build_network(data, config.to_dict())
+    if codes is not None:
+        network.codes.fill(codes.codes)
+        notes.append(_said_of_codes(old, network, old_row_I))
     action_A, surface_A = _places(names.actions, manifest.actions), _places(names.surfaces, manifest.surfaces)
     notes += _said("action", names.actions, manifest.actions) + _said("surface", names.surfaces, manifest.surfaces)
     with torch.no_grad():
@@ -107,7 +119,7 @@ def warm_start(data: PreparedData, changes: dict[str, Any], checkpoint: Path) ->
         _fill_actions(old, network, action_A)
         _fill_features(old, network, action_A, checkpoint)
         notes += _fill_users(old, network, names.user_columns, column_labels(data.dataset.user_blocks))
-    return WarmStart(network, tuple(notes))
+    return WarmStart(network, tuple(notes), None if codes is None else codes.tokenizers())
 
 
 def _config(
@@ -175,9 +187,9 @@ def _sized_by_data(network: UnifiedModel) -> set[str]:
 
 def _copy_shared(old: UnifiedModel, network: UnifiedModel, checkpoint: Path) -> None:
     """Every other parameter as it is. Buffers say what the data is, and stay those of the new data."""
-    before, filled = dict(old.named_parameters()), _sized_by_data(network)
+    before, filled, fresh = dict(old.named_parameters()), _sized_by_data(network), tuple(_fresh_heads(old, network))
     for name, parameter in network.named_parameters():
-        if name in filled:
+        if name in filled or name.startswith(fresh):
             continue
         if name not in before or before[name].shape != parameter.shape:
             had = "lacks" if name not in before else f"has the shape {tuple(before[name].shape)} for"
@@ -186,6 +198,27 @@ def _copy_shared(old: UnifiedModel, network: UnifiedModel, checkpoint: Path) -> 
                 "train anew without --init-from"
             )
         parameter.copy_(before[name])
+
+
+def _fresh_heads(old: UnifiedModel, network: UnifiedModel) -> list[str]:
+    """Heads of semantic IDs that the old model lacks, or has for codebooks of other sizes: prefixes of parameters."""
+
+    def shapes(model: UnifiedModel, prefix: str) -> dict[str, torch.Size]:
+        return {name: one.shape for name, one in model.named_parameters() if name.startswith(prefix)}
+
+    return [prefix for prefix in _CODE_HEADS if shapes(old, prefix) != shapes(network, prefix)]
+
+
+def _said_of_codes(old: UnifiedModel, network: UnifiedModel, old_row_I: Tensor) -> str:
+    here_I = old_row_I >= 0
+    kept = []
+    for kind, sizes in network.codes.sizes.items():
+        if old.codes.sizes.get(kind) == sizes:
+            same_S = (network.codes.of(kind)[here_I] == old.codes.of(kind)[old_row_I[here_I]]).all(1)
+            kept.append(f"{kind} {float(same_S.double().mean()):.0%}")
+    if not kept:
+        return "the heads of semantic IDs start anew"
+    return f"items of the checkpoint that keep their semantic IDs: {', '.join(kept)}"
 
 
 # -- items -------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@
     graph_train/           item graph whose transitions are those of training events (validation, test)
     graph_now/             the same of all known events (everything else)
     index/                 search structure over the item vectors
+    trie/                  code trie of the semantic IDs, where the model generates them
+    tokenizers/            what makes the codes of new items, by kind of codes, where codes were made here
     text/                  text transform as plain arrays, where the data had text; text/encoders/NAME: text encoders
     content_map.safetensors    from the content of an item to what the model reads of it, where it reads content
     user_features.safetensors    what the model reads of the users in histories.parquet, where it reads something
@@ -40,6 +42,7 @@ from recsys.candidate_features import CandidateFeatures
 from recsys.errors import InputError
 from recsys.events import EventLog
 from recsys.files import atomic_folder, read_json, sha256_file, write_json
+from recsys.index.code_trie import CodeTrie
 from recsys.index.item_graph import ItemGraph
 from recsys.index.memory_terms import MemoryWeights
 from recsys.index.protocol import VectorIndex
@@ -132,6 +135,8 @@ class Bundle:
     """Of the users in ``histories``, where the model reads some."""
     past: PastTable | None
     """Counts of everything known; None where the model reads no past rates."""
+    trie: CodeTrie | None
+    """Of the semantic IDs that the model generates; None where it generates none."""
 
     @property
     def data_hash(self) -> str:
@@ -226,6 +231,15 @@ class Bundle:
                     f"{path}: its model reads past rates and there is no past_counts.safetensors; {_REMEDY}"
                 )
             past = PastTable.load(path / "past_counts.safetensors")
+        trie = None
+        if model.code_decoder is not None:
+            if not any(name.startswith("trie/") for name in manifest["files"]):
+                raise InputError(f"{path}: its model generates semantic IDs and there is no trie; {_REMEDY}")
+            trie = CodeTrie.load(path / "trie")
+            if trie.sizes != model.codes.sizes["codes"] or not torch.equal(
+                trie.codes().to(model.device), model.codes.of("codes").long()
+            ):
+                raise InputError(f"{path}: trie holds other semantic IDs than the model was trained on; {_REMEDY}")
         for name, sizes in (
             ("calibration.safetensors", (len(calibration.scale_A), model.config.num_surfaces)),
             ("past_counts.safetensors", (past.num_actions, past.num_surfaces) if past is not None else None),
@@ -264,6 +278,7 @@ class Bundle:
             calibration=calibration,
             user_features_UK=user_features,
             past=past,
+            trie=trie,
         )
 
     def check_data(self, data_hash: str, where: Path | str) -> None:

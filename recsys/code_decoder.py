@@ -24,7 +24,16 @@ from recsys.encoder import KeysValues
 from recsys.model_config import ModelConfig
 from recsys.user_state import UserStates
 
-__all__ = ["CodeDecoder", "CodeDecoding", "HistoryReader", "PackedReader", "StateReader"]
+__all__ = [
+    "CodeDecoder",
+    "CodeDecoding",
+    "HistoryReader",
+    "PackedReader",
+    "ReadBlock",
+    "StateReader",
+    "layers_read",
+    "start_weights",
+]
 
 
 class HistoryReader(Protocol):
@@ -104,15 +113,14 @@ def _attend(query_SCHE: Tensor, key_SMHE: Tensor, value_SMHE: Tensor, visible_SC
     return (weight_SHCM @ value_SMHE.transpose(1, 2)).transpose(1, 2)
 
 
-class _Block(nn.Module):
-    """Pre-norm: attention to the codes so far, to the history, and a feed-forward layer."""
+class ReadBlock(nn.Module):
+    """Pre-norm: attention to the history and a feed-forward layer."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.dim
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
-        self.norm_own, self.norm_history, self.norm_ffn = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.qkv, self.out_own = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.norm_history, self.norm_ffn = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.query = nn.Linear(dim, dim)
         self.norm_read, self.out_history = nn.LayerNorm(dim), nn.Linear(dim, dim)
         self.up, self.down = nn.Linear(dim, config.ffn_factor * dim), nn.Linear(config.ffn_factor * dim, dim)
@@ -121,6 +129,27 @@ class _Block(nn.Module):
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim))
 
+    def read(self, x: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """[..., D] what rows [..., D] make of the history.
+
+        Args:
+            read: attention of [..., H, E] queries to it.
+        """
+        history = read(self.heads(self.query(self.norm_history(x))))
+        # Values of HSTU layers have another scale in every layer and model.
+        x = x + self.dropout(self.out_history(self.norm_read(history.flatten(-2))))
+        return x + self.dropout(self.down(self.dropout(F.gelu(self.up(self.norm_ffn(x))))))
+
+
+class _Block(ReadBlock):
+    """Pre-norm: attention to the codes so far, to the history, and a feed-forward layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        dim = config.dim
+        self.norm_own = nn.LayerNorm(dim)
+        self.qkv, self.out_own = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
     def own(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [..., H, E] for attention to the codes so far."""
         q, k, v = self.qkv(self.norm_own(x)).chunk(3, -1)
@@ -128,11 +157,16 @@ class _Block(nn.Module):
 
     def finish(self, x: Tensor, attended: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
         """The block's output from its input and [..., H, E] attention to the codes so far."""
-        x = x + self.dropout(self.out_own(attended.flatten(-2)))
-        history = read(self.heads(self.query(self.norm_history(x))))
-        # Values of HSTU layers have another scale in every layer and model.
-        x = x + self.dropout(self.out_history(self.norm_read(history.flatten(-2))))
-        return x + self.dropout(self.down(self.dropout(F.gelu(self.up(self.norm_ffn(x))))))
+        return self.read(x + self.dropout(self.out_own(attended.flatten(-2))), read)
+
+
+def layers_read(num_blocks: int, num_layers: int) -> list[int]:
+    """The encoder layer that each block of a head reads: the last one by the last block.
+
+    >>> layers_read(3, 2)
+    [1, 0, 1]
+    """
+    return [num_layers - 1 - place % num_layers for place in range(num_blocks)][::-1]
 
 
 class CodeDecoder(nn.Module):
@@ -145,11 +179,10 @@ class CodeDecoder(nn.Module):
         self.codes = nn.ModuleList(EmbeddingTable(size, config.dim) for size in self.sizes[:-1])
         self.level_LD = nn.Parameter(torch.zeros(len(self.sizes), config.dim))
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.code_blocks))
-        self.layers = [config.num_blocks - 1 - place % config.num_blocks for place in range(config.code_blocks)][::-1]
-        """The encoder layer that each block reads: the last one by the last block."""
+        self.layers = layers_read(config.code_blocks, config.num_blocks)
         self.norm = nn.LayerNorm(config.dim)
         self.out = nn.ModuleList(nn.Linear(config.dim, size) for size in self.sizes)
-        self.apply(_init)
+        self.apply(start_weights)
 
     def token(self, level: int, start_or_code: Tensor) -> Tensor:
         """[..., D] input of a level: from the query vector [..., D] at the first one, from codes [...] later."""
@@ -237,7 +270,8 @@ def _of(rows_BVHE: Tensor, place_BW: Tensor) -> Tensor:
     return rows_BVHE[torch.arange(len(rows_BVHE), device=place_BW.device)[:, None], place_BW]
 
 
-def _init(module: nn.Module) -> None:
+def start_weights(module: nn.Module) -> None:
+    """Small random weights and zero biases of linear layers."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

@@ -24,6 +24,7 @@ from recsys.event_tokens import EventTokens
 from recsys.events import History
 from recsys.files import read_json
 from recsys.heads import ActionHead, QueryHead
+from recsys.item_codes import ItemCodes
 from recsys.item_vectors import ItemVectors
 from recsys.layouts import ActionInput, make_layout
 from recsys.model_config import ModelConfig
@@ -32,6 +33,7 @@ from recsys.parallel_codes import ParallelCodes
 from recsys.past_counts import history_counts
 from recsys.positive_age import age_after, positive_ages
 from recsys.recent import recent_positives
+from recsys.set_codes import SetCodes
 from recsys.target_aware import TargetAware
 from recsys.time_features import UNKNOWN_GAP
 from recsys.user_state import UserStates, pad_packed
@@ -60,8 +62,10 @@ class UnifiedModel(nn.Module):
         """Stands for the last output row of an empty history."""
         self.tokens.reset()
         self.target_aware = TargetAware(config) if config.target_aware else None
+        self.codes = ItemCodes(config)
         self.code_decoder = CodeDecoder(config) if config.code_sizes else None
         self.parallel_codes = ParallelCodes(config) if config.parallel_sizes else None
+        self.set_codes = SetCodes(config) if config.set_sizes else None
 
     @property
     def device(self) -> torch.device:

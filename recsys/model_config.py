@@ -106,8 +106,14 @@ class ModelConfig:
     """Codes of each level of the semantic IDs that a decoder generates; empty = the model has none."""
     parallel_sizes: tuple[int, ...] = ()
     """Codes of each codebook of the long semantic IDs that are predicted all at once; empty = none."""
+    set_sizes: tuple[int, ...] = ()
+    """Codes of each codebook of the set identifiers that are predicted by a query each; empty = none."""
     code_blocks: int = 1
     """Blocks of that decoder."""
+    code_children: bool = False
+    """Whether that decoder's softmax runs over the codes that continue a prefix in the catalogue, and not over all."""
+    set_blocks: int = 1
+    """Blocks of the head of set identifiers."""
     detach_codes: bool = True
     """Whether the code losses leave the encoder and the query as they are, so that dense retrieval loses nothing."""
     code_weight: float = 1.0
@@ -131,6 +137,7 @@ class ModelConfig:
             "cross_rank",
             "target_aware_negatives",
             "code_blocks",
+            "set_blocks",
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"model.{name} must be positive, got {getattr(self, name)!r}")
@@ -215,5 +222,7 @@ class ModelConfig:
             raise InputError(
                 f"model configuration holds the unknown setting {unknown[0]!r}; it was written by another version"
             )
-        lists = {name: tuple(values.get(name, ())) for name in ("relations", "code_sizes", "parallel_sizes")}
+        lists = {
+            name: tuple(values.get(name, ())) for name in ("relations", "code_sizes", "parallel_sizes", "set_sizes")
+        }
         return cls(**{**values, **lists})

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recsys.candidate_features import features_without_surface
+from recsys.code_children import CodeChildren
 from recsys.code_decoder import PackedReader
 from recsys.encoder import KeysValues
 from recsys.event_tokens import action_bits
@@ -47,22 +48,13 @@ class Objective:
     Args:
         item_counts_I: [I] training events per item; items without any stay out of softmax denominators.
         neighbours: spreads the labels of retrieval targets to similar items; None = not.
-        codes_IL: [I, L] codes of the items, for a model that generates them.
-        parallel_IJ: [I, J] long codes of the items, for a model that predicts them all at once.
     """
 
-    def __init__(
-        self,
-        model: UnifiedModel,
-        item_counts_I: Tensor,
-        neighbours: NeighbourTargets | None = None,
-        codes_IL: Tensor | None = None,
-        parallel_IJ: Tensor | None = None,
-    ) -> None:
-        for codes, head in ((codes_IL, model.code_decoder), (parallel_IJ, model.parallel_codes)):
-            if (codes is None) != (head is None):
-                raise ValueError("codes of the items are needed where the model has a head for them, and only there")
-        self.model, self.neighbours, self.codes_IL, self.parallel_IJ = model, neighbours, codes_IL, parallel_IJ
+    def __init__(self, model: UnifiedModel, item_counts_I: Tensor, neighbours: NeighbourTargets | None = None) -> None:
+        self.model, self.neighbours = model, neighbours
+        self.children: CodeChildren | None = None
+        if model.code_decoder is not None and model.config.code_children:
+            self.children = CodeChildren.of(model.codes.of("codes"), model.config.code_sizes)
         trained_J = (item_counts_I > 0).nonzero().flatten()
         self.trained_J = trained_J
         self.all_trained = len(trained_J) == len(item_counts_I)
@@ -74,9 +66,10 @@ class Objective:
         """Move the catalogue's tensors to the model's device."""
         if self.neighbours is not None:
             self.neighbours = self.neighbours.to(device)
-        for name in ("trained_J", "compact_I", "log_share_I", "codes_IL", "parallel_IJ"):
-            if getattr(self, name) is not None:
-                setattr(self, name, getattr(self, name).to(device))
+        if self.children is not None:
+            self.children = self.children.to(device)
+        for name in ("trained_J", "compact_I", "log_share_I"):
+            setattr(self, name, getattr(self, name).to(device))
 
     def __call__(self, batch: TrainingBatch) -> Losses:
         """Losses of one batch; draws masks, dropout and negatives from torch's generator."""
@@ -114,31 +107,44 @@ class Objective:
                 lambda items: model.query_head.item_side(lookup(items)), events.groups,
             )  # fmt: skip
         code = None
-        if model.code_decoder is not None and num_targets:
-            code = self._code_loss(batch, cache, reads_T, query_ND, target_N)
-            total = total + config.code_weight * code
-        if model.parallel_codes is not None and self.parallel_IJ is not None and num_targets:
-            query_ND = query_ND.detach() if config.detach_codes else query_ND
-            total = total + config.code_weight * model.parallel_codes.loss(query_ND, self.parallel_IJ[target_N])
+        if num_targets and model.codes.sizes:
+            code, other = self._code_losses(batch, cache, reads_T, query_ND, target_N)
+            total = total + config.code_weight * other
+            if code is not None:
+                total = total + config.code_weight * code
         return Losses(total, item.detach(), action.detach(), num_targets, None if code is None else code.detach())
 
     # -- generation -----------------------------------------------------------------------------------------------
 
-    def _code_loss(
+    def _code_losses(
         self, batch: TrainingBatch, cache: KeysValues, reads_T: Tensor, query_ND: Tensor, target_N: Tensor
-    ) -> Tensor:
-        model, events = self.model, batch.events
-        assert model.code_decoder is not None and self.codes_IL is not None
-        scale = model.layout.rows_per_event
+    ) -> tuple[Tensor | None, Tensor]:
+        """Loss of the decoder, where there is one, and the sum of those of the heads that predict codes all at once."""
+        model, events, scale = self.model, batch.events, self.model.layout.rows_per_event
+        if model.config.detach_codes:
+            query_ND, cache = query_ND.detach(), [(k.detach(), v.detach()) for k, v in cache]
         at_N = (reads_T & (batch.target_T >= 0)).nonzero().flatten()
         visible_N = torch.cat([(events.position_T[at_N] + 1) * scale, torch.zeros_like(batch.start_S)])
         sequence_N = torch.cat([_sequences(events)[at_N], batch.start_S])
         groups = [type(g)(g.start * scale, g.num_sequences, g.length * scale) for g in events.groups]
-        code_NL = self.codes_IL[target_N]
-        if model.config.detach_codes:
-            query_ND, cache = query_ND.detach(), [(k.detach(), v.detach()) for k, v in cache]
         read = PackedReader(cache, groups, events.num_sequences, sequence_N, visible_N)
-        logits = model.code_decoder(query_ND, code_NL, read)
+
+        def codes(kind: str) -> Tensor:
+            return model.codes.of(kind)[target_N].long()
+
+        code, other = None, query_ND.new_zeros(())
+        if model.code_decoder is not None:
+            code = self._code_loss(model.code_decoder(query_ND, codes("codes"), read), codes("codes"), target_N)
+        if model.parallel_codes is not None:
+            other = other + model.parallel_codes.loss(query_ND, codes("parallel_codes"))
+        if model.set_codes is not None:
+            other = other + model.set_codes.loss(query_ND, codes("set_codes"), read)
+        return code, other
+
+    def _code_loss(self, logits: list[Tensor], code_NL: Tensor, target_N: Tensor) -> Tensor:
+        if self.children is not None:
+            prefix_NL = self.children.prefix_IL[target_N]
+            logits = [self.children.masked(level, logit, prefix_NL[:, level]) for level, logit in enumerate(logits)]
         losses = [F.cross_entropy(logit_NK.float(), code_NL[:, level]) for level, logit_NK in enumerate(logits)]
         return torch.stack(losses).sum()
 

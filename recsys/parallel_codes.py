@@ -18,37 +18,48 @@ from torch.nn import functional as F
 from recsys.dropout import Dropout
 from recsys.model_config import ModelConfig
 
-__all__ = ["ParallelCodes", "code_scores"]
+__all__ = ["Codebooks", "ParallelCodes", "code_scores"]
 
 _START_TEMPERATURE, _MAX_SCALE = 0.05, 100.0
 
 
-class ParallelCodes(nn.Module):
-    """One softmax per code, all from one query."""
+class Codebooks(nn.Module):
+    """A vector for every code, and a softmax per codebook over cosines to them with a learned temperature."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, sizes: tuple[int, ...], dim: int) -> None:
         super().__init__()
-        self.sizes, dim = config.parallel_sizes, config.dim
-        num, largest = len(self.sizes), max(self.sizes)
-        self.down_JDD = nn.Parameter(torch.randn(num, dim, dim) * dim**-0.5)
-        self.up_JDD = nn.Parameter(torch.zeros(num, dim, dim))
-        self.norm = nn.LayerNorm(dim)
-        self.codes_JKD = nn.Parameter(torch.randn(num, largest, dim) * 0.02)
+        self.sizes, largest = sizes, max(sizes)
+        self.codes_JKD = nn.Parameter(torch.randn(len(sizes), largest, dim) * 0.02)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(_START_TEMPERATURE)))
-        self.dropout = Dropout(config.dropout)
-        used_JK = torch.arange(largest) < torch.tensor(self.sizes)[:, None]
+        used_JK = torch.arange(largest) < torch.tensor(sizes)[:, None]
         self.register_buffer("unused_JK", ~used_JK, persistent=False)
 
     unused_JK: Tensor
+
+    def log_probabilities(self, query_JND: Tensor) -> Tensor:
+        """[J, N, K] of every code, −inf past the end of a codebook, from a query of each row to each codebook."""
+        scale = self.log_scale.clamp(0.0, math.log(_MAX_SCALE)).exp()
+        logits_JNK = F.normalize(query_JND, dim=-1) @ F.normalize(self.codes_JKD, dim=-1).transpose(1, 2) * scale
+        return logits_JNK.masked_fill(self.unused_JK[:, None], -torch.inf).log_softmax(-1)
+
+
+class ParallelCodes(Codebooks):
+    """One softmax per code, all from one query."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.parallel_sizes, config.dim)
+        num, dim = len(self.sizes), config.dim
+        self.down_JDD = nn.Parameter(torch.randn(num, dim, dim) * dim**-0.5)
+        self.up_JDD = nn.Parameter(torch.zeros(num, dim, dim))
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, query_ND: Tensor) -> Tensor:
         """[J, N, K] log-probabilities of every code, from query vectors of dense retrieval."""
         z_ND = self.norm(query_ND)
         hidden_JND = F.silu(z_ND @ self.down_JDD)
         query_JND = z_ND + self.dropout(hidden_JND) @ self.up_JDD
-        scale = self.log_scale.clamp(0.0, math.log(_MAX_SCALE)).exp()
-        logits_JNK = F.normalize(query_JND, dim=-1) @ F.normalize(self.codes_JKD, dim=-1).transpose(1, 2) * scale
-        return logits_JNK.masked_fill(self.unused_JK[:, None], -torch.inf).log_softmax(-1)
+        return self.log_probabilities(query_JND)
 
     def loss(self, query_ND: Tensor, code_NJ: Tensor) -> Tensor:
         """Mean over rows and codes of −log p, in nats."""
@@ -61,7 +72,7 @@ def code_scores(logp_JBK: Tensor, code_IJ: Tensor) -> Tensor:
     """[B, I] mean log-probability of the codes of every item.
 
     Args:
-        logp_JBK: of :class:`ParallelCodes`.
+        logp_JBK: of :class:`ParallelCodes` or :class:`recsys.set_codes.SetCodes`.
         code_IJ: [I, J] codes of the catalogue.
     """
     num_codes, num_requests, size = logp_JBK.shape

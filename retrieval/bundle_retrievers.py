@@ -1,17 +1,78 @@
-"""The retrievers of a bundle, made in one place for serving, batch jobs and evaluation."""
+"""The retrievers of a bundle, made in one place for serving, batch jobs and evaluation.
+
+Suffixes: I = items, D = width, N = chosen items.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from recsys.bundle import Bundle
 from recsys.errors import InputError
-from recsys.index.memory_terms import MemoryTerms
+from recsys.index.code_trie import CodeTrie
+from recsys.index.item_graph import ItemGraph
+from recsys.index.memory_terms import MemoryTerms, MemoryWeights
+from recsys.index.protocol import VectorIndex
+from recsys.model import UnifiedModel
 from recsys.retrieval.dense import DenseRetriever
+from recsys.retrieval.generative import GenerativeRetriever
+from recsys.retrieval.hybrid import CodeRetriever, HybridRetriever
+from recsys.retrieval.hybrid_weights import HybridWeights
 from recsys.retrieval.memory import MemoryRetriever
+from recsys.retrieval.parallel import ParallelRetriever
 from recsys.retrieval.protocol import Retriever
+from recsys.retrieval.set_retriever import SetRetriever
 
-__all__ = ["bundle_retrievers"]
+__all__ = ["RetrieverParts", "bundle_retrievers", "code_retriever_names"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrieverParts:
+    """What retrievers are made of."""
+
+    model: UnifiedModel
+    vectors_ID: Tensor
+    index: VectorIndex
+    graph: ItemGraph
+    memory_weights: MemoryWeights
+    trie: CodeTrie | None
+    """None where the model generates no semantic IDs."""
+    hybrid_weights: HybridWeights | None = None
+
+    def dense(self, name: str = "dense", relations: Sequence[str] | None = None) -> DenseRetriever:
+        """The sum of the learned score and the memory terms, or of some relations of them."""
+        chosen, is_new_I = self.memory_weights, ~self.model.items.has_id_I
+        kept = self.graph.relations if relations is None else tuple(relations)
+        terms = MemoryTerms.weighted(self.graph, chosen, is_new_I, kept)
+        if terms.is_empty:
+            return DenseRetriever(self.model, self.index, self.vectors_ID, name)
+        return DenseRetriever(self.model, self.index, self.vectors_ID, name, memory=terms, learned=chosen.learned)
+
+    def memory(self, name: str = "memory", relations: Sequence[str] | None = None) -> MemoryRetriever:
+        """The rule that needs no training."""
+        kept = self.graph.relations if relations is None else relations
+        weights = {relation: b for relation, b in self.graph.default_weights.items() if relation in kept}
+        return MemoryRetriever(self.graph, weights, name=name)
+
+    def by_codes(self) -> list[CodeRetriever]:
+        """The retrievers by semantic IDs that the model has heads for."""
+        found: list[CodeRetriever] = []
+        if self.trie is not None:
+            found.append(GenerativeRetriever(self.model, self.trie))
+        if self.model.parallel_codes is not None:
+            found.append(ParallelRetriever(self.model))
+        if self.model.set_codes is not None:
+            found.append(SetRetriever(self.model))
+        return found
+
+    def hybrid(self, weights: HybridWeights | None = None) -> HybridRetriever:
+        """The union of all; with the weights of these parts unless others are given."""
+        chosen = weights or self.hybrid_weights or HybridWeights()
+        cold_N = (~self.model.items.has_id_I).nonzero().flatten()
+        return HybridRetriever(self.dense(), self.memory(), self.by_codes(), cold_N, chosen)
 
 
 def bundle_retrievers(
@@ -31,28 +92,45 @@ def bundle_retrievers(
         InputError: the bundle has no such retriever or relation.
     """
     wanted = bundle.retrievers if names is None else tuple(dict.fromkeys(names))
-    return {name: _retriever(bundle, name, training_only) for name in wanted}
+    stored = bundle.manifest.get("hybrid_weights")
+    parts = RetrieverParts(
+        model=bundle.model,
+        vectors_ID=bundle.vectors,
+        index=bundle.index,
+        graph=bundle.graph_train if training_only else bundle.graph_now,
+        memory_weights=bundle.memory_weights,
+        trie=bundle.trie,
+        hybrid_weights=None if stored is None else HybridWeights.from_dict(stored),
+    )
+    return {name: _retriever(bundle, parts, name) for name in wanted}
 
 
-def _retriever(bundle: Bundle, name: str, training_only: bool) -> Retriever:
+def code_retriever_names(model: UnifiedModel) -> list[str]:
+    """Names of the retrievers that a model's heads of semantic IDs make possible."""
+    heads = {"generative": model.code_decoder, "parallel": model.parallel_codes, "set": model.set_codes}
+    names = [name for name, head in heads.items() if head is not None]
+    return [*names, "hybrid"] if names else []
+
+
+def _retriever(bundle: Bundle, parts: RetrieverParts, name: str) -> Retriever:
     kind, slash, cut = name.partition("/")
-    if kind not in bundle.retrievers or (slash and kind == "dense_learned"):
+    if kind not in bundle.retrievers or (slash and kind not in ("dense", "memory")):
         raise InputError(f"there is no retriever {name!r} in {bundle.path}; it has {', '.join(bundle.retrievers)}")
-    graph = bundle.graph_train if training_only else bundle.graph_now
+    graph = parts.graph
     relations = tuple(cut.split(",")) if slash else graph.relations
     for relation in relations:
         if relation not in graph.relations:
             there = ", ".join(graph.relations) or "none"
             raise InputError(f"{name}: the item graph of {bundle.path} has no relation {relation!r}; it has {there}")
     if kind == "memory":
-        weights = {relation: b for relation, b in graph.default_weights.items() if relation in relations}
-        return MemoryRetriever(graph, weights, name=name)
+        return parts.memory(name, relations)
+    if kind == "dense":
+        return parts.dense(name, relations)
     if kind == "dense_learned":
         return DenseRetriever(bundle.model, bundle.index, bundle.vectors, name)
-    if kind != "dense":
-        raise InputError(f"{bundle.path} asks for the retriever {name!r}; this recsys has none: upgrade it")
-    chosen, is_new_I = bundle.memory_weights, ~bundle.model.items.has_id_I
-    terms = MemoryTerms.weighted(graph, chosen, is_new_I, relations)
-    if terms.is_empty:
-        return DenseRetriever(bundle.model, bundle.index, bundle.vectors, name)
-    return DenseRetriever(bundle.model, bundle.index, bundle.vectors, name, memory=terms, learned=chosen.learned)
+    if kind == "hybrid":
+        return parts.hybrid()
+    for one in parts.by_codes():
+        if one.name == kind:
+            return one
+    raise InputError(f"{bundle.path} asks for the retriever {name!r}; this recsys has none: upgrade it")

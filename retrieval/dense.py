@@ -41,6 +41,10 @@ class DenseRetriever:
         learned: w.
     """
 
+    reads_cache = False
+    lists_only = False
+    sources: tuple[str, ...] = ()
+
     def __init__(
         self,
         model: UnifiedModel,
@@ -100,6 +104,17 @@ class DenseRetriever:
         if self.memory is not None:
             self.memory.add_to(score_BI, states.recent_BM, states.num_events_B == 0)
         return score_BI
+
+    @torch.no_grad()
+    def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
+        """[B, C] float32 scores of some items, those that a search returns; padded places (−1) mean nothing."""
+        query_BD = self._query(states, at_B, surface_B)
+        score_BC = exact_scores(self.vectors, query_BD, item_BC)
+        if self.memory is None:
+            return score_BC
+        memory_BI = query_BD.new_zeros(len(query_BD), len(self.vectors))
+        self.memory.add_to(memory_BI, states.recent_BM, states.num_events_B == 0)
+        return score_BC + memory_BI.gather(1, item_BC.clamp_min(0))
 
     def _query(self, states: UserStates, at_B: Tensor, surface_B: Tensor) -> Tensor:
         query_BD = self.model.query(states, at_B, surface_B)

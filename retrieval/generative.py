@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recsys.index.code_trie import CodeTrie
 from recsys.model import UnifiedModel
-from recsys.retrieval.beam_config import BeamConfig
+from recsys.retrieval.beam_config import BeamConfig, Normalise
 from recsys.retrieval.beam_search import BeamHits, beam_search
 from recsys.user_state import UserStates
 
@@ -25,10 +25,14 @@ class GenerativeRetriever:
     Args:
         model: with a decoder of codes; in eval mode.
         trie: of the codes it was trained with.
-        config: of the search; its widths are raised to k where k is larger.
+        config: of the search; its widths are raised to k where k is larger. None = the usual widths, probabilities
+            normalised as in the model's training.
     """
 
     name = "generative"
+    reads_cache = True
+    lists_only = True
+    sources: tuple[str, ...] = ()
 
     def __init__(self, model: UnifiedModel, trie: CodeTrie, config: BeamConfig | None = None) -> None:
         if tuple(model.config.code_sizes) != trie.sizes:
@@ -39,7 +43,8 @@ class GenerativeRetriever:
         if trie.num_items != model.config.num_items:
             raise ValueError(f"the trie holds {trie.num_items} items and the model knows {model.config.num_items}")
         self.model, self.trie = model, trie
-        self.config = BeamConfig() if config is None else config
+        trained: Normalise = "children" if model.config.code_children else "all"
+        self.config = BeamConfig(normalise=trained) if config is None else config
 
     def search(
         self,
@@ -67,3 +72,30 @@ class GenerativeRetriever:
         hits = beam_search(self.trie, decoding, states.num_users, self.trie.num_items, config)
         score_BI = torch.full((states.num_users, self.trie.num_items + 1), -torch.inf)
         return score_BI.scatter(1, hits.ids_QK % (self.trie.num_items + 1), hits.scores_QK)[:, :-1]
+
+    @torch.no_grad()
+    def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
+        """[B, C] float32 log-probabilities of some items, each prefix decoded; padded places (−1) mean nothing."""
+        known_BC = item_BC.clamp_min(0)
+        code_BCL = self.model.codes.of("codes")[known_BC].long()
+        place_BC = self.trie.place_I[known_BC].long()
+        decoding = self.model.decode(states, at_B, surface_B)
+        node_BW = torch.zeros(len(item_BC), 1, dtype=torch.int64, device=item_BC.device)
+        parent_BC: Tensor | None = None
+        score_BC = torch.zeros(item_BC.shape, device=item_BC.device)
+        for number, level in enumerate(self.trie.levels):
+            logit_BWK = decoding.logits(parent_BC, None if parent_BC is None else code_BCL[..., number - 1]).float()
+            if self.config.normalise == "children":
+                child_BWX, code_BWX = level.children(node_BW)
+                among_BWX = logit_BWK.gather(2, code_BWX).masked_fill(child_BWX < 0, -torch.inf)
+            else:
+                among_BWX = logit_BWK
+            logp_BWK = logit_BWK - among_BWX.logsumexp(2, keepdim=True)
+            if parent_BC is None:
+                score_BC += logp_BWK[:, 0].gather(1, code_BCL[..., 0])
+                parent_BC = torch.zeros_like(item_BC)
+            else:
+                score_BC += logp_BWK.gather(2, code_BCL[..., number, None])[..., 0]
+                parent_BC = torch.arange(item_BC.shape[1], device=item_BC.device).expand_as(item_BC)
+            node_BW = level.node_at(place_BC)
+        return score_BC

@@ -38,6 +38,10 @@ class MemoryRetriever:
     no recent item has as a neighbour are not returned; a user without positive events gets nothing.
     """
 
+    reads_cache = False
+    lists_only = False
+    sources: tuple[str, ...] = ()
+
     def __init__(
         self, graph: ItemGraph, weights: Mapping[str, float] | None = None, decay: float = 0.6, name: str = "memory"
     ) -> None:

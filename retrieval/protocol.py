@@ -12,7 +12,7 @@ from torch import Tensor
 from recsys.index.hits import Hits
 from recsys.user_state import UserStates
 
-__all__ = ["Retriever"]
+__all__ = ["Retriever", "source_labels"]
 
 
 @runtime_checkable
@@ -21,6 +21,12 @@ class Retriever(Protocol):
 
     name: str
     """As in flags, JSON and Python."""
+    reads_cache: bool
+    """Whether the states must hold keys and values."""
+    lists_only: bool
+    """Whether :meth:`scores` costs so much more than a search that evaluation looks at lists instead."""
+    sources: tuple[str, ...]
+    """Names of the searches that it joins, for :class:`recsys.index.hits.SourcedHits`; empty where it is one."""
 
     def search(
         self,
@@ -50,3 +56,8 @@ class Retriever(Protocol):
     def scores(self, states: UserStates, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
         """[B, I] float32 scores of the whole catalogue, exclusions not applied."""
         ...
+
+
+def source_labels(retriever: Retriever) -> list[str]:
+    """What hits of a retriever are called: its name, or its name and where it had each of them from."""
+    return [f"{retriever.name}/{source}" for source in retriever.sources] or [retriever.name]

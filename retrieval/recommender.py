@@ -21,10 +21,11 @@ from torch import Tensor
 from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.events import UNKNOWN_ITEM, Event, History
+from recsys.index.hits import SourcedHits
 from recsys.kernels.topk import topk_smaller_id
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
 from recsys.retrieval.page import Hit, Page
-from recsys.retrieval.protocol import Retriever
+from recsys.retrieval.protocol import Retriever, source_labels
 from recsys.retrieval.request import Request
 from recsys.retrieval.user_features import encoded_user
 from recsys.user_state import UserStates
@@ -312,9 +313,11 @@ class Recommender:
             return []
         with torch.inference_mode():
             ranks = bool(self.actions) and any(question.request.rank for question in questions)
+            asked = {name for question in questions for name in question.request.retrievers}
+            keep_cache = ranks or any(self._retrievers[name].reads_cache for name in asked)
             histories = [question.history for question in questions]
             user_BK = np.stack([question.user_K for question in questions])
-            states = self.bundle.model.encode(histories, keep_cache=ranks, user_BK=user_BK)
+            states = self.bundle.model.encode(histories, keep_cache=keep_cache, user_BK=user_BK)
             found = self._search(states, questions)
             probability = self._rank(states, questions, found)
         return [self._page(*row) for row in zip(questions, found, probability, strict=True)]
@@ -338,8 +341,12 @@ class Recommender:
                     exclude_QE=self._tensor(_padded([question.exclude_E for question in group])),
                     allow_N=None if first.allow_N is None else self._tensor(first.allow_N),
                 )
-                for row, ids, scores in zip(rows, hits.ids_QK.tolist(), hits.scores_QK.tolist(), strict=True):
-                    lists[row][name] = [(i, score, name) for i, score in zip(ids, scores, strict=True) if i >= 0]
+                labels = source_labels(self._retrievers[name])
+                source_QK = hits.source_QK if isinstance(hits, SourcedHits) else torch.zeros_like(hits.ids_QK)
+                parts = (hits.ids_QK.tolist(), hits.scores_QK.tolist(), source_QK.tolist())
+                for row, *columns in zip(rows, *parts, strict=True):
+                    found = zip(*columns, strict=True)
+                    lists[row][name] = [(i, score, labels[source]) for i, score, source in found if i >= 0]
         return [
             _take_turns([parts.get(name, []) for name in question.request.retrievers])[: question.num_wanted]
             for parts, question in zip(lists, questions, strict=True)

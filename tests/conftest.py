@@ -154,9 +154,16 @@ def code_model(request: pytest.FixtureRequest, toy_dataset: Dataset) -> UnifiedM
         code_sizes=(5, 4, 3),
         code_blocks=2,
         parallel_sizes=(4, 3, 4, 2),
+        set_sizes=(3, 5, 2),
+        set_blocks=2,
     )
     model = UnifiedModel(config)
     model.items.set_catalogue(torch.from_numpy(content), torch.ones(toy_dataset.num_items, dtype=torch.bool))
+    drawn = {
+        kind: torch.stack([torch.randint(size, (toy_dataset.num_items,)) for size in sizes], 1)
+        for kind, sizes in model.codes.sizes.items()
+    }
+    model.codes.fill(drawn)
     for parameter in model.parameters():  # away from zero, so that nothing is equal for want of weights
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model.eval()

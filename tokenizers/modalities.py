@@ -149,6 +149,11 @@ class SeparateTokenizers:
         self.tokenizers = dict(tokenizers)
         self.codebook_sizes = tuple(size + 1 for made in self.tokenizers.values() for size in made.codebook_sizes)
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Name -> entries of each block."""
+        return {name: made.width for name, made in self.tokenizers.items()}
+
     @classmethod
     def fit(
         cls,
@@ -187,8 +192,7 @@ class SeparateTokenizers:
 
     def _codes(self, blocks: Mapping[str, ArrayLike], *, whole: bool) -> Codes:
         parts = []
-        widths = {name: made.width for name, made in self.tokenizers.items()}
-        for name, (rows_NW, present_N) in checked_blocks(blocks, widths).items():
+        for name, (rows_NW, present_N) in checked_blocks(blocks, self.widths).items():
             made = self.tokenizers[name]
             codes_NL = np.tile(np.asarray(made.codebook_sizes, dtype=np.int32), (len(rows_NW), 1))
             if present_N.any():

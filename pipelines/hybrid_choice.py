@@ -1,0 +1,146 @@
+"""Weights of the hybrid retriever, chosen on validation.
+
+Suffixes: Q = requests, B = requests of a batch, C = candidates of a request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.dataset import Dataset
+from recsys.files import atomic_file
+from recsys.index.code_trie import CodeTrie
+from recsys.index.exact import ExactIndex
+from recsys.index.memory_terms import MemoryWeights
+from recsys.model import UnifiedModel
+from recsys.pipelines.checkpoint import load_model
+from recsys.pipelines.item_graphs import training_graph, weighted_relations
+from recsys.pipelines.recipe import validation_requests
+from recsys.pipelines.request_tensors import exclusions, request_tensors
+from recsys.retrieval.bundle_retrievers import RetrieverParts
+from recsys.retrieval.hybrid import Union
+from recsys.retrieval.hybrid_weights import HybridWeights
+
+__all__ = ["ChosenHybrid", "add_hybrid_weights", "choose_hybrid_weights", "code_trie"]
+
+_MOST_REQUESTS = 4000
+_BUDGETS = {"dense": 100, "generative": 50, "parallel": 50, "set": 50, "memory": 0, "cold": 20}
+_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+_COLD = (0.0, 0.25, 0.5, 1.0)
+_ROUNDS = 3
+_BATCH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenHybrid:
+    """The weights, and what they did on the requests they were chosen on."""
+
+    weights: HybridWeights
+    ndcg: float
+    """Validation NDCG@10 of the hybrid score."""
+    dense_ndcg: float
+    """The same with all weights 0, which is the order of ``dense``."""
+    num_requests: int
+
+
+def add_hybrid_weights(checkpoint: Path, dataset: Dataset) -> ChosenHybrid | None:
+    """Choose the weights for a checkpoint and keep them in it; None where its model has no heads of semantic IDs.
+
+    Args:
+        checkpoint: that holds the weights of the memory terms already, where there are some.
+        dataset: that it was trained on.
+    """
+    model, meta = load_model(checkpoint)
+    if not model.codes.sizes:
+        return None
+    stored = meta.get("memory_weights")
+    weights = MemoryWeights.from_dict(stored or {"learned": 1.0, "relations": {}})
+    chosen = choose_hybrid_weights(model, dataset, weights)
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    content["recsys"]["hybrid_weights"] = chosen.weights.to_dict()
+    with atomic_file(checkpoint) as temporary:
+        torch.save(content, temporary)
+    return chosen
+
+
+def choose_hybrid_weights(model: UnifiedModel, dataset: Dataset, memory_weights: MemoryWeights) -> ChosenHybrid:
+    """Coordinate ascent on validation NDCG@10 over the weight of each retriever by codes and the term of cold items.
+
+    At most 4,000 requests are looked at. Equal figures go to the smaller weight. A retriever of weight 0 is not asked.
+
+    Args:
+        model: in evaluation mode, with heads of semantic IDs.
+        dataset: that it was trained on.
+        memory_weights: of the dense score.
+    """
+    vectors_ID = model.item_vectors()
+    parts = RetrieverParts(
+        model=model,
+        vectors_ID=vectors_ID,
+        index=ExactIndex(vectors_ID),
+        graph=training_graph(dataset, weighted_relations(memory_weights)),
+        memory_weights=memory_weights,
+        trie=code_trie(model, dataset),
+    )
+    names = [one.name for one in parts.by_codes()]
+    start = HybridWeights(dict.fromkeys(names, 1.0), 0.0, _BUDGETS)
+    requests = validation_requests(dataset)
+    if len(requests) > _MOST_REQUESTS:
+        picked = np.random.default_rng(0).choice(len(requests), _MOST_REQUESTS, replace=False)
+        requests = requests.rows(np.sort(picked))
+    if not len(requests):
+        return ChosenHybrid(HybridWeights(budgets=_BUDGETS), 0.0, 0.0, 0)
+    retriever = parts.hybrid(start)
+    unions: list[tuple[Union, Tensor]] = []
+    with torch.inference_mode():
+        for low in range(0, len(requests), _BATCH):
+            part = requests.rows(np.arange(low, min(low + _BATCH, len(requests))))
+            histories, at_B, surface_B, target_B = request_tensors(dataset, part, model.device)
+            states = model.encode(histories, user_BK=dataset.user_rows(part.user))
+            exclude_BE = exclusions(histories).to(model.device)
+            union = retriever.union(states, 10, at_B=at_B, surface_B=surface_B, exclude_QE=exclude_BE)
+            unions.append((union, target_B))
+    best = HybridWeights(dict.fromkeys(names, 0.0), 0.0, _BUDGETS)
+    dense = score = _ndcg(unions, best)
+    for _ in range(_ROUNDS):
+        before = score
+        around = [(name, value) for name in names for value in _WEIGHTS] + [("cold", value) for value in _COLD]
+        for name, value in around:
+            if name == "cold":
+                tried = replace(best, cold=value)
+            else:
+                tried = replace(best, codes={**best.codes, name: value})
+            found = _ndcg(unions, tried)
+            if found > score + 1e-6:
+                best, score = tried, found
+        if score == before:
+            break
+    kept = {name: weight for name, weight in best.codes.items() if weight}
+    budgets = {name: size for name, size in _BUDGETS.items() if name not in names or name in kept}
+    return ChosenHybrid(HybridWeights(kept, best.cold, budgets), score, dense, len(requests))
+
+
+def code_trie(model: UnifiedModel, dataset: Dataset) -> CodeTrie | None:
+    """The trie of a model's semantic IDs; of items that share a leaf, those with more training events come first."""
+    if model.code_decoder is None:
+        return None
+    rank_I = -torch.from_numpy(dataset.train_item_counts())
+    return CodeTrie.build(model.codes.of("codes").cpu(), model.codes.sizes["codes"], rank_I=rank_I)
+
+
+def _ndcg(unions: list[tuple[Union, Tensor]], weights: HybridWeights) -> float:
+    """NDCG@10 over the whole catalogue: what no search brought is not listed; ties count against the target."""
+    total, count = 0.0, 0
+    for union, target_B in unions:
+        score_BC = union.score(weights)
+        is_target_BC = union.item_BC == target_B[:, None]
+        own_B1 = score_BC.masked_fill(~is_target_BC, -torch.inf).amax(1, keepdim=True)
+        ahead_B = (score_BC >= own_B1).sum(1)
+        gain_B = torch.where(is_target_BC.any(1) & (ahead_B <= 10), 1.0 / torch.log2(ahead_B + 1.0), 0.0)
+        total, count = total + float(gain_B.double().sum()), count + len(target_B)
+    return total / count

@@ -1,0 +1,177 @@
+"""The retriever that joins all others: the union of their hits under one score.
+
+Beams reach items that the dense score holds to be unlikely, the item graph those it has never seen, and a budget of its
+own those without training events. After LIGER (arXiv 2411.18814), which ranks a union of beams and cold items by dense
+scores alone; here the log-probability of the codes stays a part of the score, since the dense score by itself would
+return its own order.
+
+Suffixes: B = users, K = hits, C = candidates of the union, E = exclusions, N = allowed items, D = width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from recsys.index.hits import SourcedHits
+from recsys.kernels.topk import topk_smaller_id
+from recsys.retrieval.dense import DenseRetriever
+from recsys.retrieval.hybrid_weights import HybridWeights
+from recsys.retrieval.memory import MemoryRetriever
+from recsys.retrieval.protocol import Retriever
+from recsys.user_state import UserStates
+
+__all__ = ["CodeRetriever", "HybridRetriever", "Union"]
+
+
+class CodeRetriever(Retriever, Protocol):
+    """A retriever by semantic IDs that can say the log-probability of any item."""
+
+    def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
+        """[B, C] float32 log-probabilities in nats; padded places (−1) mean nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    """Candidates of all searches, each once, with the parts of their scores."""
+
+    item_BC: Tensor
+    """[B, C] int64, −1 = empty place."""
+    source_BC: Tensor
+    """[B, C] int64 place among the sources: the first that brought the item."""
+    dense_BC: Tensor
+    """[B, C] float32 dense score with its memory terms."""
+    logp_BC: dict[str, Tensor]
+    """[B, C] float32 log-probabilities of the codes, by retriever."""
+    cold_BC: Tensor
+    """[B, C] bool, items without training events."""
+
+    def score(self, weights: HybridWeights) -> Tensor:
+        """[B, C] float32; −inf in empty places."""
+        score_BC = self.dense_BC + weights.cold * self.cold_BC
+        for name, weight in weights.codes.items():
+            if weight:
+                score_BC = score_BC + weight * self.logp_BC[name]
+        return score_BC.masked_fill(self.item_BC < 0, -torch.inf)
+
+
+class HybridRetriever:
+    """score(i) = dense(i) + Σ_h w_h · log p_h(codes of i) + c · [i has no training events], among a union of hits.
+
+    Args:
+        dense: the dense retriever with its memory terms.
+        memory: neighbours in the item graph.
+        codes: retrievers by semantic IDs, those of the bundle.
+        cold_N: [N] int64 items without training events, strictly rising.
+        weights: chosen on validation. With all of them 0 the order is that of ``dense``.
+    """
+
+    name = "hybrid"
+    lists_only = True
+
+    def __init__(
+        self,
+        dense: DenseRetriever,
+        memory: MemoryRetriever,
+        codes: Sequence[CodeRetriever],
+        cold_N: Tensor,
+        weights: HybridWeights,
+    ) -> None:
+        known = {one.name for one in codes}
+        if not set(weights.codes) <= known:
+            raise ValueError(f"weights are of {sorted(weights.codes)}, but the retrievers by codes are {sorted(known)}")
+        self.dense, self.memory, self.cold_N, self.weights = dense, memory, cold_N, weights
+        self.codes = [one for one in codes if weights.codes.get(one.name, 0.0) or weights.budgets.get(one.name, 0)]
+        self.reads_cache = any(one.reads_cache for one in self.codes)
+        self.sources = ("dense", *(one.name for one in self.codes), "memory", "cold")
+
+    @torch.no_grad()
+    def search(
+        self,
+        states: UserStates,
+        k: int,
+        *,
+        at_B: Tensor,
+        surface_B: Tensor,
+        exclude_QE: Tensor | None = None,
+        allow_N: Tensor | None = None,
+    ) -> SourcedHits:
+        """The k best items of the union; see :class:`recsys.retrieval.protocol.Retriever`."""
+        union = self.union(states, k, at_B=at_B, surface_B=surface_B, exclude_QE=exclude_QE, allow_N=allow_N)
+        score_BC = union.score(self.weights)
+        scores_BK, ids_BK = topk_smaller_id(score_BC, union.item_BC, k)
+        # The place of each hit in the union, for its source: items of a row are distinct.
+        order_BC = union.item_BC.argsort(1)
+        at_BK = torch.searchsorted(union.item_BC.gather(1, order_BC), ids_BK).clamp_max(order_BC.shape[1] - 1)
+        return SourcedHits(ids_BK, scores_BK, union.source_BC.gather(1, order_BC.gather(1, at_BK)))
+
+    @torch.no_grad()
+    def union(
+        self,
+        states: UserStates,
+        k: int,
+        *,
+        at_B: Tensor,
+        surface_B: Tensor,
+        exclude_QE: Tensor | None = None,
+        allow_N: Tensor | None = None,
+    ) -> Union:
+        """Candidates of all searches, each with the parts of its score."""
+        request: dict[str, Any] = {"at_B": at_B, "surface_B": surface_B, "exclude_QE": exclude_QE}
+        budgets = {"dense": 100, "memory": 0, "cold": 20} | self.weights.budgets
+        found = [self.dense.search(states, max(k, budgets["dense"]), allow_N=allow_N, **request).ids_QK]
+        for one in self.codes:
+            found.append(one.search(states, budgets.get(one.name, 50), allow_N=allow_N, **request).ids_QK)
+        if budgets["memory"]:
+            found.append(self.memory.search(states, budgets["memory"], allow_N=allow_N, **request).ids_QK)
+        else:
+            found.append(found[0][:, :0])
+        cold_N = self.cold_N if allow_N is None else self.cold_N[torch.isin(self.cold_N, allow_N)]
+        if budgets["cold"] and len(cold_N):
+            found.append(self.dense.search(states, budgets["cold"], allow_N=cold_N, **request).ids_QK)
+        item_BC, source_BC = _union(found)
+        logp_BC = {
+            one.name: one.scores_of(states, item_BC, at_B=at_B, surface_B=surface_B)
+            for one in self.codes
+            if self.weights.codes.get(one.name, 0.0)
+        }
+        dense_BC = self.dense.scores_of(states, item_BC, at_B=at_B, surface_B=surface_B)
+        return Union(item_BC, source_BC, dense_BC, logp_BC, torch.isin(item_BC, self.cold_N))
+
+    @torch.no_grad()
+    def scores(self, states: UserStates, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
+        """[B, I] float32 scores of the whole catalogue."""
+        every_BI = torch.arange(len(self.dense.vectors), device=at_B.device).expand(states.num_users, -1)
+        score_BI = self.dense.scores(states, at_B=at_B, surface_B=surface_B)
+        score_BI = score_BI + self.weights.cold * torch.isin(every_BI, self.cold_N)
+        for one in self.codes:
+            weight = self.weights.codes.get(one.name, 0.0)
+            if weight:
+                score_BI = score_BI + weight * one.scores_of(states, every_BI, at_B=at_B, surface_B=surface_B)
+        return score_BI
+
+
+def _union(found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Hits of several searches, each item once and with the first search that brought it; rising, −1 padded last.
+
+    >>> _union([torch.tensor([[4, 2]]), torch.tensor([[2, 7, -1]])])
+    (tensor([[ 2,  4,  7, -1, -1]]), tensor([[0, 0, 1, 0, 0]]))
+    """
+    item_BC = torch.cat(list(found), 1)
+    source_C = torch.repeat_interleave(
+        torch.arange(len(found), device=item_BC.device), torch.tensor([one.shape[1] for one in found])
+    )
+    item_BC, order_BC = item_BC.sort(dim=1, stable=True)
+    source_BC = source_C[order_BC]
+    repeated_BC = torch.zeros_like(item_BC, dtype=torch.bool)
+    repeated_BC[:, 1:] = item_BC[:, 1:] == item_BC[:, :-1]
+    gone_BC = repeated_BC | (item_BC < 0)
+    order_BC = gone_BC.to(torch.uint8).argsort(dim=1, stable=True)
+    gone_BC = gone_BC.gather(1, order_BC)
+    item_BC = item_BC.gather(1, order_BC).masked_fill(gone_BC, -1)
+    return item_BC, source_BC.gather(1, order_BC).masked_fill(gone_BC, 0)

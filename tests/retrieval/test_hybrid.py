@@ -1,0 +1,110 @@
+"""The hybrid retriever: a union of searches under one score, and where each hit came from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from recsys.index.code_trie import CodeTrie
+from recsys.index.exact import ExactIndex
+from recsys.index.item_graph import ItemGraph
+from recsys.retrieval.beam_config import BeamConfig
+from recsys.retrieval.dense import DenseRetriever
+from recsys.retrieval.generative import GenerativeRetriever
+from recsys.retrieval.hybrid import HybridRetriever
+from recsys.retrieval.hybrid_weights import HybridWeights
+from recsys.retrieval.memory import MemoryRetriever
+from recsys.retrieval.parallel import ParallelRetriever
+from recsys.retrieval.protocol import Retriever, source_labels
+
+AT = 1_702_000_000
+COLD = torch.tensor([3, 11, 28])
+
+
+@pytest.fixture
+def parts(code_model, toy_dataset):
+    from recsys.pipelines.item_graphs import training_graph
+
+    vectors = code_model.item_vectors()
+    dense = DenseRetriever(code_model, ExactIndex(vectors), vectors)
+    graph: ItemGraph = training_graph(toy_dataset)
+    trie = CodeTrie.build(code_model.codes.of("codes"), code_model.config.code_sizes)
+    generative = GenerativeRetriever(code_model, trie, BeamConfig(widths=(6,)))
+    states = code_model.encode([toy_dataset.events.history(user, user) for user in range(8)])
+    request = {"at_B": torch.full((8,), AT), "surface_B": torch.arange(8) % 3}
+    return dense, MemoryRetriever(graph), [generative, ParallelRetriever(code_model)], states, request
+
+
+def test_with_all_weights_zero_the_order_is_that_of_dense(parts):
+    dense, memory, codes, states, request = parts
+    hybrid = HybridRetriever(dense, memory, codes, COLD, HybridWeights(budgets={"dense": 10, "generative": 5}))
+    assert isinstance(hybrid, Retriever)
+    ours, theirs = hybrid.search(states, 10, **request), dense.search(states, 10, **request)
+    assert torch.equal(ours.ids_QK, theirs.ids_QK)
+    torch.testing.assert_close(ours.scores_QK, theirs.scores_QK, atol=1e-5, rtol=0)
+
+
+def test_the_score_of_a_union_as_large_as_the_catalogue_is_the_weighted_sum(parts):
+    dense, memory, codes, states, request = parts
+    weights = HybridWeights({"generative": 0.7, "parallel": 1.3}, 0.4, {"dense": 30, "generative": 30})
+    hybrid = HybridRetriever(dense, memory, codes, COLD, weights)
+    expected_BI = dense.scores(states, **request)
+    expected_BI = expected_BI + 0.7 * codes[0].scores(states, **request) + 1.3 * codes[1].scores(states, **request)
+    expected_BI[:, COLD] += 0.4
+    torch.testing.assert_close(hybrid.scores(states, **request), expected_BI, atol=1e-4, rtol=0)
+    hits = hybrid.search(states, 30, **request)
+    best_BI, order_BI = expected_BI.sort(1, descending=True)
+    torch.testing.assert_close(hits.scores_QK, best_BI, atol=1e-4, rtol=0)
+    torch.testing.assert_close(expected_BI.gather(1, hits.ids_QK), best_BI, atol=1e-4, rtol=0)
+
+
+def test_each_hit_says_which_search_brought_it_first(parts):
+    dense, memory, codes, states, request = parts
+    weights = HybridWeights({"generative": 5.0}, 0.0, {"dense": 3, "generative": 6, "memory": 4, "cold": 2})
+    hybrid = HybridRetriever(dense, memory, codes, COLD, weights)
+    hits = hybrid.search(states, 3, **request)
+    labels = source_labels(hybrid)
+    assert labels == ["hybrid/dense", "hybrid/generative", "hybrid/memory", "hybrid/cold"]
+    lists = [
+        dense.search(states, 3, **request).ids_QK,
+        codes[0].search(states, 6, **request).ids_QK,
+        memory.search(states, 4, **request).ids_QK,
+        dense.search(states, 2, allow_N=COLD, **request).ids_QK,
+    ]
+    seen = set()
+    for user in range(8):
+        for item, source in zip(hits.ids_QK[user].tolist(), hits.source_QK[user].tolist(), strict=True):
+            first = next(place for place, found in enumerate(lists) if item in found[user].tolist())
+            assert source == first
+            seen.add(source)
+    assert len(seen) > 1  # the weight is large enough that beams enter
+
+
+def test_nothing_excluded_or_not_allowed_is_returned_and_no_item_twice(parts):
+    dense, memory, codes, states, request = parts
+    weights = HybridWeights({"generative": 1.0, "parallel": 1.0}, 9.0, {"dense": 5, "memory": 9, "cold": 3})
+    hybrid = HybridRetriever(dense, memory, codes, COLD, weights)
+    exclude_QE = torch.stack([torch.tensor([user, -1, 28]) for user in range(8)])
+    hits = hybrid.search(states, 30, **request, exclude_QE=exclude_QE, allow_N=torch.arange(4, 30))
+    for user in range(8):
+        ids = hits.ids_QK[user][hits.ids_QK[user] >= 0].tolist()
+        assert len(ids) == len(set(ids)) and ids
+        assert not set(ids) & {user, 28, 0, 1, 2, 3} and 11 in ids  # a cold item that is allowed
+
+
+def test_weights_of_a_retriever_that_is_not_there_are_refused(parts):
+    dense, memory, codes, _, _ = parts
+    with pytest.raises(ValueError, match=r"weights are of \['set'\]"):
+        HybridRetriever(dense, memory, codes, COLD, HybridWeights({"set": 1.0}))
+    weights = HybridWeights({"generative": 0.5}, 0.1, {"dense": 7})
+    assert HybridWeights.from_dict(weights.to_dict()) == weights
+
+
+def test_scores_of_given_items_are_those_of_the_whole_catalogue(parts, code_model):
+    dense, _, codes, states, request = parts
+    item_BC = torch.stack([torch.randperm(30)[:9] for _ in range(8)])
+    children = GenerativeRetriever(code_model, codes[0].trie, BeamConfig(widths=(6,), normalise="children"))
+    for retriever in (dense, *codes, children):
+        expected = retriever.scores(states, **request).gather(1, item_BC)
+        found = retriever.scores_of(states, item_BC, **request)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

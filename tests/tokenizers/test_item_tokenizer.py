@@ -1,0 +1,114 @@
+"""Items from named blocks to codes and back, fused or separate, saved, loaded and renumbered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recsys.tokenizers.alignment import renamed_codes
+from recsys.tokenizers.fsq import FsqConfig
+from recsys.tokenizers.item_tokenizer import FusedTokenizer, ItemTokenizer, aligned_item_tokenizer, load_item_tokenizer
+from recsys.tokenizers.modalities import BlockFusion, SeparateTokenizers
+from recsys.tokenizers.protocol import Floats
+from recsys.tokenizers.tokenizer_registry import fit_tokenizer, tokenizer_config
+
+SIZES = (8, 4)
+
+
+def item_blocks(seed: int = 0, num: int = 200) -> dict[str, Floats]:
+    """Text of every item but each tenth, vectors of all but the last thirty."""
+    rng = np.random.default_rng(seed)
+    text = rng.normal(size=(num, 6)).astype(np.float32)
+    taken = rng.normal(size=(num, 4)).astype(np.float32)
+    text[::10], taken[-30:] = 0.0, 0.0
+    return {"text": text, "taken": taken}
+
+
+def made(form: str, blocks: dict[str, Floats], seed: int = 0) -> FusedTokenizer | SeparateTokenizers:
+    config = tokenizer_config("rq-kmeans", codebook_sizes=SIZES, balance="none")
+    if form == "separate":
+        return SeparateTokenizers.fit(blocks, configs=dict.fromkeys(blocks, config), seed=seed)
+    fusion = BlockFusion.fit(blocks)
+    return FusedTokenizer(fusion, fit_tokenizer("rq-kmeans", fusion.fuse(blocks), config, seed=seed))
+
+
+@pytest.fixture(params=["fused", "separate"])
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_codes_of_an_item_do_not_depend_on_the_others(form: str) -> None:
+    blocks = item_blocks()
+    tokenizer = made(form, blocks)
+    assert isinstance(tokenizer, ItemTokenizer)
+    assert tokenizer.widths == {"text": 6, "taken": 4}
+    codes = tokenizer.encode(blocks)
+    alone = [tokenizer.encode({name: rows[at : at + 1] for name, rows in blocks.items()}) for at in (0, 7, 190)]
+    assert np.array_equal(np.concatenate(alone), codes[[0, 7, 190]])
+    assert np.array_equal(tokenizer.assign(blocks), codes)  # without a balance
+    with pytest.raises(ValueError, match=r"those fitted are taken, text"):
+        tokenizer.encode({"text": blocks["text"]})
+
+
+def test_reconstructions_are_in_the_space_of_each_block(form: str) -> None:
+    blocks = item_blocks()
+    tokenizer = made(form, blocks)
+    decoded = tokenizer.decode(tokenizer.encode(blocks))
+    for name, rows in blocks.items():
+        there = rows.any(axis=1)
+        lost = np.square(decoded[name][there] - rows[there]).sum()
+        assert lost < 0.8 * np.square(rows[there] - rows[there].mean(0)).sum(), name
+
+
+def test_what_is_loaded_gives_the_same_codes(form: str, tmp_path: Path) -> None:
+    blocks = item_blocks()
+    tokenizer = made(form, blocks)
+    tokenizer.save(tmp_path / "kept")
+    loaded = load_item_tokenizer(tmp_path / "kept")
+    assert type(loaded) is type(tokenizer)
+    assert loaded.widths == tokenizer.widths and loaded.codebook_sizes == tokenizer.codebook_sizes
+    assert np.array_equal(loaded.encode(item_blocks(5)), tokenizer.encode(item_blocks(5)))
+
+
+def test_parts_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
+    blocks = item_blocks()
+    made("fused", blocks).save(tmp_path / "one")
+    fit_tokenizer("rq-kmeans", blocks["text"], codebook_sizes=SIZES, seed=0).save(tmp_path / "one" / "vectors")
+    with pytest.raises(ValueError, match="joins blocks of 10 entries for a tokenizer of 6"):
+        load_item_tokenizer(tmp_path / "one")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is missing"):
+        load_item_tokenizer(tmp_path / "nothing")
+
+
+def test_a_refit_gets_the_old_numbers_back(form: str) -> None:
+    blocks = item_blocks()
+    tokenizer = made(form, blocks)
+    codes = tokenizer.encode(blocks)
+    rng = np.random.default_rng(3)
+    shuffle = [rng.permutation(size) for size in SIZES]
+    if isinstance(tokenizer, FusedTokenizer):
+        other: FusedTokenizer | SeparateTokenizers = FusedTokenizer(
+            tokenizer.fusion, tokenizer.tokenizer.renumbered(shuffle)
+        )
+    else:
+        other = SeparateTokenizers({name: one.renumbered(shuffle) for name, one in tokenizer.tokenizers.items()})
+    shuffled = other.encode(blocks)
+    assert (shuffled != codes).any()
+    aligned, numbers = aligned_item_tokenizer(other, codes[20:], shuffled[20:])
+    assert np.array_equal(renamed_codes(shuffled, numbers), codes)
+    assert np.array_equal(aligned.encode(blocks), codes)
+
+
+def test_alignment_of_other_levels_and_of_digits_is_refused() -> None:
+    blocks = item_blocks()
+    separate = made("separate", blocks)
+    codes = separate.encode(blocks)
+    with pytest.raises(ValueError, match=r"old codes have shape \(200, 3\), new ones \(200, 4\)"):
+        aligned_item_tokenizer(separate, codes[:, :3], codes)
+    fusion = BlockFusion.fit(blocks)
+    fsq = fit_tokenizer("fsq", fusion.fuse(blocks), FsqConfig(num_parts=2, levels=(3, 3), num_steps=2), seed=0)
+    digits = fsq.encode(fusion.fuse(blocks))
+    with pytest.raises(ValueError, match="digits"):
+        aligned_item_tokenizer(FusedTokenizer(fusion, fsq), digits, digits)
