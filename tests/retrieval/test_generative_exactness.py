@@ -11,7 +11,7 @@ import torch
 from recsys.code_decoder import PackedReader
 from recsys.index.code_trie import CodeTrie
 from recsys.packing import pack_histories
-from recsys.retrieval import parallel
+from recsys.retrieval import code_catalogue
 from recsys.retrieval.beam_config import BeamConfig
 from recsys.retrieval.generative import GenerativeRetriever
 from recsys.retrieval.parallel import ParallelRetriever
@@ -85,7 +85,7 @@ def both(model):
     return (
         GenerativeRetriever(model, trie, BeamConfig(widths=(30,))),
         GenerativeRetriever(model, trie, narrow),
-        ParallelRetriever(model, drawn_codes(model.config.parallel_sizes)),
+        ParallelRetriever(model),
     )
 
 
@@ -179,8 +179,8 @@ def test_a_list_holds_k_items_however_narrow_the_beams_asked_for(code_model, toy
 
 
 def test_parallel_codes_score_every_item_by_itself_and_ties_go_to_the_smaller_id(code_model, toy_dataset, monkeypatch):
-    codes = drawn_codes(code_model.config.parallel_sizes)
-    retriever = ParallelRetriever(code_model, codes)
+    codes = code_model.codes.of("parallel_codes")
+    retriever = ParallelRetriever(code_model)
     _, states, limits = requests(code_model, toy_dataset)
     logp_JBK = code_model.parallel_codes(code_model.query(states, **limits)).detach().double()
     exact_BI = torch.stack([logp_JBK[torch.arange(4), :, row].mean(0) for row in codes], 1)
@@ -195,5 +195,5 @@ def test_parallel_codes_score_every_item_by_itself_and_ties_go_to_the_smaller_id
     for request, ids in enumerate(few.ids_QK.tolist()):
         legal = [item for item in hits.ids_QK[request].tolist() if item >= 4 and item not in cut["exclude_QE"][request]]
         assert ids == legal + [-1] * (30 - len(legal))
-    monkeypatch.setattr(parallel, "_SCORES_AT_ONCE", 70)  # two requests at a time
+    monkeypatch.setattr(code_catalogue, "_SCORES_AT_ONCE", 70)  # two requests at a time
     same(retriever.search(states, 30, **limits, **cut), few)
