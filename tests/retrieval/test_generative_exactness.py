@@ -179,7 +179,7 @@ def test_a_list_holds_k_items_however_narrow_the_beams_asked_for(code_model, toy
 
 
 def test_parallel_codes_score_every_item_by_itself_and_ties_go_to_the_smaller_id(code_model, toy_dataset, monkeypatch):
-    codes = code_model.codes.of("parallel_codes").long()
+    codes = code_model.codes.of("parallel_codes")
     retriever = ParallelRetriever(code_model)
     _, states, limits = requests(code_model, toy_dataset)
     logp_JBK = code_model.parallel_codes(code_model.query(states, **limits)).detach().double()
