@@ -2,8 +2,9 @@
 
 The weights are the same: the wrapper calls the blocks of the decoder, the history is encoded once by the same encoder,
 and its keys and values are those that the blocks read. The cache of the codes so far is transformers' own. Two ways of
-holding the history: ``generate`` copies what the encoder gives for every beam, as it does for each of its
-encoder-decoder models; or, kinder than that, the beams read the one copy there is.
+holding the history: in the ``EncoderDecoderCache``, as transformers' own encoder-decoder models do, where ``generate``
+copies it for every beam and moves it with the beams after each level; or, kinder than that, all beams read the one copy
+there is.
 
 One vocabulary of K codes serves all levels, which makes the masks and the top-k of ``generate`` as small as can be.
 
@@ -13,6 +14,7 @@ K = codes of a level, L = levels.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -131,19 +133,27 @@ class Generator(PreTrainedModel, GenerationMixin):
         query_ND = encoder_outputs["last_hidden_state"][:, 0]
         x_N1D = decoder.token(level, query_ND if level == 0 else decoder_input_ids[:, -1])[:, None]
         blocks: list[Any] = list(decoder.blocks)
-        for number, (block, layer) in enumerate(zip(blocks, decoder.layers, strict=True)):
+        for number, block in enumerate(blocks):
             q, k, v = (part.transpose(1, 2) for part in block.own(x_N1D))
             k, v = cache.update(k, v, number)
             attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-            x_N1D = block.finish(x_N1D, attended, lambda query, layer=layer: self._read(encoder_outputs, layer, query))
+            x_N1D = block.finish(x_N1D, attended, partial(self._read, encoder_outputs, past_key_values, number))
         logit_N1K = decoder.out[level](decoder.norm(x_N1D))
         return Seq2SeqLMOutput(logits=logit_N1K, past_key_values=past_key_values)
 
-    def _read(self, given: ModelOutput, layer: int, query_N1HE: Tensor) -> Tensor:
-        """[N, 1, H, E] attention to the history."""
+    def _read(self, given: ModelOutput, cache: EncoderDecoderCache, number: int, query_N1HE: Tensor) -> Tensor:
+        """[N, 1, H, E] attention of a block to the history."""
+        layer = self.decoder.layers[number]
         if self.shared is not None:
             query_BWHE = query_N1HE.view(self.shared.num_users, -1, *query_N1HE.shape[2:])
             return StateReader(self.shared)(layer, query_BWHE).reshape(query_N1HE.shape)
-        keys, values = (given[f"{kind}_{layer}"].transpose(1, 2) for kind in ("keys", "values"))
+        # As in the encoder-decoder models of transformers: kept by the cache from the first level on.
+        held = cache.cross_attention_cache
+        if cache.is_updated.get(number):
+            keys, values = held.layers[number].keys, held.layers[number].values
+        else:
+            parts = (given[f"{kind}_{layer}"].transpose(1, 2) for kind in ("keys", "values"))
+            keys, values = held.update(*parts, number)
+            cache.is_updated[number] = True
         found = F.scaled_dot_product_attention(query_N1HE.transpose(1, 2), keys, values, given["visible"])
         return found.transpose(1, 2)
