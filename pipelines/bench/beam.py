@@ -11,6 +11,8 @@ Suffixes: B = requests, W = beams, K = codes of a level, L = levels.
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,12 +23,13 @@ import torch
 from torch import Tensor
 
 from recsys.index.code_trie import CodeTrie
+from recsys.pipelines.bench.beam_levels import TimedDecoding, found_codes, verify
 from recsys.pipelines.bench.beam_requests import CODES, LEVELS, Requests, generative_model, made_codes
 from recsys.pipelines.bench.case import Case, interleaved_seconds
 from recsys.retrieval.beam_config import BeamConfig
 from recsys.retrieval.beam_search import BeamHits, beam_search
 
-__all__ = ["bench_beam", "Setting", "cases_of", "unconstrained"]
+__all__ = ["Setting", "against_generate", "bench_beam", "by_mass", "drafting", "growth", "unconstrained"]
 
 _EVENTS, _BEAMS, _HITS = 200, 50, 10
 _SMALL, _MIDDLE, _LARGE = 12_000, 1_000_000, 10_000_000
@@ -69,14 +72,14 @@ def bench_beam(*, long: bool) -> list[Case]:
         }
         for size, trie in tries.items():
             for setting in (many, one):
-                name = f"{size:,} items, {kind} codes, {_at_once(setting)}"
-                cases.append(_against_generate(name, setting, trie, repeats=repeats))
+                cases.append(against_generate(f"{size:,} items, {kind} codes", setting, trie, repeats=repeats))
         for size in tries:
             if size > _SMALL:
-                name = f"{size:,} items beside {_SMALL:,}, {kind} codes, {_at_once(many)}"
-                cases.append(_growth(name, many, tries[_SMALL], tries[size], repeats=repeats))
+                name = f"{size:,} items beside {_SMALL:,}, {kind} codes"
+                cases += [growth(name, setting, tries[_SMALL], tries[size], repeats=repeats) for setting in (many, one)]
         if zipf:
-            cases += [_by_mass(many, tries[_MIDDLE], mass, repeats=repeats) for mass in _MASSES]
+            cases += [by_mass(many, tries[_MIDDLE], mass, repeats=repeats) for mass in _MASSES]
+            cases += [drafting(setting, tries[_MIDDLE], repeats=repeats) for setting in (many, one)]
     return cases
 
 
@@ -85,18 +88,13 @@ def _at_once(setting: Setting) -> str:
     return f"{number} requests at once" if number > 1 else "1 request"
 
 
-def cases_of(setting: Setting, trie: CodeTrie) -> Case:
-    """One comparison with ``generate``, of few repeats."""
-    return _against_generate("", setting, trie, repeats=1)
-
-
 @torch.inference_mode()
-def _against_generate(name: str, setting: Setting, trie: CodeTrie, *, repeats: int) -> Case:
+def against_generate(name: str, setting: Setting, trie: CodeTrie, *, repeats: int) -> Case:
     ways: dict[str, Callable[[], object]] = {"ours": partial(setting.ours, trie), "unconstrained": setting.free}
     if find_spec("transformers") is not None:
         ways |= _generate_ways(setting, trie)
     number = setting.requests.num_requests
-    seconds = interleaved_seconds(ways, repeats=repeats * (7 if number > 1 else 21))
+    seconds = interleaved_seconds(ways, repeats=repeats * (5 if number > 1 else 21))
     ms = {way: 1e3 * value / number for way, value in seconds.items()}
     has_generate = "generate" in ms
     other: dict[str, Any] = (
@@ -110,7 +108,7 @@ def _against_generate(name: str, setting: Setting, trie: CodeTrie, *, repeats: i
         else {"what": "without the constraint; transformers is not installed", "ms": ms["unconstrained"]}
     )
     return Case(
-        name=name,
+        name=f"{name}, {_at_once(setting)}",
         shape=_shape(setting, trie),
         ours={
             "what": "beam over the code trie",
@@ -158,13 +156,13 @@ def _check_alike(code_IL: Tensor, hits: BeamHits, code_BWL: Tensor, score_BW: Te
 
 
 @torch.inference_mode()
-def _growth(name: str, setting: Setting, small: CodeTrie, large: CodeTrie, *, repeats: int) -> Case:
+def growth(name: str, setting: Setting, small: CodeTrie, large: CodeTrie, *, repeats: int) -> Case:
     seconds = interleaved_seconds(
         {"small": partial(setting.ours, small), "large": partial(setting.ours, large)}, repeats=21 * repeats
     )
     ms = {way: 1e3 * value / setting.requests.num_requests for way, value in seconds.items()}
     return Case(
-        name=name,
+        name=f"{name}, {_at_once(setting)}",
         shape=_shape(setting, large),
         ours={"what": f"{large.num_items:,} items", "ms": ms["large"]},
         other={"what": f"{small.num_items:,} items", "ms": ms["small"], "times_as_long": ms["large"] / ms["small"]},
@@ -174,10 +172,12 @@ def _growth(name: str, setting: Setting, small: CodeTrie, large: CodeTrie, *, re
 
 
 @torch.inference_mode()
-def _by_mass(setting: Setting, trie: CodeTrie, mass: float, *, repeats: int) -> Case:
+def by_mass(setting: Setting, trie: CodeTrie, mass: float, *, repeats: int) -> Case:
     cut = replace(setting.config, mass=mass)
     whole, part = setting.ours(trie).ids_QK, setting.ours(trie, cut).ids_QK
-    kept = sum(len(set(a) & set(b)) for a, b in zip(whole.tolist(), part.tolist(), strict=True)) / whole.numel()
+    is_found_BK = whole >= 0
+    is_kept_BK = is_found_BK & (whole[:, :, None] == part[:, None]).any(2)
+    kept = int(is_kept_BK.sum()) / int(is_found_BK.sum())
     seconds = interleaved_seconds(
         {"part": partial(setting.ours, trie, cut), "whole": partial(setting.ours, trie)}, repeats=21 * repeats
     )
@@ -188,6 +188,51 @@ def _by_mass(setting: Setting, trie: CodeTrie, mass: float, *, repeats: int) -> 
         ours={"what": "beams that hold the share", "ms": ms["part"], f"share_of_top_{setting.k}": kept},
         other={"what": "full width", "ms": ms["whole"]},
         ratio=ms["whole"] / ms["part"],
+        predicted_ratio=None,
+    )
+
+
+@torch.inference_mode()
+def drafting(setting: Setting, trie: CodeTrie, *, repeats: int) -> Case:
+    """The levels one by one beside one pass over what they find; histories are encoded before."""
+    requests, number = setting.requests, setting.requests.num_requests
+    decoder = requests.model.code_decoder
+    assert decoder is not None
+    states, query_BD = requests.queried()
+    surface_B = torch.zeros_like(requests.at_B)
+    rounds: list[list[float]] = []
+
+    def search(k: int) -> BeamHits:
+        timed = TimedDecoding(requests.model.decode(states, requests.at_B, surface_B))
+        start = time.perf_counter()
+        hits = beam_search(trie, timed, number, k, setting.config)
+        rounds.append([*timed.seconds, time.perf_counter() - start - sum(timed.seconds)])
+        return hits
+
+    code_BWL = found_codes(trie, search(setting.config.widths[0]))
+    rounds.clear()
+    seconds = interleaved_seconds(
+        {
+            "levels": partial(search, setting.k),
+            "encoding": requests.encoded,
+            "pass": partial(verify, decoder, states, query_BD, code_BWL),
+        },
+        repeats=21 * repeats,
+    )
+    ms = {way: 1e3 * value / number for way, value in seconds.items()}
+    *level_ms, search_ms = (1e3 * statistics.median(part) / number for part in zip(*rounds, strict=True))
+    return Case(
+        name=f"drafting at best, {_at_once(setting)}",
+        shape=_shape(setting, trie),
+        ours={
+            "what": "level by level, histories encoded",
+            "ms": ms["levels"],
+            **{f"level_{place}_ms": value for place, value in enumerate(level_ms, 1)},
+            "search_ms": search_ms,
+            "encoding_ms": ms["encoding"],
+        },
+        other={"what": "one pass of the decoder over the codes found, no guess, no search", "ms": ms["pass"]},
+        ratio=ms["pass"] / ms["levels"],
         predicted_ratio=None,
     )
 

@@ -148,7 +148,7 @@ class Generator(PreTrainedModel, GenerationMixin):
             query_BWHE = query_N1HE.view(self.shared.num_users, -1, *query_N1HE.shape[2:])
             return StateReader(self.shared)(layer, query_BWHE).reshape(query_N1HE.shape)
         # As in the encoder-decoder models of transformers: kept by the cache from the first level on.
-        held = cache.cross_attention_cache
+        held: Any = cache.cross_attention_cache
         if cache.is_updated.get(number):
             keys, values = held.layers[number].keys, held.layers[number].values
         else:
