@@ -86,7 +86,7 @@ class TrieFilter:
         if alive_N is not None:
             node_T = node_T.masked_fill(~alive_N[node_T.clamp_min(0)], -1)
         if not self.place_BE.shape[1]:
-            return replace(children, node_T=node_T), None
+            return children if alive_N is None else replace(children, node_T=node_T), None
         if above_BE is None:
             above_BE = (self.place_BE < self.trie.num_items).long() - 1  # the root, or nowhere
         # Most excluded items are below no beam, and deeper down nearly all.
@@ -140,12 +140,13 @@ class TrieFilter:
         if self.place_A is not None:
             place_T = self.place_A[place_T]
         row_T = owner_T // max(1, node_BW.shape[1])
-        # Numbers of a row end with that of no place, so that rows stay apart.
-        key_X = (self.place_BE + torch.arange(num_requests)[:, None] * (trie.num_items + 1)).flatten()
-        keep_T = ~_holds(key_X, row_T * (trie.num_items + 1) + place_T)
-        if self.place_A is None and trie.gone_G is not None:
-            keep_T &= ~_holds(trie.gone_G, place_T)
-        owner_T, row_T, place_T = owner_T[keep_T], row_T[keep_T], place_T[keep_T]
+        if self.place_BE.shape[1] or (self.place_A is None and trie.gone_G is not None):
+            # Numbers of a row end with that of no place, so that rows stay apart.
+            key_X = (self.place_BE + torch.arange(num_requests)[:, None] * (trie.num_items + 1)).flatten()
+            keep_T = ~_holds(key_X, row_T * (trie.num_items + 1) + place_T)
+            if self.place_A is None and trie.gone_G is not None:
+                keep_T &= ~_holds(trie.gone_G, place_T)
+            owner_T, row_T, place_T = owner_T[keep_T], row_T[keep_T], place_T[keep_T]
         kept_B = torch.bincount(row_T, minlength=num_requests)
         column_T = torch.arange(len(row_T)) - (kept_B.cumsum(0) - kept_B)[row_T]
         fits_T = column_T < k

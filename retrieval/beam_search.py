@@ -104,7 +104,7 @@ def beam_search(
         if not len(children.node_T):  # no request has a beam left
             node_BW, decoded = torch.full_like(node_BW, -1), trie.num_levels
             break
-        score_T = _log_probabilities(logit_BWK, score_BW, children, config)
+        score_T = _scores(logit_BWK, score_BW, children, config)
         children, excluded_BE = filters.cut(number, node_BW, children, excluded_BE)
         score_T.masked_fill_(children.node_T < 0, -torch.inf)
         groups = config.num_groups if number else 1
@@ -142,29 +142,37 @@ def _checked(logit_BWK: Tensor, shape: tuple[int, ...], number: int) -> Tensor:
     return logit_BWK.float()
 
 
-def _log_probabilities(logit_BWK: Tensor, score_BW: Tensor, children: Children, config: BeamConfig) -> Tensor:
-    """[T] of the children, their beams' included."""
+def _scores(logit_BWK: Tensor, score_BW: Tensor, children: Children, config: BeamConfig) -> Tensor:
+    """[T] log-probabilities of the children and all before them."""
     logit_XK, score_X = logit_BWK.flatten(0, 1), score_BW.flatten()
     owner_T, code_T = children.owner_T, children.code_T
     if owner_T is None or code_T is None:
-        missing_XK = children.node_T.view(logit_XK.shape) < 0
-        among_XK = logit_XK if config.normalise == "all" else logit_XK.masked_fill(missing_XK, -torch.inf)
-        total_X1 = _finite(among_XK.logsumexp(1, keepdim=True))
-        return (logit_XK - total_X1).add_(score_X[:, None]).flatten()
-    logit_T = logit_XK.flatten().index_select(0, owner_T * logit_XK.shape[1] + code_T)
+        if config.normalise == "children":
+            logit_XK = logit_XK.masked_fill(children.node_T.view(logit_XK.shape) < 0, -torch.inf)
+        return _log_softmax(logit_XK).add_(score_X[:, None]).flatten()
+    place_T = owner_T * logit_XK.shape[1] + code_T
     if config.normalise == "all":
-        total_X = logit_XK.logsumexp(1)
+        logp_T = _log_softmax(logit_XK).flatten().index_select(0, place_T)
     else:
-        nothing_X = torch.full_like(score_X, -torch.inf)
-        peak_X = _finite(nothing_X.scatter_reduce(0, owner_T, logit_T, "amax"))
-        share_T = (logit_T - peak_X.index_select(0, owner_T)).exp_()
-        total_X = torch.zeros_like(score_X).index_add_(0, owner_T, share_T).log_() + peak_X
-    return (logit_T - _finite(total_X).index_select(0, owner_T)).add_(score_X.index_select(0, owner_T))
+        logp_T = _log_softmax_of_beams(logit_XK.flatten().index_select(0, place_T), owner_T, len(score_X))
+    return logp_T.add_(score_X.index_select(0, owner_T))
 
 
-def _finite(total: Tensor) -> Tensor:
-    """Where every code has probability 0, so has every child: nothing may be subtracted from its −inf."""
-    return total.masked_fill(total == -torch.inf, 0.0)
+def _log_softmax(logit_XK: Tensor) -> Tensor:
+    """Where every code has probability 0, so has every child."""
+    logp_XK = logit_XK.log_softmax(1)
+    is_nothing_X = logp_XK[:, 0].isnan()
+    return logp_XK.masked_fill_(is_nothing_X[:, None], -torch.inf) if bool(is_nothing_X.any()) else logp_XK
+
+
+def _log_softmax_of_beams(logit_T: Tensor, owner_T: Tensor, num_beams: int) -> Tensor:
+    """The same over the children of each beam."""
+    nothing_X = logit_T.new_full((num_beams,), -torch.inf)
+    peak_X = nothing_X.scatter_reduce(0, owner_T, logit_T, "amax")
+    peak_X = peak_X.masked_fill(peak_X == -torch.inf, 0.0)
+    above_T = logit_T - peak_X.index_select(0, owner_T)
+    total_X = torch.zeros_like(peak_X).index_add_(0, owner_T, above_T.exp())
+    return above_T - total_X.masked_fill(total_X == 0, 1.0).log_().index_select(0, owner_T)
 
 
 def _by_row(score_T: Tensor, children: Children, num_rows: int) -> tuple[Tensor, Tensor]:
@@ -172,6 +180,8 @@ def _by_row(score_T: Tensor, children: Children, num_rows: int) -> tuple[Tensor,
     if children.owner_T is None:
         score_RX = score_T.view(num_rows, -1)
         return score_RX, torch.arange(num_rows) * score_RX.shape[1]
+    if num_rows == 1:
+        return score_T[None], torch.zeros(1, dtype=torch.int64)
     first_R1 = children.first_X1[:: (len(children.first_X1) - 1) // num_rows]
     count_R = first_R1.diff()
     score_RX = score_T.new_full((num_rows, max(1, int(count_R.max()))), -torch.inf)
@@ -190,11 +200,14 @@ def _best(score_RX: Tensor, first_R: Tensor, width: int) -> tuple[Tensor, Tensor
     score_RW, place_RW = largest(score_RX, width + 1)
     score_RW, order_RW = score_RW.sort(1, descending=True)
     place_RW = place_RW.gather(1, order_RW)
-    last_R = score_RW[:, -1]
-    if bool(((last_R == score_RW[:, -2]) & (last_R > -torch.inf)).any()):
+    is_tied_R = score_RW[:, -1] == score_RW[:, -2]
+    if bool(is_tied_R.any()) and bool((is_tied_R & (score_RW[:, -1] > -torch.inf)).any()):
         # Which of equal scores were kept is not specified, and not all of them were.
         score_RW, place_RW = topk_smaller_id(score_RX, torch.arange(num_all).expand_as(score_RX), width)
     score_RW, place_RW = score_RW[:, :width], place_RW[:, :width]
+    if float(score_RW[:, -1].min()) > -torch.inf:
+        place_RW, order_RW = place_RW.sort(1)
+        return score_RW.gather(1, order_RW), place_RW + first_R[:, None]
     place_RW, order_RW = place_RW.masked_fill(score_RW == -torch.inf, num_all).sort(1)
     is_none_RW = place_RW == num_all
     return score_RW.gather(1, order_RW), (place_RW + first_R[:, None]).masked_fill_(is_none_RW, -1)
