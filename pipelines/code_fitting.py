@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recsys.pipelines.code_settings import CodeSettings
 from recsys.tokenizers.fitted_tokenizer import FittedTokenizer
 from recsys.tokenizers.fsq import default_levels
-from recsys.tokenizers.item_tokenizer import FusedTokenizer, fused
+from recsys.tokenizers.item_tokenizer import FusedTokenizer, fitted_fill, fused
 from recsys.tokenizers.modalities import BlockFusion, SeparateTokenizers
 from recsys.tokenizers.residual_codebooks import default_sizes
 from recsys.tokenizers.tokenizer_registry import fit_tokenizer
@@ -68,7 +68,9 @@ def fit_kind(
             raise ValueError("no block tells two items apart")
         return SeparateTokenizers(made)
     widths = tuple(fusion.widths.values())
-    return FusedTokenizer(fusion, _fit(kind, fused(fusion, blocks), settings, widths if len(widths) > 1 else None))
+    fill = fitted_fill(fusion, blocks) if len(widths) > 1 else None
+    rows_IV = fused(fusion, blocks, fill)
+    return FusedTokenizer(fusion, _fit(kind, rows_IV, settings, widths if fill else None), fill)
 
 
 def _fit(kind: str, rows_IV: Floats, settings: CodeSettings, widths: tuple[int, ...] | None) -> FittedTokenizer:
