@@ -74,7 +74,7 @@ def read_codes(path: Path, dataset: Dataset) -> ItemCodes:
 def _codes(
     file: Path, column: pl.Series, row_I: NDArray[np.int64], sizes: tuple[int, ...] | None
 ) -> tuple[Tensor, tuple[int, ...]]:
-    if not isinstance(column.dtype, pl.List) or not column.dtype.inner.is_integer():  # type: ignore[union-attr]
+    if not isinstance(column.dtype, pl.List) or not column.dtype.inner.is_integer():
         raise InputError(f"{file}: {column.name} must be a list of integers, got {column.dtype}")
     lengths = column.list.len().unique()
     if len(lengths) != 1 or not lengths[0] or column.list.eval(pl.element().is_null().any()).list.first().any():

@@ -94,8 +94,8 @@ class BlockFill:
                 given_MV[~present[other][row_M], part] = 0.0
             guess_MW = given_MV @ turn_VW.astype(np.float64) + self.mean_V[parts[name]]
             guesses.append((row_M, parts[name], guess_MW.astype(np.float32)))
-        for row_M, part, guess_MW in guesses:
-            rows_NV[row_M, part] = guess_MW
+        for row_M, part, guessed_MW in guesses:
+            rows_NV[row_M, part] = guessed_MW
 
     def save(self, folder: Path) -> None:
         """Write two files into a folder of its own."""
@@ -118,5 +118,4 @@ def _parts(widths: Mapping[str, int]) -> dict[str, slice]:
 def _ridge(given_SV: NDArray[np.float64], wanted_SW: NDArray[np.float64]) -> NDArray[np.float64]:
     gram_VV = given_SV.T @ given_SV
     gram_VV[np.diag_indices_from(gram_VV)] += _RIDGE * max(float(np.trace(gram_VV)) / len(gram_VV), 1e-12)
-    turn_VW: NDArray[np.float64] = np.linalg.solve(gram_VV, given_SV.T @ wanted_SW)
-    return turn_VW
+    return np.asarray(np.linalg.solve(gram_VV, given_SV.T @ wanted_SW), dtype=np.float64)
