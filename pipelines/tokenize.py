@@ -46,9 +46,10 @@ def tokenize(
         data: a prepared dataset.
         output: folder to write: codes.parquet, sids.json and the tokenizers.
         method: of `codes`: rq-kmeans, rq-vae, fsq or opq; the other kinds are opq.
-        levels: codes of an item; default 3, from 200,000 items on 4.
+        levels: codes of an item; default 3, above 200,000 items 4.
         codebook_size: codes of a level; default 256, less for a small catalogue.
-        balance: none, capacity (every code equally often) or sinkhorn, of rq-kmeans and opq; default none.
+        balance: none, capacity (every code equally often) or sinkhorn (about), of rq-kmeans and opq; default sinkhorn
+            for rq-kmeans up to 200,000 items, else none.
         blocks: what codes are made of, NAME or NAME:WEIGHT separated by commas: content (all that the model reads of
             items), transition (what follows what), model (with --checkpoint), or a column or text encoder of the
             content. Default content,transition.
