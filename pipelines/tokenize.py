@@ -75,6 +75,10 @@ def tokenize(
     )
     if append_to is not None and align_to is not None:
         raise InputError("--append-to keeps codebooks and --align-to makes new ones; give one of them")
+    if append_to is not None and settings != CodeSettings(seed=seed):
+        raise InputError(
+            "--append-to takes the old codebooks as they are; leave --method, sizes, --blocks and such out"
+        )
     dataset = Dataset.open(data)
     old_folder = append_to or align_to
     old = None if old_folder is None else MadeCodes.load(old_folder)
@@ -96,7 +100,7 @@ def tokenize(
         made.write(partial)
     if json is not None:
         write_json(json, read_json(output / SIDS_FILE))
-    _show(made, output, time.perf_counter() - began)
+    _show(made, data, output, time.perf_counter() - began)
 
 
 def parse_blocks(text: str) -> dict[str, float | None]:
@@ -121,7 +125,7 @@ def parse_blocks(text: str) -> dict[str, float | None]:
     return chosen
 
 
-def _show(made: MadeCodes, output: Path, seconds: float) -> None:
+def _show(made: MadeCodes, data: Path, output: Path, seconds: float) -> None:
     table = Table(title=f"semantic IDs of {len(made.item_ids):,} items", title_justify="left")
     for column in ("", *made.kinds):
         table.add_column(column, justify="left" if not column else "right")
@@ -134,7 +138,7 @@ def _show(made: MadeCodes, output: Path, seconds: float) -> None:
     )
     console.print(f"made of {blocks}")
     console.print(f"{output} written in {seconds:.1f} s; train with:")
-    console.print(f"  recsys fit --data.path DATA --data.sids {output}")
+    console.print(f"  recsys fit --data.path {data} --data.sids {output}")
 
 
 def _figures(values: Any, form: str) -> str:
