@@ -117,6 +117,8 @@ def beam_search(
         score_BW, place_BW = score_BW.view(num_requests, -1), place_BW.view(num_requests, -1)
         if config.mass < 1.0:
             score_BW, place_BW = _heaviest(score_BW, place_BW, score_RX.view(num_requests, -1), config)
+            if config.num_groups == 1:
+                score_BW, place_BW = _narrowed(score_BW, place_BW)
         if number == 0 and config.num_groups > 1:
             score_BW, place_BW = _dealt(score_BW, place_BW, config.num_groups)
         at_BW = place_BW.clamp_min(0)
@@ -240,6 +242,14 @@ def _heaviest(score_BW: Tensor, place_BW: Tensor, all_BX: Tensor, config: BeamCo
     drop_BW = (before_BW >= config.mass) & (torch.arange(score_BW.shape[1]) >= config.least)
     drop_BW = torch.zeros_like(drop_BW).scatter(1, order_BW, drop_BW)
     return score_BW.masked_fill(drop_BW, -torch.inf), place_BW.masked_fill(drop_BW, -1)
+
+
+def _narrowed(score_BW: Tensor, place_BW: Tensor) -> tuple[Tensor, Tensor]:
+    """As wide as the request with the most beams needs, so that the decoder has fewer rows."""
+    is_none_BW = place_BW < 0
+    width = max(1, int((~is_none_BW).sum(1).max()))
+    order_BW = is_none_BW.byte().sort(dim=1, stable=True).indices[:, :width]
+    return score_BW.gather(1, order_BW), place_BW.gather(1, order_BW)
 
 
 def _by_score_and_node(score_BW: Tensor, node_BW: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 Every way answers the same requests with the same weights, from raw histories to the best semantic IDs; they take turns.
 The other way is ``generate`` of transformers with a cache, ``prefix_allowed_tokens_fn`` and a dictionary of prefixes
-(:mod:`recsys.pipelines.bench.beam_generate`), whose beams hold copies of the history's keys and values; ``shared_ms``
-is of beams that share one copy there too. ``generate`` ends with semantic IDs, ours with items.
-Before it is timed, a case checks that both give the same semantic IDs with the same log-probabilities.
+(:mod:`recsys.pipelines.bench.beam_generate`), whose beams hold copies of the history's keys and values as in
+transformers' own encoder-decoder models; ``shared_ms`` is kinder: all beams read one copy there too. ``generate`` ends
+with semantic IDs, ours with items. Before it is timed, a case checks that both give the same semantic IDs with the same
+log-probabilities. The catalogue is that of the trie alone: the item table of the model is small and makes histories.
 
 Suffixes: B = requests, W = beams, K = codes of a level, L = levels.
 """

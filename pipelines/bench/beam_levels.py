@@ -4,6 +4,10 @@ Speculative decoding guesses several levels at once and has the decoder verify t
 the codes that the search ends with, as if a guess cost nothing and every one were right; its beams are the rows that
 the search decodes from the second level on, and as many of the first.
 
+On two busy cores, 16 requests at once and a million items, that pass took .85 to .91 of the time of the levels and the
+search together, and encoding the histories as long again: a guess that is free and always right would save 5 to 8 % of
+a request, so that drafting is left out.
+
 Suffixes: B = requests, W = beams, L = levels, N = B · W rows, H = heads, E = head width.
 """
 

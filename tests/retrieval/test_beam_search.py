@@ -280,6 +280,24 @@ def test_mass_drops_what_weighs_little():
     assert [found(0.4, 1), found(0.6, 1), found(0.6, 5), found(1.0, 1)] == [1, 2, 5, 20]
 
 
+def test_beams_dropped_by_mass_are_not_decoded():
+    trie = CodeTrie.build(np.array([[first, second] for first in range(20) for second in range(3)]), (20, 3))
+    rows = []
+
+    class Peaked:
+        def logits(self, parent_BW, code_BW):
+            if parent_BW is None:
+                share = torch.full((2, 1, 20), 0.01)
+                share[0, 0, 7], share[1, 0, 2], share[1, 0, 5] = 0.81, 0.41, 0.41
+                return share.log()
+            rows.append(code_BW.tolist())
+            return torch.zeros(2, parent_BW.shape[1], 3)
+
+    hits = beam_search(trie, Peaked(), 2, 6, BeamConfig(widths=(20,), mass=0.8, least=1))
+    assert [len(rows[0][0]), rows[0][0][0], rows[0][1]] == [2, 7, [2, 5]]
+    assert hits.ids_QK.tolist() == [[21, 22, 23, -1, -1, -1], [6, 7, 8, 15, 16, -1]]  # five of six equals hold .8
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_broken_logits_are_an_error(bad):
     trie = CodeTrie.build(np.array([[0], [1]]), (3,))
