@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -242,6 +243,27 @@ class CodeTrie:
             left_N = start_N1.diff() - torch.searchsorted(gone_G, start_N1).diff()
             levels.append(replace(level, alive_N=left_N > 0))
         return replace(self, levels=tuple(levels), gone_G=gone_G)
+
+    def to(self, device: torch.device | str) -> CodeTrie:
+        """The same trie on a device."""
+
+        def moved(tensor: Tensor | None) -> Any:
+            return None if tensor is None else tensor.to(device)
+
+        levels = tuple(
+            replace(
+                level,
+                code_N=moved(level.code_N),
+                child_M1=moved(level.child_M1),
+                start_N1=moved(level.start_N1),
+                table_MK=moved(level.table_MK),
+                alive_N=moved(level.alive_N),
+            )
+            for level in self.levels
+        )
+        return replace(
+            self, item_P=moved(self.item_P), place_I=moved(self.place_I), levels=levels, gone_G=moved(self.gone_G)
+        )
 
     # -- files -----------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -89,6 +90,22 @@ def beam_search(
             list break the above.
     """
     check_lists(num_requests, k, exclude_BE, allow_N, trie.num_items)
+    device = trie.item_P.device
+    # Tensors that the search makes lie where the trie lies.
+    with nullcontext() if device.type == "cpu" else device:
+        return _search(trie, decoding, num_requests, k, config, exclude_BE, allow_N, clock)
+
+
+def _search(
+    trie: CodeTrie,
+    decoding: Decoding,
+    num_requests: int,
+    k: int,
+    config: BeamConfig,
+    exclude_BE: Tensor | None,
+    allow_N: Tensor | None,
+    clock: Callable[[], float],
+) -> BeamHits:
     if not num_requests:
         none = torch.zeros(0, dtype=torch.int64)
         return BeamHits(none.view(0, 1).expand(0, k), torch.zeros(0, k), none, none, trie.num_levels)
