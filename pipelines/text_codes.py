@@ -20,6 +20,9 @@ _LEVELS = (8, 6, 5)
 """240 codes of a sub-vector. With 32 sub-vectors of the texts of goodbooks and simulated items (384 entries) .50 of the
 ten nearest neighbours stay among the ten, with 16 .37, with four of 1000 codes .23."""
 
+NUM_STEPS = 1000
+"""Of the fit."""
+
 
 @dataclass(frozen=True)
 class TextCodes:
@@ -28,13 +31,13 @@ class TextCodes:
     tokenizer: Fsq
 
     @classmethod
-    def fit(cls, vectors_IK: NDArray[np.float32], *, num_parts: int, seed: int, num_steps: int = 1000) -> TextCodes:
+    def fit(cls, vectors_IK: NDArray[np.float32], *, num_parts: int, seed: int) -> TextCodes:
         """Fit on the items of the training catalogues.
 
         Raises:
             InputError: the vectors are too narrow for so many parts, or all alike.
         """
-        config = FsqConfig(num_parts=num_parts, levels=_LEVELS, num_steps=num_steps)
+        config = FsqConfig(num_parts=num_parts, levels=_LEVELS, num_steps=NUM_STEPS)
         try:
             return cls(Fsq.fit(vectors_IK, config, seed=seed))
         except ValueError as error:

@@ -154,7 +154,7 @@ def zero_shot_figures(trainings: Sequence[TextOnly], unseen: Catalogue, *, seed:
         about += [(training.name, training.reads)] * 2
         ranked += _ranked(training.scorers(unseen), unseen.data)
         at_home += _ranked(training.scorers(training.united), training.united.data)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (trained_on, reads), (filtered, whole), (seen, _) in zip(about, ranked, at_home, strict=True):
         figures, all_figures, home_figures = (mean_figures(one, seed=seed) for one in (filtered, whole, seen))
         row: dict[str, Any] = {"model": filtered.name, "trained on": trained_on, "reads": reads}
