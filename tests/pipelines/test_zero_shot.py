@@ -13,13 +13,15 @@ import torch
 from recsys.dataset import Dataset
 from recsys.files import read_json
 from recsys.metrics import recall_at
+from recsys.model import UnifiedModel
+from recsys.model_config import ModelConfig
 from recsys.pipelines import text_codes
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.item_text_vectors import stored_vectors
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.pipelines.targets import rank_targets
 from recsys.pipelines.text_codes import TextCodes
-from recsys.pipelines.text_only_model import moved_model
+from recsys.pipelines.text_only_model import _know_by_content, _start_projection, moved_model
 from recsys.pipelines.united_data import united_data
 from recsys.pipelines.zero_shot import main
 from recsys.pipelines.zero_shot_run import Catalogue, TextNeighbours, TextOnly
@@ -118,6 +120,18 @@ def test_ids_have_no_part_in_the_model(trained: TextOnly) -> None:
     items = trained.model.items
     assert not items.has_id_I.any() and not items.ids.weight.any()
     assert items.table()[:-1].std(0).min() > 0  # and yet items differ
+
+
+def test_what_reads_alike_is_near_before_any_training(unseen: Catalogue) -> None:
+    config = ModelConfig(
+        num_items=60, num_actions=1, num_surfaces=1, positive_mask=1, content_dim=WIDTH, dim=16, score="cosine"
+    )
+    model = UnifiedModel(config).eval()
+    _know_by_content(model, unseen.vectors_IK)
+    _start_projection(model)
+    content_IC = torch.nn.functional.normalize(model.items.content_IC, dim=1)
+    vectors_ID = model.item_vectors()
+    torch.testing.assert_close(vectors_ID @ vectors_ID.T, content_IC @ content_IC.T, atol=1e-5, rtol=0)
 
 
 def test_content_of_another_width_is_refused(trained: TextOnly, unseen: Catalogue) -> None:
