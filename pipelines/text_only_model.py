@@ -159,4 +159,5 @@ def _start_projection(model: UnifiedModel) -> None:
     _, _, direction_RC = torch.linalg.svd(content_IC, full_matrices=False)
     rank = min(len(weight_DC), len(direction_RC))
     length = (content_IC @ direction_RC[:rank].T).norm(dim=1).mean().clamp_min(1e-12)
+    weight_DC.zero_()
     weight_DC[:rank] = direction_RC[:rank] * (_ID_LENGTH * model.config.dim**0.5 / length)
