@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich import box
@@ -44,7 +43,7 @@ def zero_shot(
     parts: int = 24,
     dim: int = 64,
     epochs: int = 4,
-    ablate: bool = False,
+    reads: Literal["codes", "vectors"] = "codes",
     seed: int = 0,
     json: Path | None = None,
     name: str | None = None,
@@ -60,7 +59,7 @@ def zero_shot(
         parts: sub-vectors of an item's vector, one code each.
         dim: width of the model.
         epochs: passes at most; the best is chosen on the training catalogues.
-        ablate: train twice more, on the vectors instead of their codes, and on the first catalogue alone.
+        reads: what the model knows of an item, its codes or, to see what these cost, its vector as it is.
         seed: of tokenizer, training and intervals.
         json: write all figures to this file too.
         name: write the table to docs/results/NAME.json, in the root of the repository.
@@ -87,18 +86,10 @@ def zero_shot(
         raise InputError(f"the vectors differ in width ({about}); prepare all datasets with the same encoder")
     if any(one.data.manifest.data_hash == unseen.data.manifest.data_hash for one in seen):
         raise InputError(f"{test} stands in --train too: nothing there would be unseen")
-
-    def training(catalogues: tuple[Catalogue, ...], folder: Path, reads: str = "codes") -> TextOnly:
-        vectors_IK = np.concatenate([catalogue.vectors_IK for catalogue in catalogues])
-        codes = TextCodes.fit(vectors_IK, num_parts=parts, seed=seed)
-        codes.tokenizer.save(folder / "tokenizer")
-        return TextOnly(catalogues, codes, folder, dim, epochs, seed, reads)
-
-    trainings = [training(seen, output / "codes")]
-    if ablate:
-        trainings.append(replace(trainings[0], folder=output / "vectors", reads="vectors"))
-        trainings += [training(seen[:1], output / "first")] if len(seen) > 1 else []
-    rows = zero_shot_figures(trainings, unseen, seed=seed)
+    codes = TextCodes.fit(np.concatenate([one.vectors_IK for one in seen]), num_parts=parts, seed=seed)
+    codes.tokenizer.save(output / "tokenizer")
+    training = TextOnly(seen, codes, output, dim, epochs, seed, reads)
+    rows = zero_shot_figures(training, unseen, seed=seed)
     protocol = {
         "split": "test",
         "tie_rule": TIE_RULE,
@@ -119,10 +110,10 @@ def zero_shot(
         "validation targets of the training catalogues. Seen catalogues: their own test targets, one dataset of both.",
     ]
     command = "python -P -m recsys.pipelines.zero_shot --train DATA,DATA --test DATA --text-encoder FOLDER --output DIR"
-    command += f" --epochs {epochs}" + (" --ablate" if ablate else "")
+    command += f" --epochs {epochs}" + ("" if reads == "codes" else f" --reads {reads}")
     _show(rows)
     if name is not None:
-        title = f"Trained on {trainings[0].name}, asked about {unseen.data.path.name}"
+        title = f"Trained on {training.name}, asked about {unseen.data.path.name}; the model reads {reads}"
         record(name, title, command, rows, _COLUMNS, data_hash=unseen.data.manifest.data_hash, notes=said)
         write(Path())
 

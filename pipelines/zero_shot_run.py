@@ -132,28 +132,30 @@ class TextOnly:
         ]
 
 
-def zero_shot_figures(trainings: Sequence[TextOnly], unseen: Catalogue, *, seed: int) -> list[dict[str, Any]]:
-    """Rows of the models and of what stands beside them, on the test targets of a catalogue.
+def zero_shot_figures(training: TextOnly, unseen: Catalogue, *, seed: int) -> list[dict[str, Any]]:
+    """Rows of a model and of what stands beside them, on the test targets of a catalogue.
 
     Args:
-        trainings: the first is the one whose texts choose the decay of the baseline.
+        training: the model; its catalogues choose the decay of text_knn too.
         unseen: the catalogue; of its events only histories and test targets are read, and those of training by
             ``popularity``.
         seed: of the intervals.
     """
-    home = trainings[0].united
+    home = training.united
     decay = TextNeighbours.fit(home)
 
     def beside(catalogue: Catalogue) -> list[Scorer]:
-        read = Catalogue(catalogue.data, trainings[0].content(catalogue.vectors_IK))
+        read = Catalogue(catalogue.data, training.codes.read(catalogue.vectors_IK))
         return [TextNeighbours(catalogue, decay), TextNeighbours(read, decay), fit_popularity(catalogue.data)]
 
-    about = [("–", "vectors"), ("–", "codes"), (unseen.data.path.name, "events")]
-    ranked, at_home = _ranked(beside(unseen), unseen.data), _ranked(beside(home), home.data)
-    for training in trainings:
-        about += [(training.name, training.reads)] * 2
-        ranked += _ranked(training.scorers(unseen), unseen.data)
-        at_home += _ranked(training.scorers(training.united), training.united.data)
+    about = [
+        ("–", "vectors"),
+        ("–", "codes"),
+        (unseen.data.path.name, "events"),
+        *[(training.name, training.reads)] * 2,
+    ]
+    ranked = _ranked([*beside(unseen), *training.scorers(unseen)], unseen.data)
+    at_home = _ranked([*beside(home), *training.scorers(home)], home.data)
     rows: list[dict[str, Any]] = []
     for (trained_on, reads), (filtered, whole), (seen, _) in zip(about, ranked, at_home, strict=True):
         figures, all_figures, home_figures = (mean_figures(one, seed=seed) for one in (filtered, whole, seen))

@@ -144,7 +144,7 @@ def test_no_event_of_the_unseen_catalogue_enters_training(unseen: Catalogue, tmp
     words = ["--train", str(home.data.path), "--test", str(unseen.data.path), "--vectors", "words", "--epochs", "1"]
     words += ["--parts", "2", "--dim", "8", "--output", str(tmp_path / "out"), "--json", str(tmp_path / "figures.json")]
     assert main(words) == 0
-    weights = load_model(tmp_path / "out" / "codes" / "checkpoints" / "best.ckpt")[0].state_dict()
+    weights = load_model(tmp_path / "out" / "checkpoints" / "best.ckpt")[0].state_dict()
     codes = TextCodes.fit(home.vectors_IK, num_parts=2, seed=0)
     alone = TextOnly((home,), codes, tmp_path / "alone", dim=8, epochs=1, seed=0).model.state_dict()
     assert weights.keys() == alone.keys()
