@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,13 +14,14 @@ import pytest
 import torch
 
 from recsys.dataset import Dataset
+from recsys.errors import InputError
 from recsys.files import read_json
 from recsys.metrics import recall_at
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.pipelines import text_codes
 from recsys.pipelines.checkpoint import load_model
-from recsys.pipelines.item_text_vectors import stored_vectors
+from recsys.pipelines.item_text_vectors import encoded_texts, stored_vectors
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.pipelines.targets import rank_targets
 from recsys.pipelines.text_codes import TextCodes
@@ -210,3 +214,56 @@ def test_the_test_catalogue_may_not_train(
     home = str(trained.catalogues[0].data.path)
     assert main(["--train", home, "--test", home, "--vectors", "words", "--output", str(tmp_path / "out")]) == 2
     assert "nothing there would be unseen" in capsys.readouterr().err
+
+
+class StandIn:
+    """In the place of a model of sentence-transformers."""
+
+    encoded: list[str] = []
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def float(self) -> StandIn:
+        return self
+
+    def eval(self) -> StandIn:
+        return self
+
+    def encode(self, texts: list[str], **_: Any) -> np.ndarray:
+        self.encoded.extend(texts)
+        return np.array([[len(text), text.count("e"), 1.0] for text in texts], dtype=np.float32)
+
+
+def test_texts_are_encoded_unless_the_dataset_has_vectors_of_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("sentence_transformers")
+    module.SentenceTransformer = StandIn  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "modules.json").write_text('[{"path": "", "type": "sentence_transformers.models.Transformer"}]')
+    (folder / "model.safetensors").write_text("weights")
+    events = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [1, 2, 3], "timestamp": [1, 2, 3], "action": "view"})
+    items = pl.DataFrame({"item_id": [1, 2, 3], "title": ["red three", "seven green trees", None]})
+    plain = prepare_frames(events, items, output=tmp_path / "plain")
+    holding = prepare_frames(events, items, output=tmp_path / "holding", text_encoder=str(folder))
+
+    monkeypatch.setattr(StandIn, "encoded", [])
+    kept_IK = encoded_texts(holding, folder)
+    assert "red three" not in StandIn.encoded
+    made_IK = encoded_texts(plain, folder)
+    assert "red three" in StandIn.encoded
+    np.testing.assert_allclose(made_IK, kept_IK, atol=1e-6)
+    assert not made_IK[2].any() and np.allclose(np.linalg.norm(made_IK[:2], axis=1), 1)
+
+    monkeypatch.setattr(StandIn, "encoded", [])
+    (folder / "model.safetensors").write_text("other weights")
+    encoded_texts(holding, folder)
+    assert "red three" in StandIn.encoded
+
+
+def test_a_catalogue_without_text_cannot_be_read(unseen: Catalogue, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="have no text"):
+        encoded_texts(unseen.data, tmp_path)
