@@ -102,30 +102,32 @@ class PreparedData(L.LightningDataModule):
         if not (self.dataset.train_end > 0).any():
             raise InputError(f"{path} has no training events; choose another split or prepare more data")
 
-    def examples(self, config: ModelConfig) -> TrainingExamples:
-        """Training batches for a model; slates are read only where it has a ranking head."""
+    def examples(
+        self, config: ModelConfig, *, slates: bool = True, batch_tokens: int | None = None
+    ) -> TrainingExamples:
+        """Training batches for a model; slates are read only where it has a ranking head, and if they are wanted."""
         dataset = self.dataset
         log, train_end, positive = dataset.events, dataset.train_end, dataset.is_positive()
         if config.positives_only:
             before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(positive, dtype=np.int64)])
             train_end = before[log.offsets[:-1] + train_end] - before[log.offsets[:-1]]
             log, positive = log.only(positive), np.ones(int(positive.sum()), dtype=bool)
-        slates = dataset.slates if self.slates and config.use_actions else None
+        shown = dataset.slates if self.slates and slates and config.use_actions else None
         tokens = int(train_end.sum())
-        if slates is not None:
-            tokens += int(np.diff(slates.offsets)[slates.split == 0].sum())
+        if shown is not None:
+            tokens += int(np.diff(shown.offsets)[shown.split == 0].sum())
         features = self.features(config)
         return TrainingExamples(
             log,
             train_end,
             positive,
-            slates,
+            shown,
             window=config.window,
             crop=config.crop,
             feature_NF=None if features is None else features.events_NF,
-            feature_RF=None if features is None else features.slates_RF,
+            feature_RF=None if features is None or shown is None else features.slates_RF,
             user_UK=dataset.user_content if config.user_dim else None,
-            batch_tokens=chosen_batch_tokens(tokens) if self.batch_tokens is None else self.batch_tokens,
+            batch_tokens=batch_tokens or self.batch_tokens or chosen_batch_tokens(tokens),
             seed=self.seed,
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from jsonargparse.typing import PositiveFloat
+from jsonargparse.typing import NonNegativeInt, PositiveFloat
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -22,12 +22,14 @@ from recsys.errors import InputError
 from recsys.index.memory_terms import MemoryWeights
 from recsys.model_config import ModelConfig
 from recsys.pipelines.checkpoint import load_model
+from recsys.pipelines.code_training import add_code_heads
 from recsys.pipelines.console import stdout_console
 from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.hybrid_choice import ChosenHybrid, add_hybrid_weights
 from recsys.pipelines.item_graphs import chosen_relations
 from recsys.pipelines.last_checkpoint import LastCheckpoint
 from recsys.pipelines.memory_weights import ChosenWeights, add_memory_weights
+from recsys.pipelines.model_codes import with_codes
 from recsys.pipelines.ranking_shares import add_ranking_shares
 from recsys.pipelines.unified_module import SELECTION, UnifiedModule
 from recsys.pipelines.warm_start import warm_start
@@ -80,6 +82,13 @@ class _TrainingCLI(LightningCLI):
             help="how many times content counts in the memory terms of items without training events; null = chosen so "
             "that new items fare no worse than by content alone",
         )
+        parser.add_argument(
+            "--code_epochs",
+            type=NonNegativeInt,
+            default=4,
+            help="passes over the training events in which the heads of semantic IDs learn, after the best epoch is "
+            "known; 0 = the model gets none",
+        )
         # Two spellings: that of this command line, and that of all others.
         parser.add_argument("--init_from", "--init-from", type=str, default=None, help="start from the weights of FILE")
         parser.add_argument("--last_every_n_steps", type=int, default=100, help="steps between writes of last.ckpt")
@@ -122,7 +131,7 @@ class _TrainingCLI(LightningCLI):
             module.tokenizers = started.tokenizers
         module.codes_settled = config.get("init_from") is not None
         if checkpoint is not None:
-            _take_over(module, data, Path(checkpoint), with_memory=self.subcommand != "fit")
+            _take_over(module, data, Path(checkpoint), trained=self.subcommand != "fit")
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -138,6 +147,7 @@ class _TrainingCLI(LightningCLI):
         chosen, shares = None, dict[str, float]()
         if self.trainer.is_global_zero and not self.trainer.interrupted:
             shares = add_ranking_shares(best, self.datamodule.dataset)
+            self._add_code_heads(best)
         if self.config_init.fit.memory and self.trainer.is_global_zero and not self.trainer.interrupted:
             relations = chosen_relations(self.datamodule.dataset, self.config_init.fit.memory_relations)
             factor = self.config_init.fit.new_item_factor
@@ -147,6 +157,22 @@ class _TrainingCLI(LightningCLI):
             hybrid = add_hybrid_weights(best, self.datamodule.dataset)
         if not self.config_init.fit.quiet:
             _say_result(self.datamodule, self.trainer, chosen, shares, hybrid)
+
+    def _add_code_heads(self, best: Path) -> None:
+        config, data = self.config_init.fit, self.datamodule
+        assert isinstance(data, PreparedData)
+        if not config.code_epochs:
+            return
+        before = self.trainer.global_step
+
+        def log(figures: dict[str, float], step: int) -> None:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(figures, step=before + step)
+
+        init_from = None if config.init_from is None else Path(config.init_from)
+        add_code_heads(best, data, config.code_epochs, init_from=init_from, moved=before > 0, log=log)
+        for logger in self.trainer.loggers:
+            logger.save()
 
 
 def _callbacks(folder: Path, data: PreparedData, config: Any) -> list[L.Callback]:
@@ -168,7 +194,7 @@ def _callbacks(folder: Path, data: PreparedData, config: Any) -> list[L.Callback
     return [*callbacks, LastCheckpoint(folder, config["last_every_n_steps"])]
 
 
-def _take_over(module: UnifiedModule, data: PreparedData, checkpoint: Path, *, with_memory: bool) -> None:
+def _take_over(module: UnifiedModule, data: PreparedData, checkpoint: Path, *, trained: bool) -> None:
     """A checkpoint decides the network; flags that contradict it are an error."""
     model, meta = load_model(checkpoint)
     if meta.get("data_hash") != data.dataset.manifest.data_hash:
@@ -182,7 +208,9 @@ def _take_over(module: UnifiedModule, data: PreparedData, checkpoint: Path, *, w
                 f"{checkpoint} has model.{name} = {stored[name]!r}, not {value!r}; leave the flag out or train anew"
             )
     module.changes, module.tokenizers = stored, meta.get("tokenizers")
-    if with_memory and meta.get("memory_weights"):
+    if not trained and stored["detach_codes"]:  # heads of semantic IDs come after the last epoch, in best.ckpt alone
+        module.changes = with_codes(model.config, None).to_dict()
+    if trained and meta.get("memory_weights"):
         module.memory_weights = MemoryWeights.from_dict(meta["memory_weights"])
 
 
@@ -363,6 +391,7 @@ def fit_dataset(
         "memory_relations": "",
         "new_item_factor": "",
         "init_from": "",
+        "code_epochs": "",
     }
     argv = ["fit", "--data.path", str(dataset.path), "--trainer.default_root_dir", str(root_dir)]
     for name, value in settings.items():

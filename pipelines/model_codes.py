@@ -24,6 +24,7 @@ from torch import Tensor
 from recsys.dataset import Dataset
 from recsys.files import read_json
 from recsys.model import UnifiedModel
+from recsys.model_config import ModelConfig
 from recsys.pipelines.code_fitting import fit_fusion, fit_kind
 from recsys.pipelines.code_settings import CodeSettings
 from recsys.pipelines.item_codes import GivenCodes
@@ -32,7 +33,19 @@ from recsys.tokenizers.item_tokenizer import FusedTokenizer, load_item_tokenizer
 from recsys.tokenizers.residual_kmeans import ResidualKMeans
 from recsys.tokenizers.semantic_ids import SemanticIds
 
-__all__ = ["MODEL_BLOCK", "carried_codes", "codes_of_model", "makes_codes_at", "refresh_codes", "set_codebooks"]
+CODE_HEADS = ("code_decoder.", "parallel_codes.", "set_codes.")
+"""Where the names of their parameters begin."""
+
+__all__ = [
+    "CODE_HEADS",
+    "MODEL_BLOCK",
+    "carried_codes",
+    "codes_of_model",
+    "makes_codes_at",
+    "refresh_codes",
+    "set_codebooks",
+    "with_codes",
+]
 
 MODEL_BLOCK = "model"
 _SET_PARTS = 8
@@ -164,3 +177,14 @@ def set_codebooks(model: UnifiedModel, codes: GivenCodes) -> None:
             scale = tokenizer.fusion.scales[MODEL_BLOCK]
             books = [torch.from_numpy(book / np.float32(scale)) for book in tokenizer.tokenizer.codebooks]
             model.code_decoder.set_codebooks(books)
+
+
+def with_codes(config: ModelConfig, codes: GivenCodes | None) -> ModelConfig:
+    """The configuration with a head for every kind of codes, or with none."""
+    sizes = {} if codes is None else codes.sizes
+    return replace(
+        config,
+        code_sizes=sizes.get("codes", ()),
+        parallel_sizes=sizes.get("parallel_codes", ()),
+        set_sizes=sizes.get("set_codes", ()),
+    )

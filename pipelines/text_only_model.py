@@ -24,7 +24,8 @@ from recsys.dataset import Dataset
 from recsys.model import UnifiedModel
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.data_module import PreparedData
-from recsys.pipelines.item_codes import ItemCodes
+from recsys.pipelines.item_codes import NONE, GivenCodes
+from recsys.pipelines.model_codes import with_codes
 from recsys.pipelines.unified_module import SELECTION, UnifiedModule, build_network
 
 __all__ = ["moved_model", "train_text_only"]
@@ -49,6 +50,7 @@ _SETTINGS: dict[str, Any] = {
     "dropout": 0.1,
 }
 
+_KIND = "parallel_codes"
 _ID_LENGTH = 0.02
 """Standard deviation of the entries of an id part at its start."""
 
@@ -80,10 +82,12 @@ def train_text_only(
         progress: whether a bar shows it.
     """
     changes = {**_SETTINGS, **(settings or {})}
-    prepared = PreparedData(str(data.path), batch_tokens=changes.pop("batch_tokens", None), seed=seed)
-    prepared.codes = ItemCodes(None, (), torch.from_numpy(code_IJ.astype(np.int64)), code_sizes)
+    prepared = PreparedData(str(data.path), batch_tokens=changes.pop("batch_tokens", None), seed=seed, sids=NONE)
+    codes = GivenCodes({_KIND: torch.from_numpy(code_IJ.astype(np.int64))}, {_KIND: code_sizes})
     module = UnifiedModule(**changes)
-    module.net = build_network(prepared, module.changes)
+    config = build_network(prepared, module.changes).config
+    module.net = build_network(prepared, with_codes(config, codes).to_dict())
+    module.net.codes.fill(codes.codes)
     _know_by_content(module.net, content_IC)
     _start_projection(module.net)
     best = ModelCheckpoint(
@@ -110,13 +114,16 @@ def train_text_only(
     return load_model(folder / "best.ckpt")[0]
 
 
-def moved_model(model: UnifiedModel, data: Dataset, content_IC: NDArray[np.float32]) -> UnifiedModel:
+def moved_model(
+    model: UnifiedModel, data: Dataset, content_IC: NDArray[np.float32], code_IJ: NDArray[np.integer[Any]]
+) -> UnifiedModel:
     """The same network on another catalogue, of which only the content is read.
 
     Args:
         model: from :func:`train_text_only`.
         data: of whose manifest the names of actions count, so that the positives of a history are known.
         content_IC: of its items, made as that of training was.
+        code_IJ: of its items, from the tokenizer of training.
 
     Raises:
         ValueError: the content has another width.
@@ -132,11 +139,12 @@ def moved_model(model: UnifiedModel, data: Dataset, content_IC: NDArray[np.float
         num_surfaces=len(manifest.surfaces), positive_mask=manifest.positive_mask,
     )  # fmt: skip
     moved = UnifiedModel(config)
-    of_catalogue = ("items.ids.weight", "items.has_id_I", "items.content_IC")
+    of_catalogue = ("items.ids.weight", "items.has_id_I", "items.content_IC", f"codes.{_KIND}")
     weights = {name: value for name, value in model.state_dict().items() if name not in of_catalogue}
     missing = moved.load_state_dict(weights, strict=False).missing_keys
     assert sorted(missing) == sorted(of_catalogue), missing
     _know_by_content(moved, content_IC)
+    moved.codes.fill({_KIND: torch.from_numpy(code_IJ.astype(np.int64))})
     return moved.eval()
 
 

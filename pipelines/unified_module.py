@@ -29,7 +29,7 @@ from recsys.pipelines.checkpoint import names_to_store
 from recsys.pipelines.content_neighbours import content_neighbours
 from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.item_codes import AUTO, GivenCodes
-from recsys.pipelines.model_codes import makes_codes_at, refresh_codes, set_codebooks
+from recsys.pipelines.model_codes import CODE_HEADS, makes_codes_at, refresh_codes, set_codebooks, with_codes
 from recsys.pipelines.recipe import changed_model
 from recsys.ranking import predict_slates
 from recsys.training_batches import TrainingBatch
@@ -265,6 +265,13 @@ class UnifiedModule(L.LightningModule):
             "tokenizers": self.tokenizers,
         }
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Training that goes on from a checkpoint with finished heads of semantic IDs trains them anew at its end."""
+        if not self.model.codes.sizes:
+            names = ("net.codes.", *(f"net.{prefix}" for prefix in CODE_HEADS))
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith(names)}
+
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> None:
@@ -275,7 +282,6 @@ class UnifiedModule(L.LightningModule):
             if not batch_idx and makes_codes_at(epoch, self.trainer.max_epochs):
                 self._refresh_codes()
             self.objective.trains_codes = epoch > 0 or self.trainer.max_epochs == 1 or self.codes_settled
-        self.objective.turn = self.trainer.global_step
 
     def _refresh_codes(self) -> None:
         codes = refresh_codes(self.model, self.data.dataset, self.data.seed)
@@ -444,9 +450,10 @@ def started_network(data: PreparedData, changes: dict[str, Any]) -> tuple[Unifie
     """A fresh network for a data set with heads for its semantic IDs, and these.
 
     Where ``changes`` are the settings of a checkpoint, so are the codes: its weights bring them, and None is returned.
+    Heads that leave the encoder alone are made after training; see :mod:`recsys.pipelines.code_training`.
     """
     network = build_network(data, changes)
-    if "code_sizes" in changes:
+    if "code_sizes" in changes or network.config.detach_codes:
         return network, None
     codes = data.codes(network)
     if network.config.code_children and (codes is None or "codes" not in codes.sizes):
@@ -480,17 +487,6 @@ def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
         if features is not None:
             model.action_head.set_features(features.start(dataset))
     return model
-
-
-def with_codes(config: ModelConfig, codes: GivenCodes | None) -> ModelConfig:
-    """The configuration with a head for every kind of codes, or with none."""
-    sizes = {} if codes is None else codes.sizes
-    return replace(
-        config,
-        code_sizes=sizes.get("codes", ()),
-        parallel_sizes=sizes.get("parallel_codes", ()),
-        set_sizes=sizes.get("set_codes", ()),
-    )
 
 
 def _action_rates(data: PreparedData) -> Tensor:

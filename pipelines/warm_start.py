@@ -23,8 +23,8 @@ from recsys.model_config import ModelConfig
 from recsys.pipelines.checkpoint import load_model, stored_names
 from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.item_codes import AUTO
-from recsys.pipelines.model_codes import carried_codes, set_codebooks
-from recsys.pipelines.unified_module import build_network, with_codes
+from recsys.pipelines.model_codes import CODE_HEADS, carried_codes, set_codebooks, with_codes
+from recsys.pipelines.unified_module import build_network
 from recsys.tokenizers.table_columns import column_labels
 from recsys.vocabulary import IdMap
 
@@ -53,7 +53,6 @@ _FREE = frozenset(
 """Settings of training alone: another value fits the same weights."""
 _SAME_FEATURES = 0.5
 """Share of the old content's variance that the new content must explain to count as the same features."""
-_CODE_HEADS = ("code_decoder.", "parallel_codes.", "set_codes.")
 _RIDGE = 1e-4
 """Of a least-squares fit, relative to the mean square of its columns."""
 
@@ -120,6 +119,8 @@ def warm_start(data: PreparedData, changes: dict[str, Any], checkpoint: Path) ->
 
     network, said = carried_over(with_codes(config, None))
     codes = None
+    if config.detach_codes:  # heads of semantic IDs go on after training
+        return WarmStart(network, tuple(notes + said))
     if data.sids == AUTO:
         codes = carried_codes(old, meta.get("tokenizers"), network, data.dataset, old_row_I)
     if codes is None:
@@ -218,7 +219,7 @@ def _fresh_heads(old: UnifiedModel, network: UnifiedModel) -> list[str]:
     def shapes(model: UnifiedModel, prefix: str) -> dict[str, torch.Size]:
         return {name: one.shape for name, one in model.named_parameters() if name.startswith(prefix)}
 
-    return [prefix for prefix in _CODE_HEADS if shapes(old, prefix) != shapes(network, prefix)]
+    return [prefix for prefix in CODE_HEADS if shapes(old, prefix) != shapes(network, prefix)]
 
 
 def _said_of_codes(old: UnifiedModel, network: UnifiedModel, old_row_I: Tensor) -> str:

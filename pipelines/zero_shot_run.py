@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from recsys.dataset import Dataset
@@ -123,12 +122,12 @@ class TextOnly:
 
     def scorers(self, catalogue: Catalogue) -> list[RetrieverScorer]:
         """``dense`` and ``parallel`` for a catalogue, be it one that the model never saw."""
-        model = moved_model(self.model, catalogue.data, self.content(catalogue.vectors_IK))
+        vectors_IK = catalogue.vectors_IK
+        model = moved_model(self.model, catalogue.data, self.content(vectors_IK), self.codes.of(vectors_IK))
         vectors_ID, states = model.item_vectors(), BatchStates(model, catalogue.data)
-        code_IJ = self.codes.of(catalogue.vectors_IK).astype(np.int64)
         return [
             RetrieverScorer(DenseRetriever(model, ExactIndex(vectors_ID), vectors_ID, "dense"), states),
-            RetrieverScorer(ParallelRetriever(model, torch.from_numpy(code_IJ)), states),
+            RetrieverScorer(ParallelRetriever(model), states),
         ]
 
 

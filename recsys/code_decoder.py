@@ -146,7 +146,7 @@ class ReadBlock(nn.Module):
         self.query = nn.Linear(dim, dim)
         self.norm_read, self.out_history = nn.LayerNorm(dim), nn.Linear(dim, dim)
         self.up, self.down = nn.Linear(dim, config.ffn_factor * dim), nn.Linear(config.ffn_factor * dim, dim)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(config.code_dropout)
 
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim))

@@ -115,7 +115,10 @@ class ModelConfig:
     set_blocks: int = 1
     """Blocks of the head of set identifiers."""
     detach_codes: bool = True
-    """Whether the code losses leave the encoder and the query as they are, so that dense retrieval loses nothing."""
+    """Whether the code losses leave the encoder and the query as they are, so that dense retrieval loses nothing: the
+    heads are then trained on the encoder of the best epoch. Else L = L_item + L_action + L_code from the start."""
+    code_dropout: float = 0.1
+    """Inside the heads of semantic IDs."""
     code_weight: float = 1.0
     """Weight of L_code beside L_item: −log p of all codes of the decoder, and the mean over those predicted at once."""
     cross_layers: int = 0

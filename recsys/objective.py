@@ -54,9 +54,6 @@ class Objective:
         self.model, self.neighbours = model, neighbours
         self.trains_codes = True
         """Whether the heads of semantic IDs take part: not before their codes mean something."""
-        self.turn: int | None = None
-        """A number that rises with every batch: heads that leave the encoder alone then learn in turns, since all of
-        them at once cost more than the rest of the model. None = all learn from every batch."""
         self.codes_changed()
         trained_J = (item_counts_I > 0).nonzero().flatten()
         self.trained_J = trained_J
@@ -126,6 +123,23 @@ class Objective:
 
     # -- generation -----------------------------------------------------------------------------------------------
 
+    def code_loss(self, batch: TrainingBatch) -> tuple[Tensor | None, Tensor | None]:
+        """L_code of one batch alone, in a model whose heads train on an encoder that is finished.
+
+        Returns:
+            the sum over heads, and the part of the decoder; None where there is nothing to learn, or no decoder.
+        """
+        model, events = self.model, batch.events
+        with torch.no_grad():
+            hidden_T = torch.zeros_like(events.time_known_T)
+            z_RD, cache = model.encode_packed(events, hidden_T, model.items.rows)
+            reads_T = model.layout.item_events(hidden_T)
+            query_ND, target_N = self._queries(batch, z_RD, cache, reads_T)
+        if not len(target_N):
+            return None, None
+        code, other = self._code_losses(batch, cache, reads_T, query_ND, target_N)
+        return other if code is None else other + code, None if code is None else code.detach()
+
     def _code_losses(
         self, batch: TrainingBatch, cache: KeysValues, reads_T: Tensor, query_ND: Tensor, target_N: Tensor
     ) -> tuple[Tensor | None, Tensor]:
@@ -142,15 +156,12 @@ class Objective:
         def codes(kind: str) -> Tensor:
             return model.codes.of(kind)[target_N].long()
 
-        kinds = list(model.codes.sizes)
-        if self.turn is not None and model.config.detach_codes:
-            kinds = [kinds[self.turn % len(kinds)]]
         code, other = None, query_ND.new_zeros(())
-        if model.code_decoder is not None and "codes" in kinds:
+        if model.code_decoder is not None:
             code = self._code_loss(model.code_decoder(query_ND, codes("codes"), read), codes("codes"), target_N)
-        if model.parallel_codes is not None and "parallel_codes" in kinds:
+        if model.parallel_codes is not None:
             other = other + model.parallel_codes.loss(query_ND, codes("parallel_codes"))
-        if model.set_codes is not None and "set_codes" in kinds:
+        if model.set_codes is not None:
             other = other + model.set_codes.loss(query_ND, codes("set_codes"), read)
         return code, other
 

@@ -35,7 +35,7 @@ class Codebooks(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.codes_JKD = nn.Parameter(torch.randn(num, largest, dim) * 0.02)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(_START_TEMPERATURE)))
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(config.code_dropout)
         used_JK = torch.arange(largest) < torch.tensor(sizes)[:, None]
         self.register_buffer("unused_JK", ~used_JK, persistent=False)
 
