@@ -83,8 +83,9 @@ def _tree(bundle: Bundle) -> str:
 
 def _health(bundle: Bundle) -> str:
     kinds = _kinds(bundle)
-    rows, levels = [], []
-    for kind in kinds:
+    rows, small = [], {}
+    levels = [[str(level + 1), *("" for _ in kinds)] for level in range(max(len(kind.sizes) for kind in kinds))]
+    for column, kind in enumerate(kinds, start=1):
         use, health = kind.use, {} if kind.made is None else kind.made["health"]
         rows.append(
             [
@@ -98,29 +99,22 @@ def _health(bundle: Bundle) -> str:
                 f"{health['neighbours_kept']:.1%}" if health else "not known",
             ]
         )
-        for place, size in enumerate(kind.sizes):
-            levels.append(
-                [
-                    kind.name if not place else "",
-                    str(place + 1),
-                    f"{size:,}",
-                    f"{use.dead_codes[place]:,}",
-                    f"{use.entropy_bits[place]:.2f}",
-                    f"{use.max_bits[place]:.2f}",
-                ]
-            )
-    heads = ["kind", "retriever", "made with", "tuples", "items that share theirs", "in the fullest"]
-    heads += ["error of reconstruction", "neighbours kept"]
+        for level, size in enumerate(kind.sizes):
+            levels[level][column] = f"{use.entropy_bits[level]:.2f} of {use.max_bits[level]:.2f}"
+            small[level, column] = f"{use.dead_codes[level]:,} of {size:,} codes unused"
+    heads = ["kind", "retriever", "made with", "tuples", "items sharing theirs", "fullest", "error", "neighbours kept"]
     about = (
-        "Items may share a tuple of codes. Error of reconstruction: 0 is exact, 1 is no better than one vector for all "
-        "items. Neighbours kept: the share of an item's ten nearest that codes alone still tell."
+        "Items may share a tuple of codes; the fullest has most items. Error of reconstruction: 0 is exact, 1 is no "
+        "better than one vector for all items. Neighbours kept: the share of an item's ten nearest that codes still "
+        "tell."
     )
+    bits = "Entropy of each level in bits, beside its most: that of codes which are all used equally often."
     return (
         "<h3>Health</h3>"
         + note(about)
         + table(heads, rows, text=(1, 2))
-        + note("Entropy of a level in bits; it is at most log2 of the size, where every code is used equally often.")
-        + table(["kind", "level", "codes", "unused", "entropy", "at most"], levels)
+        + note(bits)
+        + table(["level", *(kind.name for kind in kinds)], levels, intervals=small)
     )
 
 

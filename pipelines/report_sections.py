@@ -31,7 +31,7 @@ __all__ = ["calibration_section", "curves_section", "ranking_section", "retrieva
 _CURVES = {
     "train/item_nats": ("retrieval loss in training (nats per target)", "min"),
     "train/action_nats": ("ranking loss in training (nats per action)", "min"),
-    "train/code_nats": ("loss of the semantic IDs in training (nats per target, all codes)", "min"),
+    "train/code_nats": ("loss of the codes in training (nats per target)", "min"),
     "val/dense_learned/ndcg@10": ("validation NDCG@10 of dense_learned", "max"),
 }
 _MAIN = ("ndcg@10", "recall@10", "recall@100", "mrr")
