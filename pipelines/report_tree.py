@@ -51,7 +51,7 @@ def tree_branches(trie: CodeTrie, fullest: int | None = None) -> list[list[Branc
     for depth, level in enumerate(trie.levels[:_LEVELS]):
         size_N, child_M1 = level.start_N1.long().diff().tolist(), level.child_M1.tolist()
         children = {
-            node: sorted(range(child_M1[node], child_M1[node + 1]), key=lambda child, size_N=size_N: -size_N[child])
+            node: sorted(range(child_M1[node], child_M1[node + 1]), key=size_N.__getitem__, reverse=True)
             for node in drawn
         }
         if not depth and fullest is not None:
@@ -64,7 +64,7 @@ def tree_branches(trie: CodeTrie, fullest: int | None = None) -> list[list[Branc
             for child in siblings
             if size_N[child] * _WIDTH >= _LEAST_PIXELS * total
         ]
-        largest = sorted(seen, key=lambda child, size_N=size_N: (-size_N[child], child))
+        largest = sorted(sorted(seen), key=size_N.__getitem__, reverse=True)  # a stable sort
         kept, named = set(largest[:_MOST_DRAWN]), set(largest[:_MOST_EXAMPLES])
         row, below = [], {}
         for node, parent in drawn.items():

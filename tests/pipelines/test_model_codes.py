@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -24,16 +25,23 @@ from recsys.pipelines.code_settings import CodeSettings
 from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.export import export
 from recsys.pipelines.fit import fit_dataset
-from recsys.pipelines.item_codes import GivenCodes
+from recsys.pipelines.item_codes import GivenCodes, codes_for
 from recsys.pipelines.made_codes import write_tokenizers
 from recsys.pipelines.model_codes import MODEL_BLOCK, carried_codes, codes_of_model, refresh_codes
 from recsys.pipelines.prepare.build import prepare_frames
-from recsys.pipelines.unified_module import UnifiedModule, build_network, started_network, with_codes
+from recsys.pipelines.unified_module import UnifiedModule, started_network
+from recsys.pipelines.warm_start import warm_start
 from recsys.retrieval.recommender import Recommender
 from recsys.tokenizers.item_tokenizer import load_item_tokenizer
 
 RETRIEVERS = ("dense", "dense_learned", "memory", "generative", "parallel", "set", "hybrid")
-FAST = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False, "memory": False, "quiet": True}
+FAST: dict[str, Any] = {
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "logger": False,
+    "memory": False,
+    "quiet": True,
+}
 
 
 def started(dataset: Dataset) -> tuple[UnifiedModel, GivenCodes]:
@@ -48,7 +56,7 @@ def moved(model: UnifiedModel, by: float) -> Tensor:
     before = model.codes.of("codes").clone()
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
-        model.items.ids.weight += by * torch.randn(model.items.ids.weight.shape, generator=generator)
+        model.items.ids.weight.add_(by * torch.randn(model.items.ids.weight.shape, generator=generator))
     return before
 
 
@@ -154,7 +162,14 @@ class _Noted(L.Callback):
 def trained(toy_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, _Noted]:
     """A short training with automatic codes."""
     noted = _Noted()
-    settings = {"max_epochs": 4, "dim": 16, "window": 16, "batch_tokens": 64, "lr": 0.02, "warmup_steps": 1}
+    settings: dict[str, Any] = {
+        "max_epochs": 4,
+        "dim": 16,
+        "window": 16,
+        "batch_tokens": 64,
+        "lr": 0.02,
+        "warmup_steps": 1,
+    }
     best = fit_dataset(toy_dataset, tmp_path_factory.mktemp("fit") / "run", watchers=[noted], **settings, **FAST)
     return best, noted
 
@@ -177,25 +192,23 @@ def test_old_items_keep_their_codes_and_new_ones_get_those_of_their_vectors(
         toy_frames["interactions"], pl.concat([toy_frames["items"], more]), output=tmp_path / "grown"
     )
     old_row_I = torch.from_numpy(toy_dataset.item_index(grown.item_ids))
-    network = build_network(PreparedData(str(grown.path)), with_codes(old.config, None).to_dict() | {
-        "num_items": grown.num_items, "content_dim": 0 if grown.content is None else grown.content.shape[1],
-        "neighbour_targets": 0.0,
-    })  # fmt: skip
-    with torch.no_grad():  # new items stand where two old ones stand
-        vectors = old.item_vectors()
-        twin = {"a0": "i3", "z9": "i20"}
-        rows = [old_row_I[i] if old_row_I[i] >= 0 else toy_dataset.item_index([twin[grown.item_ids[i]]])[0]
-                for i in range(grown.num_items)]  # fmt: skip
-        network.item_vectors = lambda: vectors[torch.tensor([int(row) for row in rows])]  # type: ignore[method-assign]
-    codes = carried_codes(old, meta["tokenizers"], network, grown, old_row_I)
-    assert codes is not None and codes.sizes == old.codes.sizes
-    write_tokenizers(meta["tokenizers"], tmp_path / "tokenizers")
-    for kind in codes.sizes:
-        before, now = old.codes.of(kind).long(), codes.codes[kind]
-        assert torch.equal(now[old_row_I >= 0], before[old_row_I[old_row_I >= 0]])
-        own = load_item_tokenizer(tmp_path / "tokenizers" / kind).encode({MODEL_BLOCK: network.item_vectors().numpy()})
-        assert np.array_equal(now[old_row_I < 0].numpy(), own[(old_row_I < 0).numpy()])
-    assert carried_codes(old, None, network, grown, old_row_I) is None
+    begun = warm_start(PreparedData(str(grown.path)), {}, trained[0])
+    network = begun.network.eval()
+    vectors = {MODEL_BLOCK: network.item_vectors().detach().numpy()}
+    write_tokenizers(meta["tokenizers"], tmp_path / "before")
+    write_tokenizers(begun.tokenizers or {}, tmp_path / "after")
+    is_old_I = old_row_I >= 0
+    assert network.codes.sizes == old.codes.sizes and int((~is_old_I).sum()) == 2
+    for kind in network.codes.sizes:
+        code_IL = network.codes.of(kind)
+        assert torch.equal(code_IL[is_old_I], old.codes.of(kind)[old_row_I[is_old_I]])
+        for folder in ("before", "after"):  # frozen: the codebooks are the same ones
+            own_IL = load_item_tokenizer(tmp_path / folder / kind).encode(vectors)
+            assert np.array_equal(code_IL[~is_old_I].numpy(), own_IL[~is_old_I.numpy()])
+    of_content = codes_for(toy_dataset, "content", tuple(old.codes.sizes), seed=0)
+    assert of_content is not None
+    for foreign in (None, of_content.tokenizers()):
+        assert carried_codes(old, foreign, network, grown, old_row_I) is None
 
 
 # -- in a bundle -------------------------------------------------------------------------------------------------------
