@@ -5,7 +5,8 @@ nodes, and nothing needs a pointer (as in STATIC's decoding for accelerators, me
 of depth d is known by its number among the nodes of that depth, in the order of their prefixes.
 
 Suffixes: I = items, P = places (items in the order of the trie), L = levels, N = nodes of a level, M = nodes of the
-level above, B = requests, W = beams of a request, C = children of a beam, G = removed items.
+level above, B = requests, W = beams of a request, C = children of a beam, X = B · W beams of all requests, T = their
+children, K = codes of a level, G = removed items.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from recsys.index.parts import checked_parts, write_parts
 from recsys.index.tensor_file import write_tensors
 
-__all__ = ["CodeTrie", "TrieLevel"]
+__all__ = ["Children", "CodeTrie", "TrieLevel"]
 
 _FORMAT = "recsys-code-trie"
 _FORMAT_VERSION = 1
@@ -34,6 +37,27 @@ _MOST_CELLS = 1 << 20
 _MOST_KEY = 2**62
 
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Children:
+    """The children of the beams of all requests, one after the other: no more than there are."""
+
+    node_T: Tensor
+    """[T] integers rising within a beam; −1 = none."""
+    first_X1: Tensor
+    """[X + 1] int64: the children of beam x stand at ``first_X1[x]`` up to ``first_X1[x + 1]``."""
+    owner_T: Tensor | None
+    """[T] int64 beam of each; None = every beam has one place per code, in order."""
+    code_T: Tensor | None
+    """[T] int64 code of each; None likewise."""
+
+    def of(self, place: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+        """Beams and codes at some places."""
+        if self.owner_T is None or self.code_T is None:
+            owner = torch.div(place, num_codes, rounding_mode="floor")
+            return owner, place - owner * num_codes
+        return self.owner_T[place], self.code_T[place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +80,28 @@ class TrieLevel:
     @property
     def num_nodes(self) -> int:
         return len(self.code_N)
+
+    def spread(self, node_BW: Tensor) -> Children:
+        """What :meth:`children` returns, without the places that no child takes.
+
+        A level without a table has nodes of very different width, the more so where codes are not uniform: at fixed
+        width every beam would pay for the widest node of the level.
+
+        Args:
+            node_BW: [B, W] int64; −1 has no children in a level without a table, and those of node 0 in one with it.
+        """
+        node_X = node_BW.flatten()
+        if self.table_MK is not None:
+            size = self.table_MK.shape[1]
+            child_T = self.table_MK.index_select(0, node_X.clamp_min(0)).flatten()
+            return Children(child_T, torch.arange(0, len(child_T) + 1, size, device=node_X.device), None, None)
+        above_X = node_X.clamp_min(0)
+        low_X = self.child_M1.index_select(0, above_X)
+        count_X = (self.child_M1.index_select(0, above_X + 1) - low_X).masked_fill_(node_X < 0, 0)
+        first_X1 = F.pad(count_X.cumsum(0), (1, 0))
+        owner_T = torch.repeat_interleave(count_X)
+        child_T = (low_X - first_X1[:-1]).index_select(0, owner_T) + torch.arange(len(owner_T), device=node_X.device)
+        return Children(child_T, first_X1, owner_T, self.code_N.index_select(0, child_T).long())
 
     def children(self, node_BW: Tensor) -> tuple[Tensor, Tensor]:
         """The children of nodes of the level above, at fixed width.
@@ -197,6 +243,27 @@ class CodeTrie:
             left_N = start_N1.diff() - torch.searchsorted(gone_G, start_N1).diff()
             levels.append(replace(level, alive_N=left_N > 0))
         return replace(self, levels=tuple(levels), gone_G=gone_G)
+
+    def to(self, device: torch.device | str) -> CodeTrie:
+        """The same trie on a device."""
+
+        def moved(tensor: Tensor | None) -> Any:
+            return None if tensor is None else tensor.to(device)
+
+        levels = tuple(
+            replace(
+                level,
+                code_N=moved(level.code_N),
+                child_M1=moved(level.child_M1),
+                start_N1=moved(level.start_N1),
+                table_MK=moved(level.table_MK),
+                alive_N=moved(level.alive_N),
+            )
+            for level in self.levels
+        )
+        return replace(
+            self, item_P=moved(self.item_P), place_I=moved(self.place_I), levels=levels, gone_G=moved(self.gone_G)
+        )
 
     # -- files -----------------------------------------------------------------------------------------------------
 

@@ -4,15 +4,17 @@ A node whose items are all excluded never enters a beam, so that it cannot hold 
 have. An allow list marks the nodes above its items; exclusions are few per request and are counted node by node.
 
 Suffixes: B = requests, E = exclusions of a request, A = allowed items, N = nodes of a level, M = nodes of the level
-above, W = beams, C = children of a beam, T = items of leaves, X = excluded items below beams.
+above, W = beams, T = children of beams or items of leaves, X = excluded items below beams.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from recsys.index.code_trie import CodeTrie
+from recsys.index.code_trie import Children, CodeTrie
 
 __all__ = ["TrieFilter"]
 
@@ -65,24 +67,26 @@ class TrieFilter:
         return alive_N
 
     def cut(
-        self, level: int, node_BW: Tensor, child_BWC: Tensor, above_BE: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, level: int, node_BW: Tensor, children: Children, above_BE: Tensor | None
+    ) -> tuple[Children, Tensor | None]:
         """Children of beams without those that lead to nothing.
 
         Args:
             level: of the children.
-            node_BW: nodes of the level above. child_BWC: from :meth:`recsys.index.code_trie.TrieLevel.children`.
+            node_BW: nodes of the level above.
+            children: from :meth:`recsys.index.code_trie.TrieLevel.spread`, not used any more afterwards.
             above_BE: what this method returned at the level above; None at the first one.
 
         Returns:
-            [B, W, C] int64 with −1 where nothing is left, and [B, E] the node of each excluded item below a beam.
+            the children with −1 where nothing is left, and [B, E] the node of each excluded item below a beam.
         """
         found = self.trie.levels[level]
         alive_N = self._alive(level)
+        node_T = children.node_T
         if alive_N is not None:
-            child_BWC = child_BWC.masked_fill(~alive_N[child_BWC.clamp_min(0)], -1)
+            node_T = node_T.masked_fill(~alive_N[node_T.clamp_min(0)], -1)
         if not self.place_BE.shape[1]:
-            return child_BWC, None
+            return children if alive_N is None else replace(children, node_T=node_T), None
         if above_BE is None:
             above_BE = (self.place_BE < self.trie.num_items).long() - 1  # the root, or nowhere
         # Most excluded items are below no beam, and deeper down nearly all.
@@ -98,8 +102,8 @@ class TrieFilter:
             slot_X = node_X - found.child_M1[node_BW[row_X, beam_X]].long()
         else:
             slot_X = found.code_N[node_X].long()
-        child_BWC[row_X, beam_X, slot_X] = -1
-        return child_BWC, node_BE
+        node_T[children.first_X1[row_X * node_BW.shape[1] + beam_X] + slot_X] = -1
+        return replace(children, node_T=node_T), node_BE
 
     def _left(self, start_N1: Tensor, node_X: Tensor) -> Tensor:
         """[X] items of nodes that may be reached as long as they are not excluded."""
@@ -136,12 +140,13 @@ class TrieFilter:
         if self.place_A is not None:
             place_T = self.place_A[place_T]
         row_T = owner_T // max(1, node_BW.shape[1])
-        # Numbers of a row end with that of no place, so that rows stay apart.
-        key_X = (self.place_BE + torch.arange(num_requests)[:, None] * (trie.num_items + 1)).flatten()
-        keep_T = ~_holds(key_X, row_T * (trie.num_items + 1) + place_T)
-        if self.place_A is None and trie.gone_G is not None:
-            keep_T &= ~_holds(trie.gone_G, place_T)
-        owner_T, row_T, place_T = owner_T[keep_T], row_T[keep_T], place_T[keep_T]
+        if self.place_BE.shape[1] or (self.place_A is None and trie.gone_G is not None):
+            # Numbers of a row end with that of no place, so that rows stay apart.
+            key_X = (self.place_BE + torch.arange(num_requests)[:, None] * (trie.num_items + 1)).flatten()
+            keep_T = ~_holds(key_X, row_T * (trie.num_items + 1) + place_T)
+            if self.place_A is None and trie.gone_G is not None:
+                keep_T &= ~_holds(trie.gone_G, place_T)
+            owner_T, row_T, place_T = owner_T[keep_T], row_T[keep_T], place_T[keep_T]
         kept_B = torch.bincount(row_T, minlength=num_requests)
         column_T = torch.arange(len(row_T)) - (kept_B.cumsum(0) - kept_B)[row_T]
         fits_T = column_T < k

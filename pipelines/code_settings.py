@@ -24,12 +24,14 @@ class CodeSettings:
     method: str = "rq-kmeans"
     """Of ``codes``."""
     levels: int | None = None
-    """Of ``codes``: 3, from 200,000 items on 4."""
+    """Of ``codes``: 3, above 200,000 items 4."""
     codebook_size: int | None = None
     """Of every kind: 256, or the largest power of two that is at most a quarter of the items. Stated sizes are not made
     smaller where they do not fit."""
     balance: str | None = None
-    """Of rq-kmeans and opq: none, capacity or sinkhorn; None = none."""
+    """Of rq-kmeans and opq: none, capacity or sinkhorn. None = sinkhorn for rq-kmeans of at most 200,000 items, else
+    none. With sinkhorn no level is wasted (goodbooks with MiniLM: entropy 8.0 8.0 8.0 bits; without 7.6 6.0 3.9) for
+    .1 bits more per held-out next item, counted by the codes of the item before it; capacity costs .3 (Amazon Toys)."""
     blocks: Mapping[str, float | None] | None = None
     """Name -> weight; None = content and transition. A weight of None is the default of the block."""
     fuse: str = "fused"

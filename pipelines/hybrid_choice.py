@@ -130,7 +130,8 @@ def code_trie(model: UnifiedModel, dataset: Dataset) -> CodeTrie | None:
     if model.code_decoder is None:
         return None
     rank_I = -torch.from_numpy(dataset.train_item_counts())
-    return CodeTrie.build(model.codes.of("codes").cpu(), model.codes.sizes["codes"], rank_I=rank_I)
+    trie = CodeTrie.build(model.codes.of("codes").cpu(), model.codes.sizes["codes"], rank_I=rank_I)
+    return trie.to(model.device)
 
 
 def _ndcg(unions: list[tuple[Union, Tensor]], weights: HybridWeights) -> float:

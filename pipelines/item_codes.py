@@ -146,7 +146,7 @@ def read_codes(path: Path, dataset: Dataset, kinds: Sequence[str] = KINDS) -> Gi
 
 
 def _codes(file: Path, column: pl.Series, row_I: NDArray[np.int64]) -> Tensor:
-    if not isinstance(column.dtype, pl.List) or not pl.Series(dtype=column.dtype.inner).dtype.is_integer():
+    if not isinstance(column.dtype, pl.List) or not column.dtype.inner.is_integer():
         raise InputError(f"{file}: {column.name} must be a list of integers, got {column.dtype}")
     lengths = column.list.len().unique()
     if len(lengths) != 1 or not lengths[0] or column.list.eval(pl.element().is_null().any()).list.first().any():

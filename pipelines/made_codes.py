@@ -235,7 +235,10 @@ def subset(vectors: Mapping[str, Floats], tokenizer: FusedTokenizer | SeparateTo
 def item_health(
     vectors: Mapping[str, Floats], tokenizer: FusedTokenizer | SeparateTokenizers, codes_IL: Codes, fusion: BlockFusion
 ) -> Health:
-    """Figures of codes against the fused vectors of all blocks, so that those of all kinds can be compared."""
+    """Figures of codes against the fused vectors, so that those of all kinds can be compared."""
+    if isinstance(tokenizer, FusedTokenizer):
+        rows_IV = fused(tokenizer.fusion, subset(vectors, tokenizer), tokenizer.fill)
+        return tokenizer.tokenizer.health(rows_IV, codes_IL)
     decoded = tokenizer.decode(codes_IL)
     missing = {name: np.zeros_like(rows) for name, rows in vectors.items() if name not in decoded}
     given_IV, back_IV = fused(fusion, vectors), fused(fusion, {**decoded, **missing})

@@ -46,9 +46,10 @@ def tokenize(
         data: a prepared dataset.
         output: folder to write: codes.parquet, sids.json and the tokenizers.
         method: of `codes`: rq-kmeans, rq-vae, fsq or opq; the other kinds are opq.
-        levels: codes of an item; default 3, from 200,000 items on 4.
+        levels: codes of an item; default 3, above 200,000 items 4.
         codebook_size: codes of a level; default 256, less for a small catalogue.
-        balance: none, capacity (every code equally often) or sinkhorn, of rq-kmeans and opq; default none.
+        balance: none, capacity (every code equally often) or sinkhorn (about), of rq-kmeans and opq; default sinkhorn
+            for rq-kmeans up to 200,000 items, else none.
         blocks: what codes are made of, NAME or NAME:WEIGHT separated by commas: content (all that the model reads of
             items), transition (what follows what), model (with --checkpoint), or a column or text encoder of the
             content. Default content,transition.
@@ -74,6 +75,10 @@ def tokenize(
     )
     if append_to is not None and align_to is not None:
         raise InputError("--append-to keeps codebooks and --align-to makes new ones; give one of them")
+    if append_to is not None and settings != CodeSettings(seed=seed):
+        raise InputError(
+            "--append-to takes the old codebooks as they are; leave --method, sizes, --blocks and such out"
+        )
     dataset = Dataset.open(data)
     old_folder = append_to or align_to
     old = None if old_folder is None else MadeCodes.load(old_folder)
@@ -95,7 +100,7 @@ def tokenize(
         made.write(partial)
     if json is not None:
         write_json(json, read_json(output / SIDS_FILE))
-    _show(made, output, time.perf_counter() - began)
+    _show(made, data, output, time.perf_counter() - began)
 
 
 def parse_blocks(text: str) -> dict[str, float | None]:
@@ -120,7 +125,7 @@ def parse_blocks(text: str) -> dict[str, float | None]:
     return chosen
 
 
-def _show(made: MadeCodes, output: Path, seconds: float) -> None:
+def _show(made: MadeCodes, data: Path, output: Path, seconds: float) -> None:
     table = Table(title=f"semantic IDs of {len(made.item_ids):,} items", title_justify="left")
     for column in ("", *made.kinds):
         table.add_column(column, justify="left" if not column else "right")
@@ -133,7 +138,7 @@ def _show(made: MadeCodes, output: Path, seconds: float) -> None:
     )
     console.print(f"made of {blocks}")
     console.print(f"{output} written in {seconds:.1f} s; train with:")
-    console.print(f"  recsys fit --data.path DATA --data.sids {output}")
+    console.print(f"  recsys fit --data.path {data} --data.sids {output}")
 
 
 def _figures(values: Any, form: str) -> str:

@@ -22,7 +22,8 @@ _SMALLEST = 1e-5
 
 
 def transition_matrix_of(dataset: Dataset) -> scipy.sparse.csr_matrix:
-    """[I, I] float32 log(1 + 100 · P) of the positive events that may train, at most 256 entries a row."""
+    """[I, I] float32 (F + Fᵀ) / 2 with F = log(1 + 100 · P) of the positive events that may train; rows of F have 256
+    entries at most."""
     parts = [scipy.sparse.csr_matrix((0, dataset.num_items), dtype=np.float32)]
     for _, rows in training_transitions(dataset).blocks():
         kept = rows.astype(np.float32)
@@ -35,15 +36,16 @@ def transition_matrix_of(dataset: Dataset) -> scipy.sparse.csr_matrix:
             kept.eliminate_zeros()
         kept.data = np.log1p(np.float32(GAMMA) * kept.data)
         parts.append(kept)
-    return scipy.sparse.vstack(parts, format="csr", dtype=np.float32)
+    weights_II = scipy.sparse.vstack(parts, format="csr", dtype=np.float32)
+    return ((weights_II + weights_II.T) * np.float32(0.5)).tocsr()
 
 
 def transition_vectors(dataset: Dataset, *, dim: int = 64, seed: int = 0) -> NDArray[np.float32] | None:
     """Items that are followed by the same items lie near each other.
 
-    The left factors U·√S of a truncated SVD (Halko et al., arXiv 0909.4061) of log(1 + 100 · P), where P are the
-    transition probabilities of the item graph; P holds reversed edges too, so that a direction is both what follows
-    and what precedes.
+    The factors U·√S of a truncated SVD (Halko et al., arXiv 0909.4061) of log(1 + 100 · P), made symmetric, where P are
+    the transition probabilities of the item graph. The held-out next item costs fewer bits under residual k-means codes
+    of these and the content than without symmetry (Amazon Toys 12.39 and 12.48) or with rows of length 1 (12.44).
 
     Args:
         dataset: whose training events count; no others are read.

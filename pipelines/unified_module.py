@@ -275,6 +275,7 @@ class UnifiedModule(L.LightningModule):
             if not batch_idx and makes_codes_at(epoch, self.trainer.max_epochs):
                 self._refresh_codes()
             self.objective.trains_codes = epoch > 0 or self.trainer.max_epochs == 1 or self.codes_settled
+        self.objective.turn = self.trainer.global_step
 
     def _refresh_codes(self) -> None:
         codes = refresh_codes(self.model, self.data.dataset, self.data.seed)

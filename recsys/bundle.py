@@ -236,10 +236,10 @@ class Bundle:
             if not any(name.startswith("trie/") for name in manifest["files"]):
                 raise InputError(f"{path}: its model generates semantic IDs and there is no trie; {_REMEDY}")
             trie = CodeTrie.load(path / "trie")
-            if trie.sizes != model.codes.sizes["codes"] or not torch.equal(
-                trie.codes().to(model.device), model.codes.of("codes").long()
-            ):
+            codes_IL = model.codes.of("codes").cpu().long()
+            if trie.sizes != model.codes.sizes["codes"] or not torch.equal(trie.codes(), codes_IL):
                 raise InputError(f"{path}: trie holds other semantic IDs than the model was trained on; {_REMEDY}")
+            trie = trie.to(device)
         for name, sizes in (
             ("calibration.safetensors", (len(calibration.scale_A), model.config.num_surfaces)),
             ("past_counts.safetensors", (past.num_actions, past.num_surfaces) if past is not None else None),

@@ -11,6 +11,7 @@ sequence, B = requests, W = beams, M = rows of a history, H = heads, E = head wi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -94,14 +95,35 @@ class StateReader:
 
     def __init__(self, states: UserStates) -> None:
         self.states = states
+        self.rows: dict[int, tuple[Tensor, Tensor]] = {}
+        """Per layer keys [B · H, E, M], scaled, and values [B · H, M, E], as the products of every level want them."""
+        num_rows = states.cache[0][0].shape[1] if states.cache else 0
+        row_M = torch.arange(num_rows, device=states.num_rows_B.device)
+        hidden_BM = row_M >= states.num_rows_B[:, None]
+        self.hidden_BM = hidden_BM if bool(hidden_BM.any()) else None
 
     def __call__(self, layer: int, query: Tensor) -> Tensor:
         """[B, W, H, E] for [B, W, H, E] queries."""
-        keys, values = self.states.cache[layer]
-        visible_BW = self.states.num_rows_B[:, None].expand(-1, query.shape[1])
-        if not keys.shape[1]:
+        num_requests, num_beams, num_heads, width = query.shape
+        if not self.states.cache[layer][0].shape[1]:
             return torch.zeros_like(query)
-        return _attend(query, keys, values, visible_BW)
+        key_XEM, value_XME = self._rows(layer)
+        score_XWM = torch.bmm(query.transpose(1, 2).reshape(-1, num_beams, width), key_XEM)
+        if self.hidden_BM is not None:
+            score_BHWM = score_XWM.view(num_requests, num_heads, num_beams, -1)
+            score_BHWM.masked_fill_(self.hidden_BM[:, None, None], torch.finfo(score_XWM.dtype).min)
+        read_XWE = torch.bmm(score_XWM.softmax(-1), value_XME)
+        return read_XWE.view(num_requests, num_heads, num_beams, width).transpose(1, 2)
+
+    def _rows(self, layer: int) -> tuple[Tensor, Tensor]:
+        if layer not in self.rows:
+            keys, values = self.states.cache[layer]
+            key_XEM = keys.permute(0, 2, 3, 1).flatten(0, 1) * keys.shape[-1] ** -0.5
+            # Without a row to read nothing is read, whatever the weights say.
+            nothing_B = self.states.num_rows_B == 0
+            value_BHME = values.transpose(1, 2).masked_fill(nothing_B[:, None, None, None], 0.0)
+            self.rows[layer] = key_XEM, value_BHME.flatten(0, 1)
+        return self.rows[layer]
 
 
 def _attend(query_SCHE: Tensor, key_SMHE: Tensor, value_SMHE: Tensor, visible_SC: Tensor) -> Tensor:
@@ -253,8 +275,8 @@ class CodeDecoding:
         self.level = 0
         self.ancestor_BW: list[Tensor] = []
         """For every earlier level the place of each beam's ancestor in it."""
-        self.kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in decoder.blocks]
-        """Per block and level keys and values [B, W, H, E]."""
+        self.kept: list[Tensor] = []
+        """Per earlier level the keys and values of all blocks, [B · W, blocks · 2 · D]."""
 
     @torch.no_grad()
     def logits(self, parent_BW: Tensor | None, code_BW: Tensor | None) -> Tensor:
@@ -264,36 +286,49 @@ class CodeDecoding:
             x_BWD = decoder.token(0, self.query_BD)[:, None]
         else:
             x_BWD = decoder.token(self.level, code_BW)
-            beams = torch.arange(self.kept[0][-1][0].shape[1], device=parent_BW.device)
-            self.ancestor_BW.append(beams.expand(len(parent_BW), -1))
-            self.ancestor_BW = [places_BW.gather(1, parent_BW) for places_BW in self.ancestor_BW]
+            self._move(parent_BW)
+        past = self._past(*x_BWD.shape[:2])
+        own = []
         for number, (block, layer) in enumerate(zip(decoder.blocks, decoder.layers, strict=True)):
             assert isinstance(block, _Block)
-            q_BWHE, k_BWHE, v_BWHE = block.own(x_BWD)
-            keys, values = (
-                torch.stack(
-                    [
-                        *(
-                            _of(past[at], place)
-                            for past, place in zip(self.kept[number], self.ancestor_BW, strict=True)
-                        ),
-                        own,
-                    ],
-                    2,
-                )
-                for at, own in enumerate((k_BWHE, v_BWHE))
-            )
-            score_BWLH = (q_BWHE[:, :, None] * keys).sum(-1) * q_BWHE.shape[-1] ** -0.5
-            attended = (score_BWLH.softmax(2)[..., None] * values).sum(2)
-            self.kept[number].append((k_BWHE, v_BWHE))
-            x_BWD = block.finish(x_BWD, attended, lambda query, layer=layer: self.read(layer, query))  # type: ignore[misc]
+            qkv_BW3D = block.qkv(block.norm_own(x_BWD))
+            attended = _attend_past(qkv_BW3D, [level[:, :, number] for level in past], block.num_heads)
+            x_BWD = block.finish(x_BWD, attended, partial(self.read, layer))
+            own.append(qkv_BW3D[..., x_BWD.shape[-1] :])
+        if self.level + 1 < len(decoder.sizes):
+            self.kept.append(torch.cat(own, -1).flatten(0, 1))
         logits = decoder.logits(self.level, x_BWD, self.query_BD[:, None])
         self.level += 1
         return logits
 
+    def _move(self, parent_BW: Tensor) -> None:
+        """Continue beams: their ancestors are those of their parents, and the parents."""
+        self.ancestor_BW = [place_BW.gather(1, parent_BW) for place_BW in self.ancestor_BW]
+        self.ancestor_BW.append(parent_BW)
 
-def _of(rows_BVHE: Tensor, place_BW: Tensor) -> Tensor:
-    return rows_BVHE[torch.arange(len(rows_BVHE), device=place_BW.device)[:, None], place_BW]
+    def _past(self, num_requests: int, num_beams: int) -> list[Tensor]:
+        """Per earlier level [B, W, blocks, 2 · D] keys and values of each beam's ancestor."""
+        found = []
+        for kept_XF, place_BW in zip(self.kept, self.ancestor_BW, strict=True):
+            before = len(kept_XF) // num_requests
+            first_B1 = torch.arange(0, len(kept_XF), before, device=kept_XF.device)[:, None]
+            rows = kept_XF.index_select(0, (place_BW + first_B1).flatten())
+            found.append(rows.view(num_requests, num_beams, len(self.decoder.blocks), -1))
+        return found
+
+
+def _attend_past(qkv_BW3D: Tensor, past: list[Tensor], num_heads: int) -> Tensor:
+    """[B, W, H, E] softmax attention of beams to their ancestors, [B, W, 2 · D] each, and themselves."""
+    query, *own = qkv_BW3D.unflatten(-1, (3, num_heads, -1)).unbind(2)
+    if not past:
+        return own[1]
+    every = [level.unflatten(-1, (2, num_heads, -1)).unbind(2) for level in past] + [tuple(own)]
+    query = query * query.shape[-1] ** -0.5
+    weight_BWHL = torch.stack([(query * keys).sum(-1) for keys, _ in every], -1).softmax(-1)
+    attended = weight_BWHL[..., :1] * every[0][1]
+    for place, (_, values) in enumerate(every[1:], 1):
+        attended.addcmul_(weight_BWHL[..., place : place + 1], values)
+    return attended
 
 
 def start_weights(module: nn.Module) -> None:

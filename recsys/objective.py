@@ -54,6 +54,9 @@ class Objective:
         self.model, self.neighbours = model, neighbours
         self.trains_codes = True
         """Whether the heads of semantic IDs take part: not before their codes mean something."""
+        self.turn: int | None = None
+        """A number that rises with every batch: heads that leave the encoder alone then learn in turns, since all of
+        them at once cost more than the rest of the model. None = all learn from every batch."""
         self.codes_changed()
         trained_J = (item_counts_I > 0).nonzero().flatten()
         self.trained_J = trained_J
@@ -139,12 +142,15 @@ class Objective:
         def codes(kind: str) -> Tensor:
             return model.codes.of(kind)[target_N].long()
 
+        kinds = list(model.codes.sizes)
+        if self.turn is not None and model.config.detach_codes:
+            kinds = [kinds[self.turn % len(kinds)]]
         code, other = None, query_ND.new_zeros(())
-        if model.code_decoder is not None:
+        if model.code_decoder is not None and "codes" in kinds:
             code = self._code_loss(model.code_decoder(query_ND, codes("codes"), read), codes("codes"), target_N)
-        if model.parallel_codes is not None:
+        if model.parallel_codes is not None and "parallel_codes" in kinds:
             other = other + model.parallel_codes.loss(query_ND, codes("parallel_codes"))
-        if model.set_codes is not None:
+        if model.set_codes is not None and "set_codes" in kinds:
             other = other + model.set_codes.loss(query_ND, codes("set_codes"), read)
         return code, other
 

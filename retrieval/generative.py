@@ -70,7 +70,7 @@ class GenerativeRetriever:
         config = BeamConfig(widths=(self.trie.num_items,), normalise=self.config.normalise)
         decoding = self.model.decode(states, at_B, surface_B)
         hits = beam_search(self.trie, decoding, states.num_users, self.trie.num_items, config)
-        score_BI = torch.full((states.num_users, self.trie.num_items + 1), -torch.inf)
+        score_BI = torch.full((states.num_users, self.trie.num_items + 1), -torch.inf, device=at_B.device)
         return score_BI.scatter(1, hits.ids_QK % (self.trie.num_items + 1), hits.scores_QK)[:, :-1]
 
     @torch.no_grad()

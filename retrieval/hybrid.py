@@ -164,7 +164,8 @@ def _union(found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """
     item_BC = torch.cat(list(found), 1)
     source_C = torch.repeat_interleave(
-        torch.arange(len(found), device=item_BC.device), torch.tensor([one.shape[1] for one in found])
+        torch.arange(len(found), device=item_BC.device),
+        torch.tensor([one.shape[1] for one in found], device=item_BC.device),
     )
     item_BC, order_BC = item_BC.sort(dim=1, stable=True)
     source_BC = source_C[order_BC]

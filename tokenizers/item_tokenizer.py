@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recsys.tokenizers.alignment import code_permutations
+from recsys.tokenizers.block_fill import BlockFill
 from recsys.tokenizers.fitted_tokenizer import FittedTokenizer
 from recsys.tokenizers.modalities import SEPARATE_FORMAT, BlockFusion, SeparateTokenizers
 from recsys.tokenizers.product_codes import ProductCodes
@@ -24,10 +25,11 @@ from recsys.tokenizers.tokenizer_files import CONFIG_FILE
 from recsys.tokenizers.tokenizer_registry import load_tokenizer
 from recsys.tokenizers.vector_checks import blocks_of
 
-__all__ = ["FusedTokenizer", "ItemTokenizer", "aligned_item_tokenizer", "fused", "load_item_tokenizer"]
+__all__ = ["FusedTokenizer", "ItemTokenizer", "aligned_item_tokenizer", "fitted_fill", "fused", "load_item_tokenizer"]
 
 _FUSION_FOLDER = "fusion"
 _VECTORS_FOLDER = "vectors"
+_FILL_FOLDER = "fill"
 
 
 @runtime_checkable
@@ -79,6 +81,8 @@ class FusedTokenizer:
 
     fusion: BlockFusion
     tokenizer: FittedTokenizer
+    fill: BlockFill | None = None
+    """Guesses the blocks that an item lacks from those that it has; None = they are the mean."""
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -92,11 +96,11 @@ class FusedTokenizer:
 
     def encode(self, blocks: Mapping[str, ArrayLike]) -> Codes:
         """[N, L] int32 codes of items, each for itself."""
-        return self.tokenizer.encode(fused(self.fusion, blocks))
+        return self.tokenizer.encode(fused(self.fusion, blocks, self.fill))
 
     def assign(self, blocks: Mapping[str, ArrayLike]) -> Codes:
         """[I, L] int32 codes of a whole catalogue, under the tokenizer's balance."""
-        return self.tokenizer.assign(fused(self.fusion, blocks))
+        return self.tokenizer.assign(fused(self.fusion, blocks, self.fill))
 
     def decode(self, codes_NL: ArrayLike) -> dict[str, Floats]:
         """Name -> [N, W] reconstructions."""
@@ -111,11 +115,14 @@ class FusedTokenizer:
         """Write the two parts into folders of their own."""
         self.fusion.save(folder / _FUSION_FOLDER)
         self.tokenizer.save(folder / _VECTORS_FOLDER)
+        if self.fill is not None:
+            self.fill.save(folder / _FILL_FOLDER)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what :meth:`save` wrote; ValueError where a file is missing, changed or foreign."""
-        made = cls(BlockFusion.load(folder / _FUSION_FOLDER), load_tokenizer(folder / _VECTORS_FOLDER))
+        fill = BlockFill.load(folder / _FILL_FOLDER) if (folder / _FILL_FOLDER).is_dir() else None
+        made = cls(BlockFusion.load(folder / _FUSION_FOLDER), load_tokenizer(folder / _VECTORS_FOLDER), fill)
         if made.tokenizer.width != sum(made.widths.values()):
             raise ValueError(
                 f"{folder} joins blocks of {sum(made.widths.values())} entries for a tokenizer of "
@@ -124,17 +131,32 @@ class FusedTokenizer:
         return made
 
 
-def fused(fusion: BlockFusion, blocks: Mapping[str, ArrayLike]) -> Floats:
-    """[N, V] float32 rows of :meth:`BlockFusion.fuse`, some at a time, so that copies of all are not made."""
+def fused(fusion: BlockFusion, blocks: Mapping[str, ArrayLike], fill: BlockFill | None = None) -> Floats:
+    """[N, V] float32 rows of :meth:`BlockFusion.fuse`, some at a time, so that copies of all are not made.
+
+    Args:
+        fusion: of the blocks.
+        blocks: name -> [N, W]; zero or NaN rows are missing.
+        fill: guesses missing blocks; None = they are the mean.
+    """
     arrays = {name: np.asarray(block) for name, block in blocks.items()}
-    num = min((len(array) for array in arrays.values()), default=0)
-    width = sum(fusion.widths.values())
-    if len({len(array) for array in arrays.values()}) != 1 or len(blocks_of(num, width)) <= 1:
-        return fusion.fuse(arrays)
-    rows_NV = np.empty((num, width), np.float32)
-    for part in blocks_of(num, width):
-        rows_NV[part] = fusion.fuse({name: array[part] for name, array in arrays.items()})
+    num = max((len(array) for array in arrays.values()), default=0)
+    rows_NV = np.empty((num, sum(fusion.widths.values())), np.float32)
+    for part in blocks_of(*rows_NV.shape) or [slice(0, 0)]:
+        some = {name: array[part] for name, array in arrays.items()}
+        rows_NV[part] = fusion.fuse(some)
+        if fill is not None:
+            fill.fill(rows_NV[part], _present(some))
     return rows_NV
+
+
+def fitted_fill(fusion: BlockFusion, blocks: Mapping[str, ArrayLike]) -> BlockFill:
+    """What missing blocks of a catalogue are guessed with."""
+    return BlockFill.fit(fused(fusion, blocks), _present(blocks), fusion.widths)
+
+
+def _present(blocks: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.bool_]]:
+    return {name: np.nan_to_num(np.asarray(block)).any(axis=1) for name, block in blocks.items()}
 
 
 def load_item_tokenizer(folder: Path) -> FusedTokenizer | SeparateTokenizers:
@@ -171,7 +193,7 @@ def aligned_item_tokenizer(
     """
     if isinstance(tokenizer, FusedTokenizer):
         made, numbers = _renumbered(tokenizer.tokenizer, old_codes_IL, new_codes_IL)
-        return FusedTokenizer(tokenizer.fusion, made), numbers
+        return replace(tokenizer, tokenizer=made), numbers
     old_IL, new_IL = np.asarray(old_codes_IL), np.asarray(new_codes_IL)
     if old_IL.shape != new_IL.shape:
         raise ValueError(

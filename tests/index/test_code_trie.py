@@ -46,6 +46,33 @@ def test_children_are_the_codes_that_continue_a_prefix(sizes, num_items, seed, d
     assert (level.children(torch.tensor([[-1]]))[0] == -1).all()
 
 
+@settings(max_examples=80, deadline=None)
+@given(sizes=shapes, num_items=st.integers(1, 50), seed=st.integers(0, 10**6), dense=st.booleans())
+def test_spread_children_are_those_of_fixed_width(sizes, num_items, seed, dense):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_trie, "_MOST_CELLS", 2**20 if dense else 0)
+        trie = CodeTrie.build(drawn(seed, sizes, num_items), sizes)
+    generator = torch.Generator().manual_seed(seed)
+    num_above = 1
+    for size, level in zip(sizes, trie.levels, strict=True):
+        node_BW = torch.randint(-1, num_above, (3, 4), generator=generator)
+        child_BWC, code_BWC = level.children(node_BW)
+        children = level.spread(node_BW)
+        for beam, node in enumerate(node_BW.flatten().tolist()):
+            place = torch.arange(children.first_X1[beam], children.first_X1[beam + 1])
+            place = place[children.node_T[place] >= 0]
+            owner, code = children.of(place, size)
+            assert (owner == beam).all()
+            if node < 0:  # a level with a table gives what its reader leaves out
+                assert not len(place) or level.table_MK is not None
+                continue
+            row = child_BWC.flatten(0, 1)[beam]
+            assert children.node_T[place].tolist() == row[row >= 0].tolist()
+            assert code.tolist() == code_BWC.flatten(0, 1)[beam][row >= 0].tolist()
+        assert level.table_MK is not None or len(children.node_T) == int((child_BWC >= 0).sum())
+        num_above = level.num_nodes
+
+
 @settings(max_examples=40, deadline=None)
 @given(sizes=shapes, num_items=st.integers(2, 50), seed=st.integers(0, 10**6))
 def test_growing_equals_building_and_removed_items_stay_removed(sizes, num_items, seed):

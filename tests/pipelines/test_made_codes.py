@@ -24,9 +24,18 @@ from recsys.tokenizers.item_tokenizer import load_item_tokenizer
 
 @pytest.fixture(scope="module")
 def made(toy_dataset: Dataset) -> MadeCodes:
-    codes = make_codes(toy_dataset, seed=0)
+    codes = make_codes(toy_dataset, seed=0, balance="none")  # so that the catalogue's codes are those of encode()
     assert codes is not None
     return codes
+
+
+def test_codes_are_balanced_unless_it_is_said_otherwise(toy_dataset: Dataset, made: MadeCodes) -> None:
+    codes = make_codes(toy_dataset, seed=0)
+    assert codes is not None
+    assert codes.kinds["codes"].about["settings"]["balance"] == "sinkhorn"
+    assert made.kinds["codes"].about["settings"]["balance"] == "none"
+    assert codes.kinds["parallel_codes"].ids.content_hash == made.kinds["parallel_codes"].ids.content_hash
+    assert sum(codes.kinds["codes"].health.entropy_bits) >= sum(made.kinds["codes"].health.entropy_bits)
 
 
 def catalogue(num_items: int, folder: Path, *, text: bool = True, events: bool = True) -> Dataset:
@@ -200,7 +209,7 @@ def test_other_methods_and_separate_codes(method: str, toy_dataset: Dataset) -> 
 
 def test_equal_seeds_write_equal_bytes(made: MadeCodes, toy_dataset: Dataset, tmp_path: Path) -> None:
     made.save(tmp_path / "one")
-    again = make_codes(Dataset.open(toy_dataset.path), seed=0)
+    again = make_codes(Dataset.open(toy_dataset.path), seed=0, balance="none")
     assert again is not None
     again.save(tmp_path / "two")
     MadeCodes.load(tmp_path / "one").save(tmp_path / "three")
@@ -280,7 +289,7 @@ def test_appending_keeps_old_codes(made: MadeCodes, grown: Dataset, toy_dataset:
 
 
 def test_alignment_keeps_numbers_where_codes_agree(made: MadeCodes, grown: Dataset, toy_dataset: Dataset) -> None:
-    refit = make_codes(grown, settings_like(CodeSettings(seed=1), made))
+    refit = make_codes(grown, settings_like(CodeSettings(seed=1, balance="none"), made))
     assert refit is not None
     aligned = aligned_to(refit, made)
     row_I = grown.item_index(toy_dataset.item_ids)

@@ -94,6 +94,7 @@ def test_block_weights_are_parsed() -> None:
         (["--codebook-size", "64"], "30 distinct vectors for 64 codes"),
         (["--append-to", "nowhere"], "nowhere/sids.json is missing"),
         (["--append-to", "a", "--align-to", "b"], "give one of them"),
+        (["--append-to", "a", "--levels", "4"], "--append-to takes the old codebooks as they are"),
         (["--checkpoint", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
         (["--text-encoder", "nowhere"], "--text-encoder: nowhere holds no modules.json"),
     ],

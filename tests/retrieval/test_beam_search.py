@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.index import code_trie
 from recsys.index.code_trie import CodeTrie
 from recsys.retrieval.beam_config import BeamConfig
 from recsys.retrieval.beam_search import beam_search
@@ -128,6 +129,62 @@ def _left(trie, item):
     return trie.gone_G is None or int(trie.place_I[item]) not in trie.gone_G.tolist()
 
 
+def plain_beam(trie, sizes, seed, kind, normalise, widths, left, request, k):
+    """Ids of one request by the rules of the search, with lists: ``left`` are the items that it may get."""
+    decoding = TableDecoding(sizes, 3, seed, kind)
+    codes, places = trie.codes().tolist(), trie.place_I.tolist()
+    beams = [((), torch.zeros(()), request)]
+    for level in range(len(sizes)):
+        candidates = []
+        for prefix, score, row in beams:
+            logits = decoding.tables[level][row]
+            children = sorted({code[level] for code in codes if tuple(code[:level]) == prefix})
+            total = (logits if normalise == "all" else logits[children]).logsumexp(0)
+            for code in children:
+                new = score + (logits[code] - total)
+                if new > -math.inf and any(tuple(codes[item][: level + 1]) == (*prefix, code) for item in left):
+                    candidates.append(((*prefix, code), new, TableDecoding.next_prefix(row, code)))
+        width = widths[min(level, len(widths) - 1)]
+        beams = sorted(candidates, key=lambda beam: (-float(beam[1]), beam[0]))[:width]
+    items = [sorted((i for i in left if tuple(codes[i]) == prefix), key=lambda i: places[i]) for prefix, _, _ in beams]
+    return [item for leaf in items for item in leaf][:k]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 8), min_size=1, max_size=4),
+    num_items=st.integers(1, 60),
+    seed=st.integers(0, 10**6),
+    kind=st.sampled_from(["normal", "never", "equal"]),
+    normalise=st.sampled_from(["all", "children"]),
+    widths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    dense=st.booleans(),
+    share_allowed=st.sampled_from([None, 0.5]),
+    num_excluded=st.integers(0, 6),
+)
+def test_a_narrow_beam_keeps_what_a_plain_one_keeps(
+    sizes, num_items, seed, kind, normalise, widths, dense, share_allowed, num_excluded
+):
+    if kind == "equal":
+        normalise = "all"  # else rounding decides the order of sums that should be equal
+    rng = np.random.default_rng(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_trie, "_MOST_CELLS", 2**20 if dense else 0)
+        trie = random_trie(rng, sizes, num_items)
+        trie = trie.without(torch.from_numpy(np.flatnonzero(rng.random(num_items) < 0.2)))
+    allow_N = None if share_allowed is None else torch.from_numpy(np.flatnonzero(rng.random(num_items) < share_allowed))
+    exclude_BE = torch.from_numpy(rng.integers(-1, num_items, (3, num_excluded)))
+    decoding = TableDecoding(sizes, 3, seed, kind)
+    config = BeamConfig(widths=tuple(widths), normalise=normalise)
+    hits = beam_search(trie, decoding, 3, 7, config, exclude_BE=exclude_BE, allow_N=allow_N)
+    for request in range(3):
+        left = [item for item in range(num_items) if _left(trie, item) and item not in exclude_BE[request].tolist()]
+        left = [item for item in left if allow_N is None or item in allow_N.tolist()]
+        wanted = plain_beam(trie, sizes, seed, kind, normalise, widths, left, request, 7)
+        assert hits.ids_QK[request, : len(wanted)].tolist() == wanted
+        assert int(hits.num_found_Q[request]) == len(wanted)
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 8), min_size=1, max_size=4),
@@ -221,6 +278,24 @@ def test_mass_drops_what_weighs_little():
         return int(beam_search(trie, Peaked(), 1, 20, BeamConfig(widths=(20,), mass=mass, least=least)).num_found_Q)
 
     assert [found(0.4, 1), found(0.6, 1), found(0.6, 5), found(1.0, 1)] == [1, 2, 5, 20]
+
+
+def test_beams_dropped_by_mass_are_not_decoded():
+    trie = CodeTrie.build(np.array([[first, second] for first in range(20) for second in range(3)]), (20, 3))
+    rows = []
+
+    class Peaked:
+        def logits(self, parent_BW, code_BW):
+            if parent_BW is None:
+                share = torch.full((2, 1, 20), 0.01)
+                share[0, 0, 7], share[1, 0, 2], share[1, 0, 5] = 0.81, 0.41, 0.41
+                return share.log()
+            rows.append(code_BW.tolist())
+            return torch.zeros(2, parent_BW.shape[1], 3)
+
+    hits = beam_search(trie, Peaked(), 2, 6, BeamConfig(widths=(20,), mass=0.8, least=1))
+    assert [len(rows[0][0]), rows[0][0][0], rows[0][1]] == [2, 7, [2, 5]]
+    assert hits.ids_QK.tolist() == [[21, 22, 23, -1, -1, -1], [6, 7, 8, 15, 16, -1]]  # five of six equals hold .8
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

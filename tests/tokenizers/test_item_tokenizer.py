@@ -9,7 +9,14 @@ import pytest
 
 from recsys.tokenizers.alignment import renamed_codes
 from recsys.tokenizers.fsq import FsqConfig
-from recsys.tokenizers.item_tokenizer import FusedTokenizer, ItemTokenizer, aligned_item_tokenizer, load_item_tokenizer
+from recsys.tokenizers.item_tokenizer import (
+    FusedTokenizer,
+    ItemTokenizer,
+    aligned_item_tokenizer,
+    fitted_fill,
+    fused,
+    load_item_tokenizer,
+)
 from recsys.tokenizers.modalities import BlockFusion, SeparateTokenizers
 from recsys.tokenizers.protocol import Floats
 from recsys.tokenizers.tokenizer_registry import fit_tokenizer, tokenizer_config
@@ -21,7 +28,7 @@ def item_blocks(seed: int = 0, num: int = 200) -> dict[str, Floats]:
     """Text of every item but each tenth, vectors of all but the last thirty."""
     rng = np.random.default_rng(seed)
     text = rng.normal(size=(num, 6)).astype(np.float32)
-    taken = rng.normal(size=(num, 4)).astype(np.float32)
+    taken = (text @ rng.normal(size=(6, 4)) + 0.2 * rng.normal(size=(num, 4))).astype(np.float32)
     text[::10], taken[-30:] = 0.0, 0.0
     return {"text": text, "taken": taken}
 
@@ -31,7 +38,8 @@ def made(form: str, blocks: dict[str, Floats], seed: int = 0) -> FusedTokenizer 
     if form == "separate":
         return SeparateTokenizers.fit(blocks, configs=dict.fromkeys(blocks, config), seed=seed)
     fusion = BlockFusion.fit(blocks)
-    return FusedTokenizer(fusion, fit_tokenizer("rq-kmeans", fusion.fuse(blocks), config, seed=seed))
+    fill = fitted_fill(fusion, blocks)
+    return FusedTokenizer(fusion, fit_tokenizer("rq-kmeans", fused(fusion, blocks, fill), config, seed=seed), fill)
 
 
 @pytest.fixture(params=["fused", "separate"])
@@ -90,7 +98,7 @@ def test_a_refit_gets_the_old_numbers_back(form: str) -> None:
     shuffle = [rng.permutation(size) for size in SIZES]
     if isinstance(tokenizer, FusedTokenizer):
         other: FusedTokenizer | SeparateTokenizers = FusedTokenizer(
-            tokenizer.fusion, tokenizer.tokenizer.renumbered(shuffle)
+            tokenizer.fusion, tokenizer.tokenizer.renumbered(shuffle), tokenizer.fill
         )
     else:
         other = SeparateTokenizers({name: one.renumbered(shuffle) for name, one in tokenizer.tokenizers.items()})
@@ -112,3 +120,30 @@ def test_alignment_of_other_levels_and_of_digits_is_refused() -> None:
     digits = fsq.encode(fusion.fuse(blocks))
     with pytest.raises(ValueError, match="digits"):
         aligned_item_tokenizer(FusedTokenizer(fusion, fsq), digits, digits)
+
+
+def test_a_missing_block_is_guessed_from_the_others(tmp_path: Path) -> None:
+    blocks = item_blocks()
+    tokenizer = made("fused", blocks)
+    assert isinstance(tokenizer, FusedTokenizer) and tokenizer.fill is not None
+    known = slice(1, 9)
+    truth = fused(tokenizer.fusion, {name: rows[known] for name, rows in blocks.items()})
+    without = {"text": blocks["text"][known], "taken": np.full((8, 4), np.nan, np.float32)}
+    guessed, mean = fused(tokenizer.fusion, without, tokenizer.fill), fused(tokenizer.fusion, without)
+    assert np.array_equal(guessed[:, :6], truth[:, :6])  # what is there stays
+    assert np.square(guessed - truth).sum() < 0.2 * np.square(mean - truth).sum()
+    nothing = {name: np.zeros_like(rows[:2]) for name, rows in blocks.items()}
+    assert np.array_equal(fused(tokenizer.fusion, nothing, tokenizer.fill), fused(tokenizer.fusion, nothing))
+    tokenizer.save(tmp_path / "kept")
+    loaded = load_item_tokenizer(tmp_path / "kept")
+    assert np.array_equal(loaded.encode(without), tokenizer.encode(without))
+    assert len(tokenizer.encode({name: rows[:0] for name, rows in blocks.items()})) == 0
+
+
+def test_a_guess_that_is_no_better_than_the_mean_is_not_made() -> None:
+    rng = np.random.default_rng(0)
+    noise = {"text": rng.normal(size=(40, 30)).astype(np.float32), "taken": rng.normal(size=(40, 4)).astype(np.float32)}
+    fill = fitted_fill(BlockFusion.fit(noise), noise)
+    assert fill.turns == {}
+    few = {name: rows[:2] for name, rows in noise.items()}
+    assert fitted_fill(BlockFusion.fit(few), few).turns == {}
