@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from recsys.bundle import MARKER, Bundle, _checksum
+from recsys.code_accuracy import code_accuracy
+from recsys.code_children import CodeChildren
+from recsys.code_decoder import StateReader
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import sha256_file, write_json
@@ -29,6 +32,7 @@ from recsys.pipelines.item_codes import GivenCodes, codes_for
 from recsys.pipelines.made_codes import write_tokenizers
 from recsys.pipelines.model_codes import MODEL_BLOCK, carried_codes, codes_of_model, refresh_codes
 from recsys.pipelines.prepare.build import prepare_frames
+from recsys.pipelines.recipe import validation_requests
 from recsys.pipelines.unified_module import UnifiedModule, started_network
 from recsys.pipelines.warm_start import warm_start
 from recsys.retrieval.recommender import Recommender
@@ -178,6 +182,43 @@ def test_training_makes_codes_anew_between_epochs(trained: tuple[Path, _Noted]) 
     codes = trained[1].codes
     changed = [not torch.equal(one, other) for one, other in zip(codes, codes[1:], strict=False)]
     assert changed == [True, True, False]  # before the second and the third epoch
+
+
+class _Judged(L.Callback):
+    """Accuracy of codes as validation logged it, and as the model has it among the codes of its catalogue."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.found: list[dict[str, float]] = []
+        self.wanted: list[dict[str, float]] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, UnifiedModule)
+        model, requests = pl_module.model, validation_requests(self.dataset)
+        assert model.code_decoder is not None
+        histories = [
+            self.dataset.events.history(int(u), int(e)) for u, e in zip(requests.user, requests.end, strict=True)
+        ]
+        states = model.encode(histories, user_BK=self.dataset.user_rows(requests.user))
+        query_BD = model.query(states, torch.from_numpy(requests.timestamp), torch.from_numpy(requests.surface))
+        code_BL = model.codes.of("codes")[torch.from_numpy(requests.target)].long()
+        children = CodeChildren.of(model.codes.of("codes"), model.config.code_sizes)
+        self.wanted.append(
+            code_accuracy(model.code_decoder, query_BD, code_BL, StateReader(states), children).figures()
+        )
+        self.found.append(
+            {name.removeprefix("val/codes/"): float(value) for name, value in trainer.callback_metrics.items()
+             if name.startswith("val/codes/")}
+        )  # fmt: skip
+
+
+def test_validation_asks_among_the_codes_that_the_model_has_now(toy_dataset: Dataset, tmp_path: Path) -> None:
+    judged = _Judged(toy_dataset)
+    settings: dict[str, Any] = {"max_epochs": 3, "dim": 16, "window": 16, "lr": 0.02, "code_kinds": "codes"}
+    fit_dataset(toy_dataset, tmp_path / "run", watchers=[judged], code_children=True, **settings, **FAST)
+    assert len(judged.found) == 3
+    for found, wanted in zip(judged.found, judged.wanted, strict=True):
+        assert {name: found[name] for name in wanted} == pytest.approx(wanted)
 
 
 # -- carried over ------------------------------------------------------------------------------------------------------
