@@ -61,7 +61,8 @@ def candidates(
         rank: how many of the first items get probabilities; 0 = none.
         split: now (everything known), or validation or test (every history up to its target).
         at: time of the requests of the split now; default the largest timestamp in the data.
-        retrievers: who finds the items, A,B: dense, dense_learned, memory, generative, parallel, …; several take turns.
+        retrievers: who finds the items, A,B: dense, dense_learned, memory, generative, parallel,
+            set, hybrid; several take turns.
         users: only these: Parquet or CSV with a column user_id, or text with one id per line.
         allow: return only these items: Parquet or CSV with a column item_id, or text with one id per line.
         exclude: never return these items; a file as for --allow.

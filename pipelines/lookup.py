@@ -32,7 +32,8 @@ def recommend(
         bundle: what `recsys export --histories` wrote.
         user: a user id; one that the bundle does not know is answered as a new user.
         k: items to show.
-        retrievers: who finds the items, A,B: dense, dense_learned, memory, generative, parallel, …
+        retrievers: who finds the items, A,B: dense, dense_learned, memory, generative, parallel,
+            set, hybrid.
         at: time of the request, as the data's timestamps count; default the wall clock, or the last event's time.
         surface: where the items would be shown.
         rank_by: order by the probability of this action instead of by retrieval.

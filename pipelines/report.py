@@ -11,6 +11,7 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import atomic_file, read_json
 from recsys.pipelines.console import progress_bar, stdout_console
+from recsys.pipelines.report_codes import codes_section
 from recsys.pipelines.report_examples import examples_section
 from recsys.pipelines.report_page import Section, page, table
 from recsys.pipelines.report_sections import (
@@ -28,7 +29,7 @@ __all__ = ["report"]
 def report(
     run: Path, output: Path, data: Path | None = None, bundle: Path | None = None, evaluation: Path | None = None
 ) -> None:
-    """Write one HTML page about a run: curves, figures beside baselines, calibration and example users.
+    """Write one HTML page about a run: curves, semantic IDs, figures beside baselines, calibration, example users.
 
     The page holds everything it shows and fetches nothing. What is not given is left out, and the page says so.
 
@@ -36,7 +37,7 @@ def report(
         run: folder of a run of `recsys fit`.
         output: the HTML file to write.
         data: the prepared dataset, for calibration and example users.
-        bundle: the exported bundle, for calibration and example users.
+        bundle: the exported bundle, for semantic IDs, calibration and example users.
         evaluation: what `recsys evaluate --json` wrote.
     """
     if not run.is_dir():
@@ -56,10 +57,12 @@ def report(
                 f"dataset's {dataset.manifest.data_hash[:12]}); evaluate again"
             )
     sections: list[Section] = []
-    with progress_bar("report", 4, unit="parts") as advance:
+    with progress_bar("report", 5, unit="parts") as advance:
         if dataset is not None:
             sections.append(_about(dataset, None if rec is None else rec.bundle))
         sections.append(curves_section(run))
+        advance(1)
+        sections.append(codes_section(run, None if rec is None else rec.bundle))
         advance(1)
         if result is None:
             sections.append(Section("Figures", absent="No --evaluation was given, so there are no figures to show."))

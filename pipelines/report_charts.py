@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["CalibrationPoint", "IntervalRow", "calibration_chart", "interval_chart", "line_chart", "ticks"]
+__all__ = [
+    "CalibrationPoint",
+    "IntervalRow",
+    "Rectangle",
+    "calibration_chart",
+    "interval_chart",
+    "line_chart",
+    "rectangle_chart",
+    "ticks",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,20 @@ class CalibrationPoint:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """A part of a row."""
+
+    left: float
+    """In units of the whole row, as its width."""
+    width: float
+    label: str
+    """Written inside where there is room."""
+    said: str
+    """Shown under the pointer."""
+    faint: bool = False
+
+
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     """Round numbers from about ``low`` to about ``high``, inside them.
 
@@ -48,20 +71,27 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def line_chart(
-    points: Sequence[tuple[float, float]], *, title: str, x_label: str, best: str | None = None, width: int = 420
+    points: Sequence[tuple[float, float]],
+    *,
+    title: str,
+    x_label: str,
+    best: str | None = None,
+    beside: Sequence[tuple[float, float]] = (),
+    width: int = 420,
 ) -> str:
-    """One curve.
+    """One curve, or two on the same axes.
 
     Args:
         points: (x, y) in rising order of x.
         title: what y is, with its unit.
         x_label: what x is.
         best: ``min`` or ``max`` marks that point with its value.
+        beside: the points of a second curve, drawn dashed.
         width: of the picture, in CSS pixels at full size.
     """
     height, left, right, top, bottom = 230, 52, 16, 24, 36
-    x_low, x_high = _span([x for x, _ in points], pad=0.0)
-    y_low, y_high = _span([y for _, y in points], pad=0.06)
+    x_low, x_high = _span([x for x, _ in (*points, *beside)], pad=0.0)
+    y_low, y_high = _span([y for _, y in (*points, *beside)], pad=0.06)
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
@@ -79,11 +109,12 @@ def line_chart(
         parts.append(f'<text x="{column:.1f}" y="{height - bottom + 17}" text-anchor="middle">{_short(x)}</text>')
     parts.append(f'<text x="{width - right}" y="{height - 3}" text-anchor="end">{escape(x_label)}</text>')
     places = [at(x, y) for x, y in points]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    parts.append(f'<polyline class="line" points="{line}"/>')
-    if len(points) <= 30:
-        for (x, y), (column, row) in zip(points, places, strict=True):
-            parts.append(_dot(column, row, f"{_short(x)}: {y:.4g}", radius=2.5))
+    for curve, kind in ((beside, "other"), (points, "ours")):
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in curve))
+        if curve:
+            parts.append(f'<polyline class="line{" other" if kind == "other" else ""}" points="{line}"/>')
+        if len(curve) <= 30:
+            parts += [_dot(*at(x, y), f"{_short(x)}: {y:.4g}", radius=2.5, kind=kind) for x, y in curve]
     if best is not None:
         chosen = (min if best == "min" else max)(range(len(points)), key=lambda place: points[place][1])
         column, row = places[chosen]
@@ -170,6 +201,34 @@ def calibration_chart(points: Sequence[CalibrationPoint], *, title: str, width: 
         said = f"predicted {point.predicted:.3f}, observed {point.observed:.3f}, {point.count:,} rows"
         parts.append(_dot(column, row, said, radius=4))
     return _figure(title, width, height, parts)
+
+
+def rectangle_chart(rows: Sequence[Sequence[Rectangle]], *, title: str, total: float, width: int) -> str:
+    """Rows of rectangles, the first row at the top.
+
+    Args:
+        rows: of rectangles that do not overlap.
+        title: of the figure.
+        total: what a row as wide as the picture stands for.
+        width: of the picture.
+    """
+    step = 54
+    parts = []
+    for depth, row in enumerate(rows):
+        top = depth * step
+        for one in row:
+            left, wide = one.left / total * width, one.width / total * width
+            kind = "rest" if one.faint else f"depth{depth % 2}"
+            parts.append(
+                f'<rect class="{kind}" x="{left:.2f}" y="{top}" width="{wide:.2f}" height="{step}">'
+                f"<title>{escape(one.said)}</title></rect>"
+            )
+            if wide >= 12 + 7 * len(one.label):
+                parts.append(
+                    f'<text class="inside" x="{left + wide / 2:.1f}" y="{top + step / 2 + 4:.0f}" text-anchor="middle">'
+                    f"{escape(one.label)}</text>"
+                )
+    return _figure(title, width, step * len(rows), parts)
 
 
 def _figure(title: str, width: int, height: int, parts: Sequence[str]) -> str:

@@ -45,6 +45,10 @@ svg text.value{fill:var(--ink);font-size:12px}
 .grid{stroke:var(--line)}
 .guide{stroke:var(--other);stroke-dasharray:4 4}
 .line{fill:none;stroke:var(--ours);stroke-width:2;stroke-linejoin:round}
+.line.other{stroke:var(--other);stroke-dasharray:5 4}
+rect{stroke:var(--paper);stroke-width:.7}rect.depth0{fill:var(--ours);fill-opacity:.72}
+rect.depth1{fill:var(--ours);fill-opacity:.36}rect.rest{fill:var(--other);fill-opacity:.3}
+rect:hover{fill-opacity:1}svg text.inside{fill:var(--ink);pointer-events:none}
 .whisker{stroke-width:2.5;stroke-linecap:round;opacity:.55}
 .whisker.ours{stroke:var(--ours)}.whisker.other{stroke:var(--other)}
 circle.ours{fill:var(--ours)}circle.other{fill:var(--other)}

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from recsys.bundle import Bundle
 from recsys.dataset import Dataset
@@ -24,6 +23,7 @@ from recsys.pipelines.report_charts import (
     line_chart,
 )
 from recsys.pipelines.report_page import Section, note, table
+from recsys.pipelines.run_logs import curve, run_log
 from recsys.ranking import predict_slates
 
 __all__ = ["calibration_section", "curves_section", "ranking_section", "retrieval_section", "segments_section"]
@@ -31,13 +31,13 @@ __all__ = ["calibration_section", "curves_section", "ranking_section", "retrieva
 _CURVES = {
     "train/item_nats": ("retrieval loss in training (nats per target)", "min"),
     "train/action_nats": ("ranking loss in training (nats per action)", "min"),
+    "train/code_nats": ("loss of the codes in training (nats per target)", "min"),
     "val/dense_learned/ndcg@10": ("validation NDCG@10 of dense_learned", "max"),
 }
 _MAIN = ("ndcg@10", "recall@10", "recall@100", "mrr")
 _RANKING = ("auc", "gauc", "logloss", "ndcg@10")
 _HEADS = {"ndcg@10_minus": "ours − it, ndcg@10", "auc_minus": "ours − it, auc"}
 _BINS = 10
-_MAX_POINTS = 400
 
 Row = Mapping[str, Any]
 
@@ -45,30 +45,14 @@ Row = Mapping[str, Any]
 def curves_section(run: Path) -> Section:
     """Training curves from the CSV logs of a run, resumed parts put together."""
     title = "Training"
-    files = sorted(run.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.rsplit("_", 1)[1]))
-    frames = []
-    for file in files:
-        try:
-            frames.append(pl.read_csv(file, infer_schema_length=None))
-        except pl.exceptions.PolarsError:  # a run killed before its first line leaves an empty file
-            continue
-    if not frames:
+    log = run_log(run)
+    if log is None:
         return Section(title, absent=f"{run} holds no logs/version_*/metrics.csv, so there are no curves.")
-    log = pl.concat(frames, how="diagonal_relaxed")
     charts = []
     for name, (label, best) in _CURVES.items():
-        if name not in log.columns:
-            continue
-        points = (
-            log.select("step", y=pl.col(name).cast(pl.Float64, strict=False))
-            .drop_nulls()
-            .filter(pl.col("y").is_finite())
-            .unique("step", keep="last", maintain_order=True)  # a resumed run logs some steps again
-            .sort("step")
-        )
-        if len(points):
-            points = points[np.unique(np.linspace(0, len(points) - 1, min(len(points), _MAX_POINTS)).astype(np.int64))]
-            charts.append(line_chart(points.rows(), title=label, x_label="step", best=best if best == "max" else None))
+        points = curve(log, name)
+        if points:
+            charts.append(line_chart(points, title=label, x_label="step", best=best if best == "max" else None))
     if not charts:
         return Section(title, absent="The logs of the run hold no curve yet.")
     return Section(title, f'<div class="charts">{"".join(charts)}</div>')

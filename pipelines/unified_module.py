@@ -288,6 +288,7 @@ class UnifiedModule(L.LightningModule):
         if codes is not None:
             self.tokenizers = codes.tokenizers()
             self.objective.codes_changed()
+            self.__dict__.pop("_children", None)  # those of the codes before
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         losses = self.objective(batch)

@@ -6,6 +6,7 @@ Suffixes: I = items, V = entries of a vector, L = levels, S = sampled items, K =
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from recsys.tokenizers.protocol import Codes, Floats, Health
 from recsys.tokenizers.vector_checks import blocks_of
 
-__all__ = ["code_health"]
+__all__ = ["CodeUse", "code_health", "code_use"]
 
 NUM_NEIGHBOURS = 10
 MAX_SAMPLE = 2000
@@ -38,6 +39,45 @@ def _neighbours_kept(vectors_SV: Floats, decoded_SV: Floats) -> float:
     return float(same.mean())
 
 
+@dataclass(frozen=True, slots=True)
+class CodeUse:
+    """What of :class:`~recsys.tokenizers.protocol.Health` the codes alone say."""
+
+    num_items: int
+    num_leaves: int
+    num_collisions: int
+    largest_leaf: int
+    dead_codes: tuple[int, ...]
+    entropy_bits: tuple[float, ...]
+    max_bits: tuple[float, ...]
+
+
+def code_use(codes_IL: Codes, sizes: tuple[int, ...]) -> CodeUse:
+    """Shared leaves and unused codes of one catalogue.
+
+    Args:
+        codes_IL: [I, L] int32, in range, I ≥ 1.
+        sizes: codes per level.
+    """
+    num = len(codes_IL)
+    _, count_F = np.unique(codes_IL, axis=0, return_counts=True)
+    dead, bits = [], []
+    for level, size in enumerate(sizes):
+        used = np.bincount(codes_IL[:, level], minlength=size)
+        share = used[used > 0] / num
+        dead.append(int(size - len(share)))
+        bits.append(max(0.0, float(-(share * np.log2(share)).sum())))
+    return CodeUse(
+        num_items=num,
+        num_leaves=len(count_F),
+        num_collisions=int(count_F[count_F > 1].sum()),
+        largest_leaf=int(count_F.max()),
+        dead_codes=tuple(dead),
+        entropy_bits=tuple(bits),
+        max_bits=tuple(math.log2(size) for size in sizes),
+    )
+
+
 def code_health(vectors_IV: Floats, codes_IL: Codes, decoded_IV: Floats, sizes: tuple[int, ...]) -> Health:
     """Figures of one catalogue.
 
@@ -52,13 +92,7 @@ def code_health(vectors_IV: Floats, codes_IL: Codes, decoded_IV: Floats, sizes: 
         size; where equal cosines compete for the last places, the earlier item counts as nearer.
     """
     num = len(vectors_IV)
-    _, count_F = np.unique(codes_IL, axis=0, return_counts=True)
-    dead, bits = [], []
-    for level, size in enumerate(sizes):
-        used = np.bincount(codes_IL[:, level], minlength=size)
-        share = used[used > 0] / num
-        dead.append(int(size - len(share)))
-        bits.append(max(0.0, float(-(share * np.log2(share)).sum())))
+    used = code_use(codes_IL, sizes)
     mean_V = vectors_IV.mean(axis=0, dtype=np.float64)
     lost = spread = 0.0
     for block in blocks_of(*vectors_IV.shape):
@@ -67,13 +101,7 @@ def code_health(vectors_IV: Floats, codes_IL: Codes, decoded_IV: Floats, sizes: 
         spread += float(np.square(rows - mean_V).sum())
     sample_S = np.sort(np.random.default_rng(0).permutation(num)[:MAX_SAMPLE])
     return Health(
-        num_items=num,
-        num_leaves=len(count_F),
-        num_collisions=int(count_F[count_F > 1].sum()),
-        largest_leaf=int(count_F.max()),
-        dead_codes=tuple(dead),
-        entropy_bits=tuple(bits),
-        max_bits=tuple(math.log2(size) for size in sizes),
+        **asdict(used),
         relative_error=lost / spread if spread > 0 else float(lost > 0),
         neighbours_kept=_neighbours_kept(vectors_IV[sample_S], decoded_IV[sample_S]),
     )

@@ -119,9 +119,9 @@ def test_everything_given(run: Path, slate_data: Dataset, toy_model: UnifiedMode
     assert "http" not in text and "url(" not in text and "@import" not in text
     assert "prefers-color-scheme:dark" in text
     assert headings(text) == [
-        "Data and model", "Training", "Retrieval", "Ranking", "Segments", "Calibration", "Example users"
+        "Data and model", "Training", "Semantic IDs", "Retrieval", "Ranking", "Segments", "Calibration", "Example users"
     ]  # fmt: skip
-    assert 'class="absent"' not in text
+    assert text.count('class="absent"') == 1 and "The model has no semantic IDs" in text
     for drawing in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
         ElementTree.fromstring(drawing)
     names = re.findall(r'<text class="name (\w+)"[^>]*>([^<]+)</text>', text)
@@ -166,8 +166,8 @@ def test_only_a_run(run: Path, tmp_path: Path) -> None:
     report(run, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     Balanced(text)
-    assert headings(text) == ["Training", "Figures", "Calibration", "Example users"]
-    assert text.count('class="absent"') == 3 and "No --evaluation was given" in text
+    assert headings(text) == ["Training", "Semantic IDs", "Figures", "Calibration", "Example users"]
+    assert text.count('class="absent"') == 4 and "No --evaluation was given" in text
     # step 20 of the resumed part stands in place of the first part's 9.9; the empty log does no harm
     points = re.findall(r"<title>(\d+): ([\d.]+)</title>", text)
     assert points == [("10", "3.5"), ("20", "3.1"), ("40", "2.5"), ("20", "0.05"), ("40", "0.08")]
@@ -181,8 +181,10 @@ def test_a_run_without_logs_and_an_evaluation_without_slates(tmp_path: Path) -> 
     (tmp_path / "eval.json").write_text(json.dumps(result))
     report(tmp_path / "run", tmp_path / "report.html", evaluation=tmp_path / "eval.json")
     text = (tmp_path / "report.html").read_text()
-    assert headings(text) == ["Training", "Retrieval", "Ranking", "Segments", "Calibration", "Example users"]
-    assert text.count('class="absent"') == 5 and "ours − it" not in text
+    assert headings(text) == [
+        "Training", "Semantic IDs", "Retrieval", "Ranking", "Segments", "Calibration", "Example users"
+    ]  # fmt: skip
+    assert text.count('class="absent"') == 6 and "ours − it" not in text
 
 
 def test_parts_that_do_not_belong_together(run: Path, toy_dataset: Dataset, tmp_path: Path) -> None:
