@@ -147,7 +147,7 @@ def train_code_heads(
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, _CLIP)
                 optimizer.step()
-            if code is not None and step % 50 == 0:
+            if code is not None and step % max(1, min(50, total // 20)) == 0:
                 log({"train/code_nats": float(code)}, step)
             if (step + 1) % examples.steps_per_epoch == 0:
                 network.eval()

@@ -74,7 +74,7 @@ def codes_of_model(
         like: a model whose sizes are taken where it has codes.
     """
     blocks = _blocks(model)
-    settings = replace(settings, set_parts=_SET_PARTS)
+    settings = replace(settings, set_parts=_SET_PARTS, balance=settings.balance or "none")
     sizes = () if like is None else like.codes.sizes.get("codes", ())
     if sizes:
         settings = replace(settings, codebook_size=sizes[0], levels=len(sizes))

@@ -28,7 +28,7 @@ from recsys.objective import Objective
 from recsys.pipelines.checkpoint import names_to_store
 from recsys.pipelines.content_neighbours import content_neighbours
 from recsys.pipelines.data_module import PreparedData
-from recsys.pipelines.item_codes import AUTO, GivenCodes
+from recsys.pipelines.item_codes import AUTO, CONTENT, NONE, GivenCodes
 from recsys.pipelines.model_codes import CODE_HEADS, makes_codes_at, refresh_codes, set_codebooks, with_codes
 from recsys.pipelines.recipe import changed_model
 from recsys.ranking import predict_slates
@@ -454,12 +454,14 @@ def started_network(data: PreparedData, changes: dict[str, Any]) -> tuple[Unifie
     Heads that leave the encoder alone are made after training; see :mod:`recsys.pipelines.code_training`.
     """
     network = build_network(data, changes)
-    if "code_sizes" in changes or network.config.detach_codes:
+    if "code_sizes" in changes:
         return network, None
-    codes = data.codes(network)
-    if network.config.code_children and (codes is None or "codes" not in codes.sizes):
+    if network.config.code_children and (data.sids == NONE or "codes" not in data.code_kinds):
         raise InputError("model.code_children needs semantic IDs of the kind codes; give --data.sids, or leave it out")
-    if codes is None:
+    if network.config.detach_codes and data.sids in (AUTO, CONTENT, NONE):
+        return network, None
+    codes = data.codes(network)  # of a file: what is wrong with it is said now, not after training
+    if codes is None or network.config.detach_codes:
         return network, None
     network = build_network(data, with_codes(network.config, codes).to_dict())
     network.codes.fill(codes.codes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import lightning as L
 import numpy as np
 import polars as pl
@@ -46,7 +48,7 @@ def test_validation_tells_how_often_each_code_is_right(toy_dataset, sids, tmp_pa
     watcher = Watcher()
     best = fit_dataset(
         toy_dataset, tmp_path / "run", max_epochs=1, watchers=[watcher], sids=str(sids), batch_users=7,
-        code_children=among_children, set_blocks=2, **FAST,
+        code_children=among_children, set_blocks=2, detach_codes=False, **FAST,
     )  # fmt: skip
     model = load_model(best)[0].eval()
     assert model.config.set_sizes == KINDS["set_codes"] and model.config.set_blocks == 2
@@ -63,8 +65,9 @@ def test_validation_tells_how_often_each_code_is_right(toy_dataset, sids, tmp_pa
 @pytest.mark.parametrize("detach", [True, False])
 def test_every_head_adds_its_loss(toy_dataset, sids, detach):
     data = PreparedData(str(toy_dataset.path), sids=str(sids))
-    changes = {"dim": 16, "window": 16, "detach_codes": detach, "dropout": 0.0, "mask_prob": 0.0}
+    changes = {"dim": 16, "window": 16, "detach_codes": False, "dropout": 0.0, "mask_prob": 0.0}
     model = started_network(data, changes)[0]
+    model.config = replace(model.config, detach_codes=detach)
     model.eval()
     counts_I = torch.from_numpy(toy_dataset.train_item_counts())
     batch = data.examples(model.config).batch(0)
@@ -103,7 +106,9 @@ def test_among_children_there_is_nothing_to_learn_where_only_one_code_can_follow
     counts_I = torch.from_numpy(toy_dataset.train_item_counts())
     found = {}
     for among in (False, True):
-        model = started_network(data, {"dim": 16, "window": 16, "code_children": among})[0].eval()
+        model = started_network(data, {"dim": 16, "window": 16, "code_children": among, "detach_codes": False})[
+            0
+        ].eval()
         batch = data.examples(model.config).batch(0)
         for name, codes in (("drawn", model.codes.of("codes").clone()), ("one", torch.tensor([5, 0, 3]))):
             model.codes.of("codes").copy_(codes)

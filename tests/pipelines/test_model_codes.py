@@ -50,7 +50,7 @@ FAST: dict[str, Any] = {
 
 def started(dataset: Dataset) -> tuple[UnifiedModel, GivenCodes]:
     """A network before its first step, with codes of its own item vectors."""
-    model, codes = started_network(PreparedData(str(dataset.path)), {"dim": 16, "window": 16})
+    model, codes = started_network(PreparedData(str(dataset.path)), {"dim": 16, "window": 16, "detach_codes": False})
     assert codes is not None
     return model, codes
 
@@ -173,6 +173,7 @@ def trained(toy_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> t
         "batch_tokens": 64,
         "lr": 0.02,
         "warmup_steps": 1,
+        "detach_codes": False,
     }
     best = fit_dataset(toy_dataset, tmp_path_factory.mktemp("fit") / "run", watchers=[noted], **settings, **FAST)
     return best, noted
@@ -215,6 +216,7 @@ class _Judged(L.Callback):
 def test_validation_asks_among_the_codes_that_the_model_has_now(toy_dataset: Dataset, tmp_path: Path) -> None:
     judged = _Judged(toy_dataset)
     settings: dict[str, Any] = {"max_epochs": 3, "dim": 16, "window": 16, "lr": 0.02, "code_kinds": "codes"}
+    settings["detach_codes"] = False
     fit_dataset(toy_dataset, tmp_path / "run", watchers=[judged], code_children=True, **settings, **FAST)
     assert len(judged.found) == 3
     for found, wanted in zip(judged.found, judged.wanted, strict=True):

@@ -140,7 +140,7 @@ def test_what_reads_alike_is_near_before_any_training(unseen: Catalogue) -> None
 
 def test_content_of_another_width_is_refused(trained: TextOnly, unseen: Catalogue) -> None:
     with pytest.raises(ValueError, match=r"content must be \[60, 12\], got \[60, 5\]"):
-        moved_model(trained.model, unseen.data, unseen.vectors_IK[:, :5])
+        moved_model(trained.model, unseen.data, unseen.vectors_IK[:, :5], np.zeros((60, 1), np.int64))
 
 
 def test_no_event_of_the_unseen_catalogue_enters_training(unseen: Catalogue, tmp_path: Path) -> None:
