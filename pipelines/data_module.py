@@ -69,8 +69,8 @@ class PreparedData(L.LightningDataModule):
         batch_users: users of a validation or test batch.
         seed: decides windows, batches, masks and initial weights.
         slates: whether training reads slates.
-        sids: semantic IDs of the items: ``auto`` = made of the model's own item vectors as these settle, ``content`` =
-            made of content and transitions at the start, ``none`` = the model has no heads for them, or what
+        sids: semantic IDs of the items: ``auto`` = made of the model's own item vectors, ``content`` = made of
+            content and transitions, ``none`` = the model has no heads for them, or what
             `recsys tokenize` wrote, or a Parquet file of item_id and codes.
         code_kinds: kinds of codes that the model gets heads for, A,B: codes, parallel_codes, set_codes.
     """

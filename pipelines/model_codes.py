@@ -1,9 +1,8 @@
-"""Semantic IDs made from the model's own item vectors while it trains.
+"""Semantic IDs made from the model's own item vectors.
 
 Items that score alike for every user then share their first codes, which is what makes generation agree with dense
-retrieval: on Amazon Toys the residual codebooks alone, read as a tree of mean vectors, found .123 of the validation
-targets among ten items where codes of text and transitions found .077 (dense: .140). After MSCGRec (arXiv 2509.22807),
-whose collaborative codes come from a trained sequential model; here both grow in one training: the codes are made anew
+retrieval. After MSCGRec (arXiv 2509.22807), whose collaborative codes come from a trained sequential model. They are
+made once the vectors are final (:mod:`recsys.pipelines.code_training`), or, where L_code trains the encoder too, anew
 as the vectors settle, under numbers that agree with the old ones wherever possible.
 
 Suffixes: I = items, D = width, K = codes of a level.
