@@ -20,12 +20,13 @@ from recsys.dataset import Dataset
 from recsys.event_counts import mask_bits
 from recsys.files import atomic_file
 from recsys.logistic import fit_logistic
+from recsys.model import UnifiedModel
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.item_graphs import training_graph
-from recsys.ranking import predict_slates
+from recsys.ranking import SlatePredictions, predict_slates
 from recsys.training_features import DatasetFeatures
 
-__all__ = ["add_ranking_shares", "chosen_shares"]
+__all__ = ["add_ranking_shares", "chosen_shares", "shared_logits"]
 
 VALIDATION = 1
 _PRIOR_ROWS = 10.0
@@ -55,6 +56,33 @@ def chosen_shares(
         if weight_3[0] > 0:
             share_A[action] = float(np.clip(weight_3[1] / weight_3[0], 0.0, 1.0))
     return share_A
+
+
+def shared_logits(
+    model: UnifiedModel, predicted: SlatePredictions, feature_RF: NDArray[np.float32], dataset: Dataset
+) -> NDArray[np.float32]:
+    """[R, A] logits of slate rows with the shares that these rows choose, as :func:`add_ranking_shares` would.
+
+    Args:
+        model: that ranks with features.
+        predicted: of slate rows that training did not see.
+        feature_RF: features of these rows.
+        dataset: with the slates.
+    """
+    head, slates = model.action_head, dataset.slates
+    assert head is not None and slates is not None
+    with torch.inference_mode():
+        feature = torch.from_numpy(np.ascontiguousarray(feature_RF, dtype=np.float32)).to(model.device)
+        features_RA = head.feature_logits(feature).cpu().numpy()
+    network_RA = predicted.logit_RA - features_RA
+    share_A = chosen_shares(
+        features_RA,
+        network_RA,
+        mask_bits(slates.yes[predicted.row_R], head.num_actions),
+        mask_bits(slates.known[predicted.row_R], head.num_actions),
+    )
+    logit_RA: NDArray[np.float32] = features_RA + share_A.astype(np.float32) * network_RA
+    return logit_RA
 
 
 def add_ranking_shares(checkpoint: Path, dataset: Dataset) -> dict[str, float]:

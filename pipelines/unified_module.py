@@ -30,6 +30,7 @@ from recsys.pipelines.content_neighbours import content_neighbours
 from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.item_codes import AUTO, CONTENT, NONE, GivenCodes
 from recsys.pipelines.model_codes import CODE_HEADS, makes_codes_at, refresh_codes, set_codebooks, with_codes
+from recsys.pipelines.ranking_shares import shared_logits
 from recsys.pipelines.recipe import changed_model
 from recsys.ranking import predict_slates
 from recsys.training_batches import TrainingBatch
@@ -405,12 +406,16 @@ class UnifiedModule(L.LightningModule):
         features = self.data.features(self.config)
         feature_RF = None if features is None else features.slates_RF
         predicted = predict_slates(self.model, dataset, split, feature_RF=feature_RF)
+        logit_RA = predicted.logit_RA
+        if self.trainer.state.fn == "fit" and feature_RF is not None:
+            # As the last step of the fit will leave it: by how much of the network holds on labels it has not seen.
+            logit_RA = shared_logits(self.model, predicted, feature_RF[predicted.row_R], dataset)
         figures, weights = {}, []
         for place, action in enumerate(dataset.manifest.actions):
             known = ((slates.known[predicted.row_R] >> place) & 1).astype(bool)
             yes = ((slates.yes[predicted.row_R] >> place) & 1).astype(bool)[known]
             if yes.any() and not yes.all():
-                figures[f"{action}/auc"] = float(auc(yes, predicted.prob_RA[known, place]))
+                figures[f"{action}/auc"] = float(auc(yes, logit_RA[known, place]))
                 weights.append(min(int(yes.sum()), int((~yes).sum())))
         return figures, float(np.average(list(figures.values()), weights=weights)) if figures else 0.0
 

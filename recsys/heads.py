@@ -126,6 +126,13 @@ class ActionHead(nn.Module):
         self.out.bias[: self.num_actions] = 0.0
         self.out.weight[: self.num_actions] = 0.0
 
+    def feature_logits(self, feature_RF: Tensor) -> Tensor:
+        """[R, A] the part of the logits at any place that does not read the encoder, of a model that reads features."""
+        assert self.wide is not None
+        logits = self.wide((feature_RF - self.past_mean_F) / self.past_scale_F)[..., : self.num_actions]
+        found: Tensor = logits + self.rank_share_P @ self.rank_bias.all_rows()
+        return found
+
     def forward(
         self,
         z_RD: Tensor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 
@@ -12,8 +13,14 @@ from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.fit import fit_dataset
 from recsys.pipelines.ranking_shares import chosen_shares
 from recsys.ranking import predict_slates
+from recsys.ranking_metrics import auc
 
 FAST = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False, "memory": False, "dim": 16, "window": 16}
+
+
+class Watched(L.Callback):
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def parts(noise: float, rows: int = 20_000) -> tuple[Any, Any, Any]:
@@ -64,3 +71,17 @@ def test_a_fit_weighs_the_network_in_what_it_keeps(small_world, tmp_path, monkey
     for name, value in trained.state_dict().items():
         if not name.startswith("action_head.out."):
             assert (kept.state_dict()[name] == value).all(), name
+
+
+def test_an_epoch_is_judged_by_what_its_shares_will_leave_of_it(small_world, tmp_path):
+    """The AUC that validation logs is that of the checkpoint after its last step, not of the network as it trains."""
+    watcher = Watched()
+    best = fit_dataset(small_world, tmp_path / "run", max_epochs=1, watchers=[watcher], **FAST)
+    kept, meta = load_model(best)
+    assert min(meta["ranking_shares"].values()) < 1
+    predicted, slates = predict_slates(kept, small_world, 1), small_world.slates
+    for place, action in enumerate(small_world.manifest.actions):
+        known = ((slates.known[predicted.row_R] >> place) & 1).astype(bool)
+        yes = ((slates.yes[predicted.row_R] >> place) & 1).astype(bool)[known]
+        wanted = auc(yes, predicted.logit_RA[known, place])
+        assert watcher.figures[f"val/{action}/auc"] == pytest.approx(float(wanted), abs=1e-5)
