@@ -31,6 +31,7 @@ from recsys.pipelines.last_checkpoint import LastCheckpoint
 from recsys.pipelines.memory_weights import ChosenWeights, add_memory_weights
 from recsys.pipelines.model_codes import with_codes
 from recsys.pipelines.ranking_shares import add_ranking_shares
+from recsys.pipelines.recipe import chosen_code_epochs
 from recsys.pipelines.unified_module import SELECTION, UnifiedModule
 from recsys.pipelines.warm_start import warm_start
 
@@ -84,10 +85,10 @@ class _TrainingCLI(LightningCLI):
         )
         parser.add_argument(
             "--code_epochs",
-            type=NonNegativeInt,
-            default=4,
+            type=NonNegativeInt | None,
+            default=None,
             help="passes over the training events in which the heads of semantic IDs learn, after the best epoch is "
-            "known; 0 = the model gets none",
+            "known; 0 = the model gets none; null = 4, or fewer where there are more than half a million events",
         )
         # Two spellings: that of this command line, and that of all others.
         parser.add_argument("--init_from", "--init-from", type=str, default=None, help="start from the weights of FILE")
@@ -161,7 +162,10 @@ class _TrainingCLI(LightningCLI):
     def _add_code_heads(self, best: Path) -> None:
         config, data = self.config_init.fit, self.datamodule
         assert isinstance(data, PreparedData)
-        if not config.code_epochs:
+        epochs = config.code_epochs
+        if epochs is None:
+            epochs = chosen_code_epochs(int(data.dataset.train_end.sum()))
+        if not epochs:
             return
         before = self.trainer.global_step
 
@@ -170,7 +174,7 @@ class _TrainingCLI(LightningCLI):
                 logger.log_metrics(figures, step=before + step)
 
         init_from = None if config.init_from is None else Path(config.init_from)
-        add_code_heads(best, data, config.code_epochs, init_from=init_from, moved=before > 0, log=log)
+        add_code_heads(best, data, epochs, init_from=init_from, moved=before > 0, log=log)
         for logger in self.trainer.loggers:
             logger.save()
 

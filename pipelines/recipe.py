@@ -19,7 +19,15 @@ from recsys.events import Requests
 from recsys.model_config import ModelConfig
 from recsys.pipelines.machine import multiplies_bfloat16
 
-__all__ = ["Recipe", "changed_model", "chosen_batch_tokens", "chosen_recipe", "useful_actions", "validation_requests"]
+__all__ = [
+    "Recipe",
+    "changed_model",
+    "chosen_batch_tokens",
+    "chosen_code_epochs",
+    "chosen_recipe",
+    "useful_actions",
+    "validation_requests",
+]
 
 _FULL_SOFTMAX_ITEMS = 50_000
 """Catalogues up to this size train with the full softmax."""
@@ -33,6 +41,8 @@ _LONG_HISTORIES = 16
 simulated world (50 events) .1385 against .1313; goodbooks (109) and KuaiRand (37) hardly differ, and an epoch takes
 about half the time; on Amazon Toys (4) softmax blocks are ahead among baselines of ids alone."""
 _VALIDATION_USERS = 20_000
+_CODE_EPOCHS, _CODE_EVENTS = 4, 2_000_000
+"""Passes in which the heads of semantic IDs learn, and about how many events these are at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +73,15 @@ def useful_actions(dataset: Dataset) -> bool:
 def chosen_batch_tokens(tokens: int) -> int:
     """The power of two that makes about 500 steps of an epoch of so many tokens, from 128 to 8192."""
     return int(min(8192, max(128, 2 ** round(np.log2(max(tokens, 1) / _STEPS_PER_EPOCH)))))
+
+
+def chosen_code_epochs(num_events: int) -> int:
+    """Passes over so many training events for the heads of semantic IDs: four, fewer where they are many.
+
+    >>> [chosen_code_epochs(events) for events in (10_000, 1_000_000, 50_000_000)]
+    [4, 2, 1]
+    """
+    return min(_CODE_EPOCHS, max(1, round(_CODE_EVENTS / max(1, num_events))))
 
 
 def changed_model(model: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
