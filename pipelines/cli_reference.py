@@ -37,7 +37,7 @@ _TRAINING_FLAGS = (
     ),
     ("--trainer.default_root_dir DIR", "folder of the run; default `runs/<time>`"),
     ("--trainer.max_epochs N", "most passes over the training events; chosen from the data where it is not given"),
-    ("--patience N", "epochs without a better validation NDCG@10 before training stops"),
+    ("--patience N", "epochs without a better validation figure, once the learning rate falls, before training stops"),
     ("--trainer.…", "every other setting of Lightning's Trainer"),
 )
 _PASSED_ON = {"data": "--data.path", "fixed": "--model.… --data.… --trainer.…"}

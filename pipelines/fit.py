@@ -60,6 +60,17 @@ class _SaveConfig(SaveConfigCallback):
         self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
+class _Patience(EarlyStopping):
+    """Early stopping that waits for the rate to fall: figures that stand still at the peak rate rise once it does."""
+
+    def _run_early_stopping_check(self, trainer: L.Trainer) -> None:
+        module, last = trainer.lightning_module, trainer.max_epochs
+        assert isinstance(module, UnifiedModule)
+        if last is not None and trainer.current_epoch + 1 <= (1.0 - module.decay_share) * last:
+            self.wait_count = -1  # what this epoch adds is not counted
+        super()._run_early_stopping_check(trainer)
+
+
 class _TrainingCLI(LightningCLI):
     """LightningCLI whose unset values come from the recipe of the data set."""
 
@@ -67,7 +78,12 @@ class _TrainingCLI(LightningCLI):
     """How the network came about, where it does not start anew."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--patience", type=int, default=3, help="epochs on end that validation may be no better")
+        parser.add_argument(
+            "--patience",
+            type=int,
+            default=3,
+            help="epochs on end that validation may be no better once the learning rate falls",
+        )
         parser.add_argument("--quiet", type=bool, default=False, help="say nothing of what was chosen")
         parser.add_argument("--memory", type=bool, default=True, help="choose weights of memory terms on validation")
         parser.add_argument(
@@ -192,7 +208,7 @@ def _callbacks(folder: Path, data: PreparedData, config: Any) -> list[L.Callback
     )
     callbacks: list[L.Callback] = [best]
     if judged:
-        callbacks.append(EarlyStopping(SELECTION, mode="max", patience=config["patience"], strict=False))
+        callbacks.append(_Patience(SELECTION, mode="max", patience=config["patience"], strict=False))
     if config["trainer"]["enable_progress_bar"] is not False:
         callbacks.append(RichProgressBar())
     return [*callbacks, LastCheckpoint(folder, config["last_every_n_steps"])]

@@ -59,3 +59,19 @@ def test_ranking_that_gets_worse_ends_what_is_kept(auc, kept, small_world, tmp_p
     monkeypatch.setattr(UnifiedModule, "_slate_figures", slate_figures)
     fit_dataset(small_world, tmp_path / "run", max_epochs=3, **FAST)
     assert best_epoch(tmp_path / "run") == kept
+
+
+@pytest.mark.parametrize(("decay_share", "epochs"), [(0.3, 6), (0.6, 3)])
+def test_patience_begins_where_the_learning_rate_falls(decay_share, epochs, small_world, tmp_path, monkeypatch):
+    """The first epoch is the best. Of seven, the last two or five have a falling rate; a patience of one ends them."""
+    told = iter([0.9] + [0.51] * 6)
+
+    def slate_figures(self: Any, split: int) -> tuple[dict[str, float], float]:
+        value = next(told)
+        return {"click/auc": value}, value
+
+    monkeypatch.setattr(UnifiedModule, "_slate_figures", slate_figures)
+    watcher = Watcher()
+    settings = {**FAST, "max_epochs": 7, "patience": 1, "decay_share": decay_share, "code_epochs": 0}
+    fit_dataset(small_world, tmp_path / "run", watchers=[watcher], limit_train_batches=2, **settings)
+    assert len(watcher.epochs) == epochs and best_epoch(tmp_path / "run") == 0
