@@ -66,7 +66,7 @@ class _Patience(EarlyStopping):
     def _run_early_stopping_check(self, trainer: L.Trainer) -> None:
         module, last = trainer.lightning_module, trainer.max_epochs
         assert isinstance(module, UnifiedModule)
-        if last is not None and trainer.current_epoch + 1 <= (1.0 - module.decay_share) * last:
+        if last is not None and trainer.current_epoch < (1.0 - module.decay_share) * last:
             self.wait_count = -1  # what this epoch adds is not counted
         super()._run_early_stopping_check(trainer)
 
