@@ -63,7 +63,7 @@ def test_ranking_that_gets_worse_ends_what_is_kept(auc, kept, small_world, tmp_p
 
 @pytest.mark.parametrize(("decay_share", "epochs"), [(0.3, 6), (0.6, 4)])
 def test_patience_begins_where_the_learning_rate_falls(decay_share, epochs, small_world, tmp_path, monkeypatch):
-    """The first epoch is the best. In the sixth or fourth of seven the rate has begun to fall; a patience of one ends it."""
+    """The first epoch is the best. In the sixth or fourth of seven the rate falls; a patience of one ends it."""
     told = iter([0.9] + [0.51] * 6)
 
     def slate_figures(self: Any, split: int) -> tuple[dict[str, float], float]:
