@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -124,6 +123,19 @@ class TrieLevel:
             missing_BWC = child_BWC >= self.child_M1[above_BW + 1].long()[..., None]
             code_BWC = self.code_N[child_BWC.clamp_max(self.num_nodes - 1)].long()
         return child_BWC.masked_fill(missing_BWC | (node_BW < 0)[..., None], -1), code_BWC
+
+    def to(self, device: torch.device | str) -> TrieLevel:
+        """The same nodes on a device."""
+        table_MK = None if self.table_MK is None else self.table_MK.to(device)
+        alive_N = None if self.alive_N is None else self.alive_N.to(device)
+        return replace(
+            self,
+            code_N=self.code_N.to(device),
+            child_M1=self.child_M1.to(device),
+            start_N1=self.start_N1.to(device),
+            table_MK=table_MK,
+            alive_N=alive_N,
+        )
 
     def node_at(self, place: Tensor) -> Tensor:
         """int64 nodes of this depth that lead to the items at some places, in the shape of ``place``."""
@@ -246,23 +258,10 @@ class CodeTrie:
 
     def to(self, device: torch.device | str) -> CodeTrie:
         """The same trie on a device."""
-
-        def moved(tensor: Tensor | None) -> Any:
-            return None if tensor is None else tensor.to(device)
-
-        levels = tuple(
-            replace(
-                level,
-                code_N=moved(level.code_N),
-                child_M1=moved(level.child_M1),
-                start_N1=moved(level.start_N1),
-                table_MK=moved(level.table_MK),
-                alive_N=moved(level.alive_N),
-            )
-            for level in self.levels
-        )
+        gone_G = None if self.gone_G is None else self.gone_G.to(device)
+        levels = tuple(level.to(device) for level in self.levels)
         return replace(
-            self, item_P=moved(self.item_P), place_I=moved(self.place_I), levels=levels, gone_G=moved(self.gone_G)
+            self, item_P=self.item_P.to(device), place_I=self.place_I.to(device), levels=levels, gone_G=gone_G
         )
 
     # -- files -----------------------------------------------------------------------------------------------------

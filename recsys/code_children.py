@@ -48,7 +48,7 @@ class CodeChildren:
     def to(self, device: torch.device) -> CodeChildren:
         """The same on another device."""
         return replace(
-            self, levels=tuple(_moved(level, device) for level in self.levels), prefix_IL=self.prefix_IL.to(device)
+            self, levels=tuple(level.to(device) for level in self.levels), prefix_IL=self.prefix_IL.to(device)
         )
 
     def masked(self, level: int, logit_NK: Tensor, prefix_N: Tensor) -> Tensor:
@@ -78,8 +78,3 @@ class CodeChildren:
     def _children(self, level: int, prefix_N: Tensor) -> tuple[Tensor, Tensor]:
         child_1NC, code_1NC = self.levels[level].children(prefix_N[None])
         return child_1NC[0], code_1NC[0]
-
-
-def _moved(level: TrieLevel, device: torch.device) -> TrieLevel:
-    table_MK = None if level.table_MK is None else level.table_MK.to(device)
-    return replace(level, code_N=level.code_N.to(device), child_M1=level.child_M1.to(device), table_MK=table_MK)

@@ -1,7 +1,6 @@
 """The retriever that scores the whole catalogue by long codes which the model predicts all at once.
 
-Suffixes: B = users, I = items, C = items of a user, J = codes of an item, K = codes of a codebook,
-E = exclusions, N = allowed items.
+Suffixes: B = users, J = codes of an item, K = codes of a codebook.
 """
 
 from __future__ import annotations
@@ -9,16 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recsys.index.hits import Hits
 from recsys.model import UnifiedModel
+from recsys.retrieval.catalogue_retriever import CatalogueRetriever
 from recsys.retrieval.code_catalogue import CodeCatalogue
 from recsys.user_state import UserStates
 
 __all__ = ["ParallelRetriever"]
 
 
-class ParallelRetriever:
-    """score(i) = mean over codes of log p(code of i), in nats; every item is scored.
+class ParallelRetriever(CatalogueRetriever):
+    """Codes predicted from the query alone.
 
     Args:
         model: with a head of parallel codes; in eval mode.
@@ -26,38 +25,15 @@ class ParallelRetriever:
 
     name = "parallel"
     reads_cache = False
-    lists_only = False
-    sources: tuple[str, ...] = ()
 
     def __init__(self, model: UnifiedModel) -> None:
         if model.parallel_codes is None:
             raise ValueError("this model predicts no parallel codes; train it with such codes of the items")
+        super().__init__(CodeCatalogue(model.codes.of("parallel_codes")))
         self.model, self.head = model, model.parallel_codes
-        self.catalogue = CodeCatalogue(model.codes.of("parallel_codes"))
-
-    def search(
-        self,
-        states: UserStates,
-        k: int,
-        *,
-        at_B: Tensor,
-        surface_B: Tensor,
-        exclude_QE: Tensor | None = None,
-        allow_N: Tensor | None = None,
-    ) -> Hits:
-        """The k best items of each user; see :class:`recsys.retrieval.protocol.Retriever`."""
-        return self.catalogue.search(self._predict(states, at_B, surface_B), k, exclude_QE, allow_N)
-
-    def scores(self, states: UserStates, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
-        """[B, I] float32 scores of the whole catalogue."""
-        return self.catalogue.scores(self._predict(states, at_B, surface_B))
-
-    def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
-        """[B, C] float32 scores of some items; padded places (−1) mean nothing."""
-        return self.catalogue.scores_of(self._predict(states, at_B, surface_B), item_BC)
 
     @torch.no_grad()
-    def _predict(self, states: UserStates, at_B: Tensor, surface_B: Tensor) -> Tensor:
+    def log_probabilities(self, states: UserStates, at_B: Tensor, surface_B: Tensor) -> Tensor:
         """[J, B, K] log-probabilities of every code."""
         logp_JBK: Tensor = self.head(self.model.query(states, at_B, surface_B))
         return logp_JBK
