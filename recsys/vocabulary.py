@@ -62,7 +62,10 @@ class IdMap:
         plain = [None if isinstance(value, bool) else value for value in values]
         if self.dtype == pl.String:
             texts = [None if value is None else str(value) for value in plain]
-            return pl.Series(texts, dtype=pl.String)
+            try:
+                return pl.Series(texts, dtype=pl.String)
+            except UnicodeEncodeError:  # half of a surrogate pair is text to Python, and no id of a table
+                return pl.Series([text if text is None or _is_unicode(text) else None for text in texts], dtype=pl.String)
         numbers = [_as_integer(value) for value in plain]
         return pl.Series(numbers, dtype=pl.Int128).cast(self.dtype, strict=False)
 
@@ -70,6 +73,10 @@ class IdMap:
         """Callers' ids of internal ids."""
         taken: list[Any] = self.ids.gather(np.asarray(list(index), dtype=np.int64)).to_list()
         return taken
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _as_integer(value: Any) -> int | None:

@@ -26,6 +26,7 @@ MAX_ACTIONS = 64
 """Names in ``actions``, and in ``unknown``, of one event."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().raw_decode  # a text ends with its bracket; a store may mark it behind that
 
 
 def plain_id(value: Any, what: str) -> str | int:
@@ -71,8 +72,7 @@ def events_of(texts: Iterable[str | bytes]) -> list[Event]:
     Raises:
         ValueError: a text is none of :func:`event_texts`.
     """
-    joined = ",".join(text.decode("ascii") if isinstance(text, bytes) else text for text in texts)
-    return [_event(fields) for fields in json.loads(f"[{joined}]")]
+    return [_event(_decode(text if isinstance(text, str) else text.decode("ascii"))[0]) for text in texts]
 
 
 def _event_text(event: Event, where: str) -> str:

@@ -105,7 +105,7 @@ class RedisHistories:
                     bodies[key] += piece
                 unread = [key for key, piece in pieces.items() if len(piece) == PIECE]
         try:
-            return [in_time_order(events_of(map(_body, bodies[key]))) if bodies[key] else None for key in keys]
+            return [in_time_order(events_of(bodies[key])) if bodies[key] else None for key in keys]
         except (TypeError, ValueError) as error:
             raise SourceUnavailable(
                 f"{self._where} holds events that cannot be read ({error}); restore a copy"
@@ -159,7 +159,3 @@ class RedisHistories:
                 f"{self._where} cannot be {verb}: {reason}; see that it runs, then retry"
             ) from error
 
-
-def _body(member: bytes) -> bytes:
-    """Without what made an event without a time unique: a text ends with its bracket."""
-    return member[: member.rindex(b"]") + 1]
