@@ -55,6 +55,10 @@ class IdMap:
         same_Q = (self._sorted.gather(inside_Q) == wanted).to_numpy() & (place_Q < len(self.ids)) & ~null_Q
         return np.where(same_Q, self._order_N[inside_Q], -1)
 
+    def own(self, value: Any) -> Any:
+        """One id in the ids' own type, known or not; None for a value that is no such id."""
+        return self._in_own_type([value])[0]
+
     def _in_own_type(self, values: Iterable[Any] | pl.Series) -> pl.Series:
         if isinstance(values, pl.Series) and values.dtype == self.dtype:
             return values
@@ -65,7 +69,9 @@ class IdMap:
             try:
                 return pl.Series(texts, dtype=pl.String)
             except UnicodeEncodeError:  # half of a surrogate pair is text to Python, and no id of a table
-                return pl.Series([text if text is None or _is_unicode(text) else None for text in texts], dtype=pl.String)
+                return pl.Series(
+                    [text if text is None or _is_unicode(text) else None for text in texts], dtype=pl.String
+                )
         numbers = [_as_integer(value) for value in plain]
         return pl.Series(numbers, dtype=pl.Int128).cast(self.dtype, strict=False)
 

@@ -11,7 +11,15 @@ from recsys.events import Event, History
 from recsys.retrieval.history_sources.event_text import plain_id
 from recsys.vocabulary import Vocabulary
 
-__all__ = ["BundleHistories"]
+__all__ = ["BundleHistories", "no_histories"]
+
+
+def no_histories(bundle: Bundle) -> InputError:
+    """What to tell who gives a user id to a bundle that was written without histories."""
+    return InputError(
+        f"{bundle.path} holds no histories, so a user id says nothing to it; give history=[Event(…)], or "
+        "export with --histories"
+    )
 
 
 class BundleHistories:
@@ -24,10 +32,7 @@ class BundleHistories:
             InputError: it holds no histories.
         """
         if bundle.histories is None:
-            raise InputError(
-                f"{bundle.path} holds no histories, so a user id says nothing to it; give history=[Event(…)], or "
-                "export with --histories"
-            )
+            raise no_histories(bundle)
         self.path = bundle.path
         self.vocabulary: Vocabulary = bundle.vocabulary
         self._stored = bundle.histories

@@ -158,4 +158,3 @@ class RedisHistories:
             raise SourceUnavailable(
                 f"{self._where} cannot be {verb}: {reason}; see that it runs, then retry"
             ) from error
-
