@@ -168,11 +168,11 @@ def own_user_id(snapshot: Snapshot, user_id: Any) -> Any:
     Raises:
         InputError: it is neither a string nor an integer; or there is no source.
     """
+    if not isinstance(source_of(snapshot), BundleHistories):  # which itself finds nobody by an odd id
+        user_id = plain_id(user_id, "user_id")
     histories = snapshot.bundle.histories
     own = None if histories is None else histories.users.own(user_id)
-    if own is not None or isinstance(source_of(snapshot), BundleHistories):
-        return user_id if own is None else own
-    return plain_id(user_id, "user_id")
+    return user_id if own is None else own
 
 
 def action_weights(snapshot: Snapshot, request: Request) -> list[float]:

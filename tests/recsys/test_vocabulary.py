@@ -26,6 +26,8 @@ def test_integer_ids_are_found_by_number_and_by_text(dtype):
 def test_text_ids_are_found_by_text_and_number():
     ids = IdMap(pl.Series(["7", "b", "é", ""]))
     assert ids.index(["é", 7, "B", "", None, "zz"]).tolist() == [2, 0, -1, 3, -1, -1]
+    assert ids.index(["é", "\ud800", None, 7]).tolist() == [2, -1, -1, 0]  # half a surrogate pair is in no table
+    assert [ids.own(value) for value in (8, "8", "\ud800", None, True)] == ["8", "8", None, None, None]
     assert ids.index(pl.Series(["b", None, "7"])).tolist() == [1, -1, 0]
     assert ids.index([]).tolist() == []
     assert IdMap(pl.Series([], dtype=pl.String)).index(["a"]).tolist() == [-1]
