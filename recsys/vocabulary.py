@@ -165,10 +165,13 @@ class Vocabulary:
             np.array([row[2] for row in rows], dtype=np.int64),
             np.array([event.timestamp is not None for event in events], dtype=np.bool_),
         )
+        # Stored events before all of the given ones stay as they are, however many they are.
+        first = int(np.searchsorted(earlier.timestamp, time_N.min(), side="left"))
+        past, earlier = earlier.prefix(first), earlier.at(slice(first, None))
         # The caller's id tells apart items that the catalogue does not hold; stored ones have lost theirs.
         names: list[Any] = [("stored", row) if item < 0 else int(item) for row, item in enumerate(earlier.item)]
         names += [str(event.item_id) if item < 0 else int(item) for event, item in zip(events, item_N, strict=True)]
-        return _united(_joined(earlier, given), names)
+        return _joined(past, _united(_joined(earlier, given), names))
 
     def _row(self, number: int, event: Event) -> tuple[int, int, int]:
         where = f"event {number} (item {event.item_id!r})"

@@ -11,7 +11,7 @@ from typing import Any
 from recsys.errors import Closed, InputError, SourceUnavailable
 from recsys.events import Event
 from recsys.retrieval.history_sources.event_text import event_texts, events_of, id_text
-from recsys.retrieval.history_sources.source import in_time_order
+from recsys.retrieval.history_sources.source import Mark, Tail, all_of
 
 __all__ = ["RedisHistories"]
 
@@ -91,25 +91,28 @@ class RedisHistories:
 
     def events(self, user_ids: Sequence[Any]) -> list[list[Event] | None]:
         """See :meth:`HistorySource.events`; all users travel together."""
+        return all_of(self, user_ids)
+
+    def tails(self, user_ids: Sequence[Any], marks: Sequence[Mark | None]) -> list[Tail]:
+        """See :meth:`TailSource.tails`."""
         keys = [self._prefix + id_text(user_id) for user_id in user_ids]
-        bodies: dict[str, list[bytes]] = {key: [] for key in keys}
-        unread = list(bodies)
         self._check()
         with self._failures("read"):
-            while unread:
-                pipeline = self._client.pipeline(transaction=False)
-                for key in unread:
-                    pipeline.zrange(key, len(bodies[key]), len(bodies[key]) + PIECE - 1)
-                pieces = dict(zip(unread, pipeline.execute(), strict=True))
-                for key, piece in pieces.items():
-                    bodies[key] += piece
-                unread = [key for key, piece in pieces.items() if len(piece) == PIECE]
+            found = self._members(keys, [0 if mark is None else mark.place for mark in marks])
+            continues = [mark is not None and found[row][:1] == [mark.text] for row, mark in enumerate(marks)]
+            lost = [row for row, mark in enumerate(marks) if mark is not None and not continues[row]]
+            for row, members in zip(lost, self._members([keys[row] for row in lost], [0] * len(lost)), strict=True):
+                found[row] = members
         try:
-            return [in_time_order(events_of(bodies[key])) if bodies[key] else None for key in keys]
+            tails = []
+            for members, mark, same in zip(found, marks, continues, strict=True):
+                begin = mark.place if same and mark is not None else 0
+                last = Mark(begin + len(members) - 1, members[-1]) if members else None
+                tails.append(Tail(events_of(members[int(same) :]), last, same))
+            return tails
         except (TypeError, ValueError) as error:
-            raise SourceUnavailable(
-                f"{self._where} holds events that cannot be read ({error}); restore a copy"
-            ) from error
+            reason = f"holds events that cannot be read ({error}); restore a copy"
+            raise SourceUnavailable(f"{self._where} {reason}") from error
 
     def append(self, user_id: Any, events: Sequence[Event]) -> None:
         """See :meth:`HistorySource.append`; no events, no user."""
@@ -133,6 +136,21 @@ class RedisHistories:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _members(self, keys: Sequence[str], begins: Sequence[int]) -> list[list[bytes]]:
+        """What each key holds from a place on; all keys travel together, a long one in several pieces."""
+        members: list[list[bytes]] = [[] for _ in keys]
+        unread = list(range(len(keys)))
+        while unread:
+            pipeline = self._client.pipeline(transaction=False)
+            for row in unread:
+                begin = begins[row] + len(members[row])
+                pipeline.zrange(keys[row], begin, begin + PIECE - 1)
+            pieces = dict(zip(unread, pipeline.execute(), strict=True))
+            for row, piece in pieces.items():
+                members[row] += piece
+            unread = [row for row, piece in pieces.items() if len(piece) == PIECE]
+        return members
 
     def _warn(self, info: Any) -> None:
         if not info.get("aof_enabled"):

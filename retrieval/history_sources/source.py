@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from recsys.events import Event
 
-__all__ = ["HistorySource", "in_time_order"]
+__all__ = ["HistorySource", "Mark", "Tail", "TailSource", "all_of", "in_time_order"]
 
 
 @runtime_checkable
@@ -50,6 +51,47 @@ class HistorySource(Protocol):
     def close(self) -> None:
         """Release files and connections; closing twice is no error."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a user's events were read."""
+
+    place: int
+    """Of the last event, in order of arrival."""
+    text: str | bytes
+    """What the store holds there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Events of one user behind a mark."""
+
+    events: list[Event]
+    """In order of arrival."""
+    mark: Mark | None
+    """Of the last event; None for a user of whom nothing is known."""
+    continues: bool
+    """Whether the mark given was found as it was; otherwise these are all events."""
+
+
+@runtime_checkable
+class TailSource(HistorySource, Protocol):
+    """A source that can read what came since."""
+
+    def tails(self, user_ids: Sequence[Any], marks: Sequence[Mark | None]) -> list[Tail]:
+        """Each user's events behind a mark, or all of them without one, in one read.
+
+        Raises:
+            InputError, SourceUnavailable: as :meth:`HistorySource.events`.
+        """
+        ...
+
+
+def all_of(source: TailSource, user_ids: Sequence[Any]) -> list[list[Event] | None]:
+    """What :meth:`HistorySource.events` promises, of a source with tails."""
+    tails = source.tails(user_ids, [None] * len(user_ids))
+    return [in_time_order(tail.events) if tail.mark is not None else None for tail in tails]
 
 
 def in_time_order(events: list[Event]) -> list[Event]:

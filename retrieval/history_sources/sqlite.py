@@ -16,7 +16,7 @@ from typing import Any
 from recsys.errors import Closed, InputError, SourceUnavailable
 from recsys.events import Event
 from recsys.retrieval.history_sources.event_text import event_texts, events_of, id_text
-from recsys.retrieval.history_sources.source import in_time_order
+from recsys.retrieval.history_sources.source import Mark, Tail, all_of
 
 __all__ = ["SqliteHistories"]
 
@@ -30,7 +30,9 @@ CREATE TABLE events (
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX events_once ON events (user, once) WHERE once IS NOT NULL;
 """  # clustered by (user, place): one user's events, in order of arrival, are one range of the file
-_READ = "SELECT body FROM events WHERE user = (SELECT user FROM users WHERE id = ?) ORDER BY place"
+_READ = """
+SELECT place, body FROM events WHERE user = (SELECT user FROM users WHERE id = ?) AND place >= ? ORDER BY place
+"""
 _NEXT_PLACE = "SELECT coalesce(max(place), -1) + 1 FROM events WHERE user = ?"
 _ADD = "INSERT INTO events VALUES (?, ?, ?, ?) ON CONFLICT (user, once) WHERE once IS NOT NULL DO NOTHING"
 
@@ -97,20 +99,30 @@ class SqliteHistories:
 
     def events(self, user_ids: Sequence[Any]) -> list[list[Event] | None]:
         """See :meth:`HistorySource.events`; all users are read from one state of the file."""
+        return all_of(self, user_ids)
+
+    def tails(self, user_ids: Sequence[Any], marks: Sequence[Mark | None]) -> list[Tail]:
+        """See :meth:`TailSource.tails`."""
         names = [id_text(user_id) for user_id in user_ids]
         self._check()
         with self._failures("read"), self._reader() as connection:
             connection.execute("BEGIN")
             try:
-                bodies = [[body for (body,) in connection.execute(_READ, (name,))] for name in names]
+                found = [_rows(connection, name, mark) for name, mark in zip(names, marks, strict=True)]
             finally:
                 connection.execute("COMMIT")
         try:
-            return [in_time_order(events_of(texts)) if texts else None for texts in bodies]
+            return [
+                Tail(
+                    events_of(body for _, body in rows[int(continues) :]),
+                    Mark(*rows[-1]) if rows else None,
+                    continues,
+                )
+                for rows, continues in found
+            ]
         except (TypeError, ValueError) as error:
-            raise SourceUnavailable(
-                f"{self.path} holds events that cannot be read ({error}); restore a copy"
-            ) from error
+            reason = f"holds events that cannot be read ({error}); restore a copy"
+            raise SourceUnavailable(f"{self.path} {reason}") from error
 
     def append(self, user_id: Any, events: Sequence[Event]) -> None:
         """See :meth:`HistorySource.append`; no events, no user."""
@@ -273,6 +285,15 @@ class SqliteHistories:
                 raise Closed(f"{self.path} was closed; open it again with SqliteHistories(…)") from error
             wait = f" for {self._busy_timeout_s:g} s" if _is_busy(error) else ""
             raise SourceUnavailable(f"{self.path} cannot be {verb}: {error}{wait}; try again") from error
+
+
+def _rows(connection: sqlite3.Connection, name: str, mark: Mark | None) -> tuple[list[tuple[int, str]], bool]:
+    """(place, text) of a user's events from the mark's on, and whether it was found; else of all events."""
+    if mark is not None:
+        rows = connection.execute(_READ, (name, mark.place)).fetchall()
+        if rows and rows[0] == (mark.place, mark.text):
+            return rows, True
+    return connection.execute(_READ, (name, 0)).fetchall(), False
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

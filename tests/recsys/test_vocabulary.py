@@ -75,6 +75,23 @@ def test_events_without_a_time_happen_where_they_stand():
     assert longer.timestamp.tolist() == [40, 50, 50, 50, 50]
 
 
+def test_a_history_may_be_continued_anywhere():
+    """Events behind an earlier history give the history of all of them, however their times overlap."""
+    rng, words = np.random.default_rng(0), vocabulary()
+    for _ in range(200):
+        times = rng.integers(0, 8, size=int(rng.integers(1, 12))).tolist()
+        events = [
+            Event(
+                item_id="abc"[int(rng.integers(3))], timestamp=time, actions=["buy", "click", ""][int(rng.integers(3))]
+            )
+            for time in times
+        ]
+        cut = int(rng.integers(len(events)))
+        whole, continued = words.history(events), words.history(events[cut:], after=words.history(events[:cut]))
+        for name in ("item", "timestamp", "yes", "known", "surface", "time_known"):
+            assert np.array_equal(getattr(whole, name), getattr(continued, name)), name
+
+
 def test_places_are_counted_where_there_is_no_clock():
     words = vocabulary("order")
     history = words.history([Event(item_id="a"), Event(item_id="b"), Event(item_id="a")])

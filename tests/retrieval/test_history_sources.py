@@ -433,8 +433,8 @@ def test_a_history_is_one_range_of_the_file(tmp_path: Path):
     from recsys.retrieval.history_sources.sqlite import _READ
 
     with SqliteHistories(tmp_path / "events.sqlite") as store:
-        plan = " | ".join(row[3] for row in store._writer.execute(f"EXPLAIN QUERY PLAN {_READ}", ("u",)))
-    assert "SEARCH events USING PRIMARY KEY (user=?)" in plan
+        plan = " | ".join(row[3] for row in store._writer.execute(f"EXPLAIN QUERY PLAN {_READ}", ("u", 0)))
+    assert "SEARCH events USING PRIMARY KEY (user=? AND place>?)" in plan
     assert "SCAN" not in plan and "TEMP B-TREE" not in plan
 
 
