@@ -16,7 +16,7 @@ from recsys.errors import Closed, InputError, SourceUnavailable
 from recsys.events import UNKNOWN_ITEM, History
 from recsys.retrieval.history_sources.bundle import BundleHistories, no_histories
 from recsys.retrieval.history_sources.event_text import plain_id
-from recsys.retrieval.history_sources.reading import StoredHistory, read_histories
+from recsys.retrieval.history_sources.reading import StoredHistory
 from recsys.retrieval.history_sources.source import HistorySource
 from recsys.retrieval.request import Request
 from recsys.retrieval.snapshot import Snapshot
@@ -73,10 +73,9 @@ def questions_of(
             except InputError as error:
                 results[row] = error
     stored: dict[int, StoredHistory | None] = {}
-    if users:
+    if users and (reader := snapshot.reader) is not None:
         try:
-            read = read_histories(source_of(snapshot), list(users.values()), snapshot.bundle.vocabulary)
-            stored = dict(zip(users, read, strict=True))
+            stored = dict(zip(users, reader.read(list(users.values())), strict=True))
         except (InputError, SourceUnavailable, Closed) as error:
             results = [error if row in users else result for row, result in enumerate(results)]
     for row, request in enumerate(requests):

@@ -11,6 +11,7 @@ from torch import Tensor
 from recsys.bundle import Bundle
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
 from recsys.retrieval.history_sources.bundle import BundleHistories
+from recsys.retrieval.history_sources.reader import HistoryReader
 from recsys.retrieval.history_sources.source import HistorySource
 from recsys.retrieval.protocol import Retriever
 
@@ -29,7 +30,7 @@ class Snapshot:
     """By name."""
     length_I: Tensor
     """[I] float32 length of every item vector."""
-    source: HistorySource | None = None
+    reader: HistoryReader | None = None
     """Of the users' histories; None where a user id says nothing."""
 
     @classmethod
@@ -40,7 +41,13 @@ class Snapshot:
             source = None if bundle.histories is None else BundleHistories(bundle)
         else:
             source = history_source if isinstance(history_source, HistorySource) else history_source(bundle)
-        return cls(bundle, bundle_retrievers(bundle), bundle.vectors.norm(dim=1), source)
+        reader = None if source is None else HistoryReader(source, bundle.vocabulary)
+        return cls(bundle, bundle_retrievers(bundle), bundle.vectors.norm(dim=1), reader)
+
+    @property
+    def source(self) -> HistorySource | None:
+        """Where users' histories come from; None where from nowhere."""
+        return None if self.reader is None else self.reader.source
 
     @property
     def device(self) -> torch.device:

@@ -11,7 +11,7 @@ from recsys.retrieval.history_sources.bundle import BundleHistories
 from recsys.retrieval.history_sources.source import HistorySource
 from recsys.vocabulary import EXPOSURE_NAMES, Vocabulary
 
-__all__ = ["LayeredSource", "StoredHistory", "read_histories"]
+__all__ = ["LayeredSource", "StoredHistory", "continued_history", "read_histories"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +47,16 @@ def read_histories(
     if isinstance(source, LayeredSource):
         earlier = read_histories(source.base, user_ids, vocabulary)
         return [
-            _continued(base, later, vocabulary)
+            base if later is None else continued_history(base, later, vocabulary)
             for base, later in zip(earlier, source.store.events(user_ids), strict=True)
         ]
-    return [_continued(None, events, vocabulary) for events in source.events(user_ids)]
+    return [
+        None if events is None else continued_history(None, events, vocabulary) for events in source.events(user_ids)
+    ]
 
 
-def _continued(
-    earlier: StoredHistory | None, events: list[Event] | None, vocabulary: Vocabulary
-) -> StoredHistory | None:
-    if events is None:
-        return earlier
+def continued_history(earlier: StoredHistory | None, events: list[Event], vocabulary: Vocabulary) -> StoredHistory:
+    """Events behind those of an earlier history, actions that the vocabulary does not hold left out."""
     understood, num_strange = _understood(events, vocabulary)
     history = vocabulary.history(understood, after=None if earlier is None else earlier.history)
     return StoredHistory(history, num_strange + (0 if earlier is None else earlier.num_strange_actions))

@@ -39,6 +39,7 @@ from recsys.retrieval.history_sources import (
     over_bundle,
 )
 from recsys.retrieval.history_sources.event_text import MAX_APPEND, MAX_CHARACTERS, event_texts, events_of, id_text
+from recsys.retrieval.history_sources.reader import HistoryReader
 from recsys.retrieval.history_sources.reading import read_histories
 from recsys.retrieval.history_sources.source import in_time_order
 from recsys.vocabulary import IdMap, Vocabulary
@@ -583,6 +584,34 @@ def test_foreign_keys_and_addresses_are_named(redis_server: RedisServer):
         RedisHistories("http://127.0.0.1")
     with pytest.raises(SourceUnavailable, match="cannot be reached"):
         RedisHistories("redis://127.0.0.1:1", timeout_s=0.2, num_retries=0)
+
+
+def test_a_reader_of_redis_asks_for_what_came_since(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch):
+    import redis
+
+    monkeypatch.setattr("recsys.retrieval.history_sources.redis.PIECE", 3)
+    with (
+        RedisHistories(redis_server.url, prefix="tails") as store,
+        redis.Redis.from_url(redis_server.url) as admin,
+    ):
+        reader = HistoryReader(store, WORDS)
+        store.append("a", clicks(1, 2, 3, 4, None))
+        (whole,) = store.tails(["a"], [None])
+        assert (whole.events, whole.continues) == (clicks(1, 2, 3, 4, None), False)
+        store.append("a", clicks(5, 6, 7, 8))
+        tail, unknown = store.tails(["a", "b"], [whole.mark, None])
+        assert (tail.events, tail.continues) == (clicks(5, 6, 7, 8), True)
+        assert (unknown.events, unknown.mark) == ([], None)
+        for events in ([], clicks(9), clicks(2, item="i2"), clicks(None), clicks(10)):
+            store.append("a", events)
+            for got, expected in zip(reader.read(["a"]), read_histories(store, ["a"], WORDS), strict=True):
+                assert got is not None and expected is not None
+                assert np.array_equal(got.history.timestamp, expected.history.timestamp)
+                assert np.array_equal(got.history.item, expected.history.item)
+        admin.delete('tails:events:1:"a"')
+        store.append("a", clicks(1, item="i7"))
+        (after,) = reader.read(["a"])
+        assert after is not None and after.history.item.tolist() == [7]
 
 
 # -- bundles -------------------------------------------------------------------------------------------------------
