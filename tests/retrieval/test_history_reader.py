@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recsys.bundle import Bundle
@@ -80,7 +80,13 @@ def bundle(toy_bundle: Path) -> Bundle:
     return Bundle.open(toy_bundle)
 
 
-@settings(deadline=None, max_examples=60)
+TWICE = [("a", [Event(item_id="new", actions="click", timestamp=1)]), ["a"], ("a", [Event(item_id="new", timestamp=1)])]
+NO_TIME = [("a", clicks(None, 3)), ["a"], ("a", clicks(1, item="i2"))]
+
+
+@settings(deadline=None, max_examples=25)
+@example(steps=TWICE, max_events=1000, kind="real")  # one event of an item that the catalogue does not hold
+@example(steps=NO_TIME, max_events=1000, kind="real")  # whose time depends on what comes later
 @given(steps=STEPS, max_events=st.sampled_from([0, 5, 1000]), kind=st.sampled_from(["real", "order", "bundle"]))
 def test_a_reader_says_what_the_source_says(
     steps: list[Any], max_events: int, kind: str, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
