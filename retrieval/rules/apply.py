@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from recsys.retrieval.question import Found, Ints, Question, action_weights
-from recsys.retrieval.rules.rule import LARGEST, Floor, Freshness
+from recsys.retrieval.rules.rule import LARGEST, Explore, Floor, Freshness
 from recsys.retrieval.rules.selection import select
 from recsys.retrieval.snapshot import Snapshot
 
@@ -76,10 +76,13 @@ def choose_pages(snapshot: Snapshot, questions: Sequence[Question], look: Look) 
             found, probability = look(part, [asked[row] for row in part])
             for row, hits, chances in zip(part, found, probability, strict=True):
                 one = _Pool(asked[row], hits, chances)
-                made = _choose(snapshot, one, pinned.get(row))
+                # Chance has no say in how many candidates there are, or propensities would not be those of the draw.
+                made = _choose(snapshot, one, pinned.get(row), explore=None)
                 if len(made.found) < one.question.request.k and one.question.rules.may_run_short and not one.is_all:
                     more = min(2 * one.question.num_wanted, _most(one.question))
                     asked_again[row] = replace(one.question, num_wanted=more)
+                elif explore := one.question.rules.explore:
+                    chosen[row] = _choose(snapshot, one, pinned.get(row), explore=explore)
                 else:
                     chosen[row] = made
         asked = asked_again
@@ -117,13 +120,14 @@ def _pinned(questions: Sequence[Question], look: Look) -> dict[int, _Pool]:
     return {row: _Pool(asked[row], *pool) for row, pool in zip(asked, pools, strict=True)}
 
 
-def _choose(snapshot: Snapshot, pool: _Pool, pinned: _Pool | None) -> Chosen:
+def _choose(snapshot: Snapshot, pool: _Pool, pinned: _Pool | None, *, explore: Explore | None) -> Chosen:
     """A page of some candidates; shorter where they do not suffice."""
     question, rules, notes = pool.question, pool.question.rules, list[str]()
     request = question.request
     score_C, found, probability = _scores(snapshot, pool), pool.found, pool.probability
     if not request.rules:
-        order = np.argsort(-score_C, kind="stable")[: request.k]
+        order = np.arange(len(found)) if request.rank_by is None else np.argsort(-score_C, kind="stable")
+        order = order[: request.k]
         return _laid_out(found, probability, order, [1.0] * len(order))
     item_C = np.array([hit[0] for hit in found], dtype=np.int64)
     keep_C = np.ones(len(found), dtype=np.bool_)
@@ -163,7 +167,7 @@ def _choose(snapshot: Snapshot, pool: _Pool, pinned: _Pool | None) -> Chosen:
         pins={place: place_of[at] for place, at in places.items()},
         mmr=rules.mmr,
         vector_CD=vector_CD,
-        explore=rules.explore,
+        explore=explore,
         key="" if request.user_id is None else str(request.user_id),
     )
     for cap, count in zip(rules.caps, made.num_capped, strict=True):
