@@ -18,6 +18,11 @@ KINDS: dict[str, type[Rule]] = {
     kind.__name__.lower(): kind for kind in (Where, Cap, MMR, Floor, Freshness, Boost, Pin, Explore)
 }
 
+_UNION = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors:.*value: ", re.IGNORECASE
+)
+"""What the parser says where a field takes several types."""
+
 
 def read_rules(path: Path) -> list[Rule]:
     """A list of rules such as ``[{"rule": "cap", "column": "brand", "n": 2}]``.
@@ -48,6 +53,9 @@ def rule_of(fields: Any) -> Rule:
         raise InputError(f'"rule" must be one of {", ".join(KINDS)}, got {named!r}')
     kind = KINDS[named]
     rest = {name: value for name, value in fields.items() if name != "rule"}
+    for name, value in rest.items():
+        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value)):
+            raise InputError(f"{named}: {name} takes a plain value or a list of them, got {value!r}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, fail_untyped=True)
     try:
@@ -61,4 +69,6 @@ def _plain(message: str) -> str:
     """The parser's message on one line, types by their names."""
     text = " ".join(message.split()).removeprefix("Parser key ").replace("typing.", "").replace("datetime.", "")
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    text = re.sub(_UNION, r"Expected one of \1. Got value: ", text)
+    text = re.sub(r"<class 'collections.abc.Iterable'>|collections.abc.Iterable\[[^\]]*\]", "list", text)
     return text.replace("the following arguments are required: ", "it lacks ")

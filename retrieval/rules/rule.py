@@ -7,7 +7,7 @@ after the other until k items are chosen, in which :class:`Cap`, :class:`MMR` an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from numbers import Real
@@ -34,8 +34,8 @@ __all__ = [
 
 LARGEST = 1e30
 """Numbers of rules are at most this large, so that sums of scores stay finite."""
-Value = str | int | float | date | datetime
-"""What a column of items is compared with (bool is an int)."""
+Value = str | bool | int | float | date | datetime
+"""What a column of items is compared with."""
 
 
 class Rule:
@@ -70,6 +70,8 @@ class Where(Rule):
                 f"Where({self.column!r}) needs values to be equal to, or at_least and at_most; it got "
                 + ("both" if bounded else "neither")
             )
+        if isinstance(self.values, Mapping):
+            raise InputError(f"Where({self.column!r}) compares with texts, numbers and dates, not with {self.values!r}")
         if self.values is not None:
             given = self.values
             alone = isinstance(given, (str, bytes)) or not isinstance(given, Iterable)

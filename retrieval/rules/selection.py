@@ -143,7 +143,7 @@ def _nearer(near_C: Floats | None, vector_CD: Floats | None, at: int) -> Floats 
     """Largest cosine with anything chosen, one more item being chosen."""
     if vector_CD is None:
         return None
-    cosine_C: Floats = (vector_CD * vector_CD[at]).sum(1)
+    cosine_C: Floats = vector_CD @ vector_CD[at]
     return cosine_C if near_C is None else np.maximum(near_C, cosine_C)
 
 

@@ -17,6 +17,7 @@ from recsys.retrieval.rules import MMR, Boost, Cap, Explore, Floor, Freshness, P
 AT = 1_702_000_000
 GIVEN: list[tuple[dict[str, Any], Any]] = [
     ({"rule": "where", "column": "b", "values": ["1", "x"], "negate": True}, Where("b", ("1", "x"), negate=True)),
+    ({"rule": "where", "column": "sold", "values": True}, Where("sold", True)),
     ({"rule": "where", "column": "price", "at_least": 2}, Where("price", at_least=2)),
     ({"rule": "cap", "column": "brand", "n": 2, "missing": "group"}, Cap("brand", 2, "group")),
     ({"rule": "mmr", "lam": 0.5}, MMR(0.5)),
@@ -43,7 +44,13 @@ def test_a_file_holds_every_rule(tmp_path: Path):
         ({"rule": "cap", "column": "brand", "n": 2, "colour": 1}, "cap: Option 'colour' is not accepted"),
         ({"rule": "mmr", "lam": 2}, "MMR.lam must be from 0 to 1"),
         ({"rule": "mmr", "lam": float("nan")}, "MMR.lam must be a finite number"),
-        ({"rule": "where", "column": "brand", "values": {"a": 1}}, 'where: "values": Does not validate'),
+        ({"rule": "where", "column": "brand", "values": {"a": 1}}, "where: values takes a plain value or a list"),
+        ({"rule": "where", "column": "brand", "values": [{"a": 1}]}, "where: values takes a plain value or a list"),
+        (
+            {"rule": "explore", "seed": 1, "epsilon": "x"},
+            'explore: "epsilon": Expected one of float, NoneType. Got value: x',
+        ),
+        ({"rule": "boost", "items": 3, "weight": 1}, 'boost: "items": Expected a list. Got value: 3'),
         ({"rule": "sort"}, '"rule" must be one of where, cap, mmr, floor, freshness, boost, pin, explore'),
         (["cap"], '"rule" must be one of'),
     ],

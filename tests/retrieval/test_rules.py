@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recsys.errors import InputError
+from recsys.pipelines.export import export_model
 from recsys.retrieval.page import Page
 from recsys.retrieval.recommender import Recommender
 from recsys.retrieval.request import Request
@@ -213,7 +214,7 @@ def test_k_items_come_back_when_k_exist(rec, k, n, column, user):
         assert any(note.startswith(f"the rules left {len(page)} of the {k} items") for note in page.notes)
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=20)
 @given(rules=RULES, k=st.integers(1, 6), places=st.lists(st.integers(1, 6), max_size=3, unique=True), data=st.data())
 def test_pinned_items_stand_at_their_places(rec, rules, k, places, data):
     places = [place for place in places if place <= k]
@@ -449,3 +450,20 @@ def test_pins_that_may_not_be_shown_are_said(rec):
     )
     short = rec.recommend(k=9, at=AT, allow=["i1", "i2"], rules=[Pin("i2", 9)])
     assert short.item_ids == ["i1", "i2"]
+
+
+def test_retrievers_by_codes_keep_to_the_rules(code_model, toy_dataset, tmp_path):
+    export_model(code_model, toy_dataset, tmp_path / "bundle", histories=True)
+    plain = Recommender.load(tmp_path / "bundle").bundle
+    rec = Recommender(replace(plain, items=table(plain.items)))
+    rows = {row["item_id"]: row for row in rec.items.to_dicts()}
+    stock, cap, pin = Where("stock", at_least=1), Cap("tags", 2), Pin("i8", 2)
+    for name in ("generative", "parallel", "set", "hybrid"):
+        ask = {"user_id": "u3", "at": AT, "retrievers": (name,), "k": 6}
+        page = rec.recommend(**ask, rules=[stock, cap, pin, Boost(["i9"], 0.5)], exclude_history=False)
+        assert len(page) == len(set(page.item_ids)) == 6 and page.item_ids[1] == "i8"
+        assert all(rows[item]["stock"] >= 1 for item in page.item_ids)
+        for tag in "xyzw":
+            assert sum(tag in (rows[item]["tags"] or ()) for item in page.item_ids) <= 2
+        drawn = {tuple(rec.recommend(**ask, rules=[Explore(seed, temperature=3.0)]).item_ids) for seed in range(4)}
+        assert len(drawn) == 4
