@@ -39,6 +39,8 @@ class Chosen:
     found: Found
     probability: Probabilities
     propensity: list[float]
+    num_candidates: int
+    """Candidates that they were chosen among."""
     notes: tuple[str, ...] = ()
 
 
@@ -128,7 +130,7 @@ def _choose(snapshot: Snapshot, pool: _Pool, pinned: _Pool | None, *, explore: E
     if not request.rules:
         order = np.arange(len(found)) if request.rank_by is None else np.argsort(-score_C, kind="stable")
         order = order[: request.k]
-        return _laid_out(found, probability, order, [1.0] * len(order))
+        return _laid_out(pool, found, probability, order, [1.0] * len(order))
     item_C = np.array([hit[0] for hit in found], dtype=np.int64)
     keep_C = np.ones(len(found), dtype=np.bool_)
     for floor in rules.floors:
@@ -175,14 +177,19 @@ def _choose(snapshot: Snapshot, pool: _Pool, pinned: _Pool | None, *, explore: E
             notes.append(f"a cap of {cap.n} on {cap.column} kept {count} candidates out")
     if notes and len(made.places) < request.k <= question.num_reachable:
         notes.append(f"the rules left {len(made.places)} of the {request.k} items asked for, among {len(pool.found)}")
-    return _laid_out(found, probability, kept[made.places], made.propensity, notes)
+    return _laid_out(pool, found, probability, kept[made.places], made.propensity, notes)
 
 
 def _laid_out(
-    found: Found, probability: Probabilities, order: Ints, propensity: list[float], notes: Sequence[str] = ()
+    pool: _Pool,
+    found: Found,
+    probability: Probabilities,
+    order: Ints,
+    propensity: list[float],
+    notes: Sequence[str] = (),
 ) -> Chosen:
     probability = None if probability is None else probability[order]
-    return Chosen([found[at] for at in order], probability, propensity, tuple(notes))
+    return Chosen([found[at] for at in order], probability, propensity, len(pool.found), tuple(notes))
 
 
 def _scores(snapshot: Snapshot, pool: _Pool) -> NDArray[np.floating]:

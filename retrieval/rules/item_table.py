@@ -41,9 +41,10 @@ class Allowed:
 class ItemTable:
     """Reads the columns of an item table; safe to use from many threads."""
 
-    def __init__(self, items: pl.DataFrame) -> None:
-        """Row i of ``items`` is item i."""
+    def __init__(self, items: pl.DataFrame, gone: Ints | None = None) -> None:
+        """Row i of ``items`` is item i; those of ``gone`` pass no filter."""
         self.items = items
+        self._gone = np.zeros(0, dtype=np.int64) if gone is None else gone
         self._lock = threading.Lock()
         self._kept: OrderedDict[frozenset[Where], Allowed] = OrderedDict()
         self._most = min(_MOST, max(4, _BYTES // (9 * max(1, len(items)))))
@@ -74,6 +75,7 @@ class ItemTable:
         mask_I = np.ones(len(self.items), dtype=np.bool_)
         for one in wanted:
             mask_I &= self._mask(one)
+        mask_I[self._gone] = False
         made = Allowed(mask_I, np.flatnonzero(mask_I).astype(np.int64))
         with self._lock:
             made = self._kept.setdefault(wanted, made)

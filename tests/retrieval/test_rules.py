@@ -278,7 +278,9 @@ def test_filters_are_worked_out_once_per_snapshot(rec):
     assert items.allowed([Where("brand", "a")]) is not first
     other = Recommender(rec.bundle)._snapshot
     assert replace(other, bundle=replace(rec.bundle, items=rec.items.clear())).item_table is not other.item_table
-    assert len(ItemTable(rec.items.head(3)).allowed([Where("item_id", "i1")]).ids_N) == 1
+    alone = Where("item_id", rec.items["item_id"][1])
+    assert ItemTable(rec.items.head(3)).allowed([alone]).ids_N.tolist() == [1]
+    assert ItemTable(rec.items.head(3), np.array([1])).allowed([alone]).ids_N.tolist() == []
 
 
 def test_kept_filters_are_bounded(rec, monkeypatch):
