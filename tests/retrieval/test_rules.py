@@ -469,3 +469,26 @@ def test_retrievers_by_codes_keep_to_the_rules(code_model, toy_dataset, tmp_path
             assert sum(tag in (rows[item]["tags"] or ()) for item in page.item_ids) <= 2
         drawn = {tuple(rec.recommend(**ask, rules=[Explore(seed, temperature=3.0)]).item_ids) for seed in range(4)}
         assert len(drawn) == 4
+
+
+ODD = st.one_of(
+    st.sampled_from(["brand", "price", "stock", "tags", "sold", "day", "born", "item_id", "i3", "like", "add", "free"]),
+    st.integers(-2, 4), st.integers(), st.floats(), st.booleans(), st.none(), st.dates(), st.datetimes(), st.text(),
+    st.binary(max_size=3), st.lists(st.one_of(st.integers(), st.text(max_size=2), st.floats(), st.none()), max_size=3),
+)  # fmt: skip
+
+
+@settings(SETTINGS, max_examples=80)
+@given(kind=st.sampled_from([Where, Cap, MMR, Floor, Freshness, Boost, Pin, Explore]), data=st.data())
+def test_odd_values_give_a_page_or_one_line(rec, kind, data):
+    fields = data.draw(st.dictionaries(st.sampled_from(list(kind.__dataclass_fields__)), ODD, min_size=2))
+    if "column" in kind.__dataclass_fields__:
+        fields["column"] = data.draw(st.sampled_from(rec.items.columns))
+    try:
+        page = rec.recommend("u1", k=3, candidates=5, at=AT, rules=[kind(**fields)])
+    except InputError as error:
+        assert "\n" not in str(error)
+    except TypeError as error:  # Python's own, for fields that are not there
+        assert "required positional argument" in str(error)
+    else:
+        assert len(page) <= 3 and all(np.isfinite(hit.score) and 0 <= hit.propensity <= 1 for hit in page)
