@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from recsys.retrieval.history_sources.bundle import BundleHistories
 from recsys.retrieval.history_sources.reader import HistoryReader
 from recsys.retrieval.history_sources.source import HistorySource
 from recsys.retrieval.protocol import Retriever
+from recsys.retrieval.rules.item_table import ItemTable
 
 __all__ = ["Snapshot", "SourceChoice"]
 
@@ -32,6 +33,11 @@ class Snapshot:
     """[I] float32 length of every item vector."""
     reader: HistoryReader | None = None
     """Of the users' histories; None where a user id says nothing."""
+    item_table: ItemTable = field(init=False)
+    """Columns of the items, for rules; made anew with every snapshot."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "item_table", ItemTable(self.bundle.items))
 
     @classmethod
     def of(cls, bundle: Bundle, history_source: SourceChoice = None) -> Snapshot:
