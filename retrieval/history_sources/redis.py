@@ -20,7 +20,9 @@ FORMAT = 1
 PIECE = 20_000
 """Events read of one user at a time: a long history must not keep the server from others."""
 _APPEND = """
-local place = redis.call('ZCARD', KEYS[1])
+local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
+local place = 0
+if last[2] then place = tonumber(last[2]) + 1 end
 for _, body in ipairs(ARGV) do
     place = place + redis.call('ZADD', KEYS[1], 'NX', place, body)
 end
@@ -99,7 +101,7 @@ class RedisHistories:
         self._check()
         with self._failures("read"):
             found = self._members(keys, [0 if mark is None else mark.place for mark in marks])
-            continues = [mark is not None and found[row][:1] == [mark.text] for row, mark in enumerate(marks)]
+            continues = [mark is not None and found[row][:1] == [mark.state] for row, mark in enumerate(marks)]
             lost = [row for row, mark in enumerate(marks) if mark is not None and not continues[row]]
             for row, members in zip(lost, self._members([keys[row] for row in lost], [0] * len(lost)), strict=True):
                 found[row] = members
@@ -125,6 +127,17 @@ class RedisHistories:
             ]  # an event without a time equals no other, yet must be added once if this command is repeated
             with self._failures("written"):
                 self._script(keys=[key], args=members)
+
+    def forget(self, user_id: Any) -> None:
+        """Delete all events of a user.
+
+        Raises:
+            InputError, SourceUnavailable: as :meth:`append`.
+        """
+        key = self._prefix + id_text(user_id)
+        self._check()
+        with self._failures("written"):
+            self._client.delete(key)
 
     def close(self) -> None:
         """See :meth:`HistorySource.close`."""

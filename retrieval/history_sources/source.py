@@ -59,8 +59,8 @@ class Mark:
 
     place: int
     """Of the last event, in order of arrival."""
-    text: str | bytes
-    """What the store holds there."""
+    state: object
+    """What must still be so for the mark to hold; the store's own business."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Tail:
     mark: Mark | None
     """Of the last event; None for a user of whom nothing is known."""
     continues: bool
-    """Whether the mark given was found as it was; otherwise these are all events."""
+    """Whether what was read up to the mark is still as it was; otherwise these are all events."""
 
 
 @runtime_checkable

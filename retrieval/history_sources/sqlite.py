@@ -23,16 +23,21 @@ __all__ = ["SqliteHistories"]
 APPLICATION_ID = 0x52656353
 """In the file's header: tells our files from all other SQLite databases."""
 SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE users (user INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE);
-CREATE TABLE events (
-    user INTEGER NOT NULL, place INTEGER NOT NULL, once BLOB, body TEXT NOT NULL, PRIMARY KEY (user, place)
-) WITHOUT ROWID;
-CREATE UNIQUE INDEX events_once ON events (user, once) WHERE once IS NOT NULL;
-"""  # clustered by (user, place): one user's events, in order of arrival, are one range of the file
-_READ = """
-SELECT place, body FROM events WHERE user = (SELECT user FROM users WHERE id = ?) AND place >= ? ORDER BY place
-"""
+_SCHEMA = (
+    "CREATE TABLE users (user INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, "
+    "revision INTEGER NOT NULL DEFAULT 0)",
+    # Clustered by (user, place): one user's events, in order of arrival, are one range of the file.
+    "CREATE TABLE events (user INTEGER NOT NULL, place INTEGER NOT NULL, once BLOB, body TEXT NOT NULL, "
+    "PRIMARY KEY (user, place)) WITHOUT ROWID",
+    "CREATE UNIQUE INDEX events_once ON events (user, once) WHERE once IS NOT NULL",
+    # Whoever changes what was appended, with whatever tool, is noticed by those who remember it.
+    "CREATE TRIGGER events_deleted AFTER DELETE ON events BEGIN "
+    "UPDATE users SET revision = revision + 1 WHERE user = OLD.user; END",
+    "CREATE TRIGGER events_changed AFTER UPDATE ON events BEGIN "
+    "UPDATE users SET revision = revision + 1 WHERE user IN (OLD.user, NEW.user); END",
+)
+_USER = "SELECT user, revision FROM users WHERE id = ?"
+_READ = "SELECT place, body FROM events WHERE user = ? AND place > ? ORDER BY place"
 _NEXT_PLACE = "SELECT coalesce(max(place), -1) + 1 FROM events WHERE user = ?"
 _ADD = "INSERT INTO events VALUES (?, ?, ?, ?) ON CONFLICT (user, once) WHERE once IS NOT NULL DO NOTHING"
 
@@ -108,18 +113,11 @@ class SqliteHistories:
         with self._failures("read"), self._reader() as connection:
             connection.execute("BEGIN")
             try:
-                found = [_rows(connection, name, mark) for name, mark in zip(names, marks, strict=True)]
+                found = [_behind(connection, name, mark) for name, mark in zip(names, marks, strict=True)]
             finally:
                 connection.execute("COMMIT")
         try:
-            return [
-                Tail(
-                    events_of(body for _, body in rows[int(continues) :]),
-                    Mark(*rows[-1]) if rows else None,
-                    continues,
-                )
-                for rows, continues in found
-            ]
+            return [Tail(events_of(body for _, body in rows), mark, same) for rows, mark, same in found]
         except (TypeError, ValueError) as error:
             reason = f"holds events that cannot be read ({error}); restore a copy"
             raise SourceUnavailable(f"{self.path} {reason}") from error
@@ -141,6 +139,25 @@ class SqliteHistories:
                     self._write(together)
             if not mine.stored:
                 raise mine.failed or sqlite3.OperationalError("the writing thread was interrupted")
+
+    def forget(self, user_id: Any) -> None:
+        """Delete all events of a user.
+
+        Raises:
+            InputError, SourceUnavailable: as :meth:`append`.
+        """
+        name = id_text(user_id)
+        self._check()
+        with self._failures("written"), self._writing:
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                self._writer.execute("DELETE FROM events WHERE user = (SELECT user FROM users WHERE id = ?)", (name,))
+                self._writer.execute("DELETE FROM users WHERE id = ?", (name,))
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
 
     def close(self) -> None:
         """See :meth:`HistorySource.close`; waits for an append under way."""
@@ -214,7 +231,7 @@ class SqliteHistories:
             for question in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
         )
         if (application, version, num_tables) == (0, 0, 0):
-            for statement in _SCHEMA.split(";"):
+            for statement in _SCHEMA:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
@@ -287,13 +304,18 @@ class SqliteHistories:
             raise SourceUnavailable(f"{self.path} cannot be {verb}: {error}{wait}; try again") from error
 
 
-def _rows(connection: sqlite3.Connection, name: str, mark: Mark | None) -> tuple[list[tuple[int, str]], bool]:
-    """(place, text) of a user's events from the mark's on, and whether it was found; else of all events."""
-    if mark is not None:
-        rows = connection.execute(_READ, (name, mark.place)).fetchall()
-        if rows and rows[0] == (mark.place, mark.text):
-            return rows, True
-    return connection.execute(_READ, (name, 0)).fetchall(), False
+def _behind(
+    connection: sqlite3.Connection, name: str, mark: Mark | None
+) -> tuple[list[tuple[int, str]], Mark | None, bool]:
+    """(place, text) of a user's events behind a mark if it holds, else of all; the new mark; whether it held."""
+    user = connection.execute(_USER, (name,)).fetchone()
+    if user is None:
+        return [], None, False
+    same = mark is not None and mark.state == user  # numbers of users are never used again
+    begin = mark.place if same and mark is not None else -1
+    rows = connection.execute(_READ, (user[0], begin)).fetchall()
+    last = rows[-1][0] if rows else begin
+    return rows, Mark(last, user) if last >= 0 else None, same
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

@@ -101,7 +101,7 @@ def test_a_reader_says_what_the_source_says(
         for step in [*steps, list(USERS)]:
             if step == "forget":  # an operator's hand, not ours
                 with sqlite3.connect(path) as database:
-                    database.execute("DELETE FROM events WHERE user = (SELECT min(user) FROM events)")
+                    database.execute("DELETE FROM events WHERE place % 3 = 0 AND user = (SELECT min(user) FROM events)")
             elif isinstance(step, tuple):
                 store.append(*step)
             else:
@@ -147,6 +147,14 @@ def test_a_history_that_changed_behind_the_mark_is_read_anew(tmp_path: Path):
         store.append("a", clicks(1, 2, 3))
         reader = HistoryReader(store, WORDS)
         reader.read(["a"])
+        with sqlite3.connect(path) as database:
+            database.execute("DELETE FROM events WHERE place = 1")
+        (stored,) = reader.read(["a"])
+        assert stored is not None and stored.history.timestamp.tolist() == [1, 3]
+        with sqlite3.connect(path) as database:
+            database.execute("UPDATE events SET body = '[\"i1\",7]' WHERE place = 2")
+        (stored,) = reader.read(["a"])
+        assert stored is not None and stored.history.timestamp.tolist() == [1, 7]
         with sqlite3.connect(path) as database:
             database.execute("DELETE FROM events")
         assert reader.read(["a"]) == [None]

@@ -237,6 +237,23 @@ def test_bad_users_and_too_many_events_are_named(store: HistorySource):
         store.append("a", clicks(1)[0])  # type: ignore[arg-type]
 
 
+def test_a_forgotten_user_is_unknown_and_may_come_back(store: HistorySource):
+    inner = store.store if isinstance(store, LayeredHistories) else store
+    assert isinstance(inner, (SqliteHistories, RedisHistories))
+    store.append("a", clicks(1, 2))
+    store.append("b", clicks(3))
+    reader = HistoryReader(inner, WORDS)
+    assert None not in reader.read(["a", "b"])
+    inner.forget("a")
+    inner.forget("nobody")
+    assert store.events(["a", "b"]) == [None, clicks(3)]
+    assert [stored is None for stored in reader.read(["a", "b"])] == [True, False]
+    store.append("a", clicks(5, 4))
+    assert store.events(["a"]) == [clicks(4, 5)]
+    (stored,) = reader.read(["a"])
+    assert stored is not None and stored.history.timestamp.tolist() == [4, 5]
+
+
 def test_a_closed_source_says_so(store: HistorySource):
     store.append("a", clicks(1))
     store.close()
@@ -434,7 +451,7 @@ def test_a_history_is_one_range_of_the_file(tmp_path: Path):
     from recsys.retrieval.history_sources.sqlite import _READ
 
     with SqliteHistories(tmp_path / "events.sqlite") as store:
-        plan = " | ".join(row[3] for row in store._writer.execute(f"EXPLAIN QUERY PLAN {_READ}", ("u", 0)))
+        plan = " | ".join(row[3] for row in store._writer.execute(f"EXPLAIN QUERY PLAN {_READ}", (1, 0)))
     assert "SEARCH events USING PRIMARY KEY (user=? AND place>?)" in plan
     assert "SCAN" not in plan and "TEMP B-TREE" not in plan
 
@@ -608,6 +625,12 @@ def test_a_reader_of_redis_asks_for_what_came_since(redis_server: RedisServer, m
                 assert got is not None and expected is not None
                 assert np.array_equal(got.history.timestamp, expected.history.timestamp)
                 assert np.array_equal(got.history.item, expected.history.item)
+        admin.zremrangebyrank('tails:events:1:"a"', 2, 2)  # one from the middle
+        store.append("a", clicks(11))
+        (got,), (expected,) = reader.read(["a"]), read_histories(store, ["a"], WORDS)
+        assert got is not None and expected is not None
+        assert got.history.timestamp.tolist() == expected.history.timestamp.tolist()
+        assert 3 not in got.history.timestamp and got.history.timestamp[-1] == 11
         admin.delete('tails:events:1:"a"')
         store.append("a", clicks(1, item="i7"))
         (after,) = reader.read(["a"])
