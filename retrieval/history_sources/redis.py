@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from recsys.errors import Closed, InputError, SourceUnavailable
 from recsys.events import Event
@@ -144,7 +144,7 @@ class RedisHistories:
         self._closed = True
         self._client.close()
 
-    def __enter__(self) -> RedisHistories:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from recsys.errors import Closed, InputError, SourceUnavailable
 from recsys.events import Event
@@ -169,7 +169,7 @@ class SqliteHistories:
                 connection.close()
             self._idle.clear()
 
-    def __enter__(self) -> SqliteHistories:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

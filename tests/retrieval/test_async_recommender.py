@@ -99,7 +99,7 @@ def spawn(front: AsyncRecommender, ks: Sequence[int], **settings: Any) -> list[a
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_concurrent_calls_get_the_answers_of_single_calls(rec: Recommender, num_threads: int):
+def test_concurrent_calls_get_the_answers_of_single_calls(rec: Recommender, num_threads: int) -> None:
     async def ask() -> tuple[list[Page], AsyncRecommender]:
         async with AsyncRecommender(rec, max_batch=8, num_threads=num_threads) as front:
             pages = await asyncio.gather(*(front.recommend(**fields) for fields in MIXED))
@@ -115,7 +115,7 @@ def test_concurrent_calls_get_the_answers_of_single_calls(rec: Recommender, num_
     assert front.counts.answered == front.counts.requests == len(MIXED)
 
 
-def test_every_caller_gets_the_page_of_its_own_request():
+def test_every_caller_gets_the_page_of_its_own_request() -> None:
     async def ask() -> None:
         async with AsyncRecommender(Echo(), max_batch=7, num_threads=2, max_delay_ms=1) as front:
             pages = await asyncio.gather(*spawn(front, range(1, 101)))
@@ -124,7 +124,7 @@ def test_every_caller_gets_the_page_of_its_own_request():
     asyncio.run(ask())
 
 
-def test_a_request_that_cannot_be_meant_fails_alone(rec: Recommender):
+def test_a_request_that_cannot_be_meant_fails_alone(rec: Recommender) -> None:
     bad: list[tuple[dict[str, Any], str]] = [
         ({"k": 0}, "k must be a positive integer"),
         ({"user": "u1"}, "a request has no field 'user'"),
@@ -148,7 +148,7 @@ def test_a_request_that_cannot_be_meant_fails_alone(rec: Recommender):
         assert_same(page, rec.recommend(**fields))
 
 
-def test_a_batch_that_fails_is_tried_one_by_one():
+def test_a_batch_that_fails_is_tried_one_by_one() -> None:
     """Only whom it concerns sees the error, even where it breaks the whole batch, and the order of work is kept."""
 
     async def ask() -> None:
@@ -169,7 +169,7 @@ def test_a_batch_that_fails_is_tried_one_by_one():
     asyncio.run(ask())
 
 
-def test_a_recommender_that_answers_too_little_is_an_error_not_a_hang():
+def test_a_recommender_that_answers_too_little_is_an_error_not_a_hang() -> None:
     class Short(Echo):
         def recommend_each(self, requests: Sequence[Request]) -> list[Page | Exception]:
             if len(requests) == 1 and requests[0].k == 2:
@@ -187,7 +187,7 @@ def test_a_recommender_that_answers_too_little_is_an_error_not_a_hang():
 # -- batches -------------------------------------------------------------------------------------------------------
 
 
-def test_an_idle_front_does_not_wait_and_a_busy_one_collects():
+def test_an_idle_front_does_not_wait_and_a_busy_one_collects() -> None:
     async def ask() -> None:
         echo = Echo(is_open=False)
         async with AsyncRecommender(echo, max_batch=4, max_delay_ms=60_000) as front:
@@ -203,7 +203,7 @@ def test_an_idle_front_does_not_wait_and_a_busy_one_collects():
     asyncio.run(ask())
 
 
-def test_calls_of_one_turn_share_a_batch():
+def test_calls_of_one_turn_share_a_batch() -> None:
     async def ask() -> None:
         echo = Echo()
         async with AsyncRecommender(echo, max_batch=64, max_delay_ms=60_000) as front:
@@ -213,7 +213,7 @@ def test_calls_of_one_turn_share_a_batch():
     asyncio.run(ask())
 
 
-def test_a_second_worker_joins_in_when_a_batch_is_full_or_its_time_has_come():
+def test_a_second_worker_joins_in_when_a_batch_is_full_or_its_time_has_come() -> None:
     async def ask() -> None:
         echo = Echo(is_open=False)
         async with AsyncRecommender(echo, max_batch=3, max_delay_ms=120, num_threads=3) as front:
@@ -238,7 +238,7 @@ def test_a_second_worker_joins_in_when_a_batch_is_full_or_its_time_has_come():
 # -- bounds --------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_queue_turns_requests_away_at_once():
+def test_a_full_queue_turns_requests_away_at_once() -> None:
     async def ask() -> None:
         echo = Echo(is_open=False)
         async with AsyncRecommender(echo, max_batch=2, max_queue=5) as front:
@@ -260,7 +260,7 @@ def test_a_full_queue_turns_requests_away_at_once():
     asyncio.run(ask())
 
 
-def test_an_idle_front_takes_more_than_its_queue_holds():
+def test_an_idle_front_takes_more_than_its_queue_holds() -> None:
     async def ask() -> None:
         async with AsyncRecommender(Echo(is_open=False), max_batch=8, max_queue=3, num_threads=2) as front:
             tasks = spawn(front, range(1, 13))
@@ -272,7 +272,7 @@ def test_an_idle_front_takes_more_than_its_queue_holds():
     asyncio.run(ask())
 
 
-def test_a_cancelled_request_is_not_computed_and_frees_its_place():
+def test_a_cancelled_request_is_not_computed_and_frees_its_place() -> None:
     async def ask() -> None:
         echo = Echo(is_open=False)
         async with AsyncRecommender(echo, max_batch=8, max_queue=4) as front:
@@ -300,7 +300,7 @@ def test_a_cancelled_request_is_not_computed_and_frees_its_place():
     asyncio.run(ask())
 
 
-def test_a_request_whose_time_is_up_is_not_computed():
+def test_a_request_whose_time_is_up_is_not_computed() -> None:
     async def ask() -> None:
         echo = Echo(is_open=False)
         async with AsyncRecommender(echo) as front:
@@ -321,7 +321,7 @@ def test_a_request_whose_time_is_up_is_not_computed():
     asyncio.run(ask())
 
 
-def test_a_time_out_of_the_recommender_itself_is_passed_on():
+def test_a_time_out_of_the_recommender_itself_is_passed_on() -> None:
     async def ask() -> None:
         echo = Echo()
         echo.refuse = lambda request: TimeoutError("its own")
@@ -333,7 +333,7 @@ def test_a_time_out_of_the_recommender_itself_is_passed_on():
     asyncio.run(ask())
 
 
-def test_calls_beside_the_batches_are_bounded_too():
+def test_calls_beside_the_batches_are_bounded_too() -> None:
     async def ask() -> None:
         echo = Echo(is_open=False)
         async with AsyncRecommender(echo, max_queue=3) as front:
@@ -360,7 +360,7 @@ def test_calls_beside_the_batches_are_bounded_too():
     [{"max_batch": 0}, {"max_queue": True}, {"num_threads": 1.5}, {"max_delay_ms": -1}, {"max_delay_ms": float("nan")}],
     ids=str,
 )
-def test_bounds_that_are_none_are_named(settings: dict[str, Any]):
+def test_bounds_that_are_none_are_named(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(settings))} must be a"):
         AsyncRecommender(Echo(), **settings)
 
@@ -368,7 +368,7 @@ def test_bounds_that_are_none_are_named(settings: dict[str, Any]):
 # -- life ----------------------------------------------------------------------------------------------------------
 
 
-def test_leaving_the_block_answers_those_who_wait():
+def test_leaving_the_block_answers_those_who_wait() -> None:
     async def ask() -> None:
         echo = Echo(is_open=False)
         async with AsyncRecommender(echo, max_batch=2) as front:
@@ -386,7 +386,7 @@ def test_leaving_the_block_answers_those_who_wait():
     asyncio.run(ask())
 
 
-def test_a_failing_block_lets_those_who_wait_go():
+def test_a_failing_block_lets_those_who_wait_go() -> None:
     async def ask() -> None:
         echo = Echo(is_open=False)
         tasks: list[asyncio.Task[Page]] = []
@@ -404,7 +404,7 @@ def test_a_failing_block_lets_those_who_wait_go():
     asyncio.run(ask())
 
 
-def test_closing_can_itself_be_cancelled():
+def test_closing_can_itself_be_cancelled() -> None:
     async def ask() -> None:
         echo = Echo(is_open=False)
         front = await AsyncRecommender(echo, max_batch=1).__aenter__()
@@ -424,7 +424,7 @@ def test_closing_can_itself_be_cancelled():
     asyncio.run(ask())
 
 
-def test_one_front_belongs_to_one_event_loop():
+def test_one_front_belongs_to_one_event_loop() -> None:
     front = AsyncRecommender(Echo())
 
     async def enter() -> None:
@@ -451,7 +451,7 @@ def test_one_front_belongs_to_one_event_loop():
 # -- with a store of events ----------------------------------------------------------------------------------------
 
 
-def test_appended_events_count_in_the_next_request(toy_bundle: Path, rec: Recommender, tmp_path: Path):
+def test_appended_events_count_in_the_next_request(toy_bundle: Path, rec: Recommender, tmp_path: Path) -> None:
     event = Event(item_id="i3", actions="like", timestamp=AT - 5)
 
     async def ask() -> None:
@@ -468,7 +468,7 @@ def test_appended_events_count_in_the_next_request(toy_bundle: Path, rec: Recomm
     asyncio.run(ask())
 
 
-def test_a_store_that_fails_concerns_only_those_who_need_it(rec: Recommender, tmp_path: Path):
+def test_a_store_that_fails_concerns_only_those_who_need_it(rec: Recommender, tmp_path: Path) -> None:
     async def ask() -> list[Any]:
         path = tmp_path / "events.sqlite"
         with SqliteHistories(path) as store:
@@ -527,14 +527,14 @@ def assert_balanced(front: AsyncRecommender) -> None:
     assert 1 < c.largest_batch <= 16
 
 
-def test_sixty_four_coroutines_get_their_own_answers(rec: Recommender):
+def test_sixty_four_coroutines_get_their_own_answers(rec: Recommender) -> None:
     front = soak(rec, seconds=4.0)
     assert_balanced(front)
     assert front.counts.answered >= 64
 
 
 @pytest.mark.slow
-def test_sixty_four_coroutines_for_two_minutes(rec: Recommender):
+def test_sixty_four_coroutines_for_two_minutes(rec: Recommender) -> None:
     front = soak(rec, seconds=120.0)
     assert_balanced(front)
     assert front.counts.answered > 2000

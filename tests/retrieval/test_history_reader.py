@@ -90,7 +90,7 @@ NO_TIME = [("a", clicks(None, 3)), ["a"], ("a", clicks(1, item="i2"))]
 @given(steps=STEPS, max_events=st.sampled_from([0, 5, 1000]), kind=st.sampled_from(["real", "order", "bundle"]))
 def test_a_reader_says_what_the_source_says(
     steps: list[Any], max_events: int, kind: str, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
-):
+) -> None:
     path = tmp_path_factory.mktemp("reader") / "events.sqlite"
     with SqliteHistories(path) as store:
         source: Any = store
@@ -110,7 +110,7 @@ def test_a_reader_says_what_the_source_says(
                 assert reader.num_events <= max_events
 
 
-def test_a_returning_user_costs_the_new_events_only(tmp_path: Path):
+def test_a_returning_user_costs_the_new_events_only(tmp_path: Path) -> None:
     with Watched(tmp_path / "events.sqlite") as store:
         store.append("a", clicks(*range(1000)))
         reader = HistoryReader(store, WORDS)
@@ -124,7 +124,7 @@ def test_a_returning_user_costs_the_new_events_only(tmp_path: Path):
         assert_same(stored, read_histories(store, ["a"], WORDS)[0])
 
 
-def test_the_users_asked_for_last_are_remembered(tmp_path: Path):
+def test_the_users_asked_for_last_are_remembered(tmp_path: Path) -> None:
     with Watched(tmp_path / "events.sqlite") as store:
         for user in range(4):
             store.append(user, clicks(*range(10)))
@@ -141,7 +141,7 @@ def test_the_users_asked_for_last_are_remembered(tmp_path: Path):
         assert store.num_read == 90
 
 
-def test_a_history_that_changed_behind_the_mark_is_read_anew(tmp_path: Path):
+def test_a_history_that_changed_behind_the_mark_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "events.sqlite"
     with Watched(path) as store:
         store.append("a", clicks(1, 2, 3))
@@ -163,12 +163,12 @@ def test_a_history_that_changed_behind_the_mark_is_read_anew(tmp_path: Path):
         assert stored is not None and stored.history.item.tolist() == [2, 2, 2, 2]
 
 
-def test_odd_users_are_named(tmp_path: Path):
+def test_odd_users_are_named(tmp_path: Path) -> None:
     with SqliteHistories(tmp_path / "events.sqlite") as store, pytest.raises(InputError, match="user_id: an id is"):
         HistoryReader(store, WORDS).read([None])
 
 
-def test_threads_share_a_reader(tmp_path: Path):
+def test_threads_share_a_reader(tmp_path: Path) -> None:
     """Every read sees at least what was appended before it began, in any interleaving."""
     with SqliteHistories(tmp_path / "events.sqlite") as store:
         reader = HistoryReader(store, WORDS, max_events=100)

@@ -127,7 +127,7 @@ def clicks(*times: int | None, item: str = "i1") -> list[Event]:
 # -- what every store promises -------------------------------------------------------------------------------------
 
 
-def test_events_come_back_in_time_order_after_the_store_is_opened_again(opener: Opener):
+def test_events_come_back_in_time_order_after_the_store_is_opened_again(opener: Opener) -> None:
     store = opener()
     assert isinstance(store, HistorySource)
     late, early = clicks(30), [*clicks(10), Event(item_id="i2", timestamp=30, surface="home", value=2.5)]
@@ -144,8 +144,8 @@ def test_events_come_back_in_time_order_after_the_store_is_opened_again(opener: 
     again.close()
 
 
-def test_ids_keep_their_type(store: HistorySource):
-    ids = ["7", 7, "07", "", "ü\0'", "\ud800", 2**70, -1, "x" * MAX_CHARACTERS]
+def test_ids_keep_their_type(store: HistorySource) -> None:
+    ids: list[str | int] = ["7", 7, "07", "", "ü\0'", "\ud800", 2**70, -1, "x" * MAX_CHARACTERS]
     for place, user in enumerate(ids):
         store.append(user, [Event(item_id=user, timestamp=place)])
     for place, (user, events) in enumerate(zip(ids, store.events(ids), strict=True)):
@@ -154,7 +154,7 @@ def test_ids_keep_their_type(store: HistorySource):
     assert store.events([np.int64(7)]) == store.events([7])
 
 
-def test_equal_events_with_a_time_are_kept_once_and_others_unite(store: HistorySource):
+def test_equal_events_with_a_time_are_kept_once_and_others_unite(store: HistorySource) -> None:
     first = Event(item_id="i1", actions="click", timestamp=5)
     store.append("a", [first, first])
     store.append("a", [first])
@@ -169,7 +169,7 @@ def test_equal_events_with_a_time_are_kept_once_and_others_unite(store: HistoryS
     assert store.events(["b"]) == [clicks(None, None, None)]
 
 
-def test_an_event_without_a_time_stays_behind_the_one_before_it(store: HistorySource):
+def test_an_event_without_a_time_stays_behind_the_one_before_it(store: HistorySource) -> None:
     arrived = [
         *clicks(None, item="zero"),
         *clicks(20),
@@ -186,7 +186,7 @@ def test_an_event_without_a_time_stays_behind_the_one_before_it(store: HistorySo
     ]  # fmt: skip
 
 
-def test_words_that_no_bundle_knows_are_kept_and_understood_as_far_as_possible(store: HistorySource):
+def test_words_that_no_bundle_knows_are_kept_and_understood_as_far_as_possible(store: HistorySource) -> None:
     strange = [
         Event(item_id="not yet", actions="click+dance", timestamp=1, surface="moon"),
         Event(item_id="i1", actions=("dance",), unknown=("like", "sing"), timestamp=2),
@@ -219,13 +219,13 @@ BAD_EVENTS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("bad", "match"), BAD_EVENTS, ids=range(len(BAD_EVENTS)))
-def test_nothing_of_an_append_with_a_bad_event_is_stored(store: HistorySource, bad: Any, match: str):
+def test_nothing_of_an_append_with_a_bad_event_is_stored(store: HistorySource, bad: Any, match: str) -> None:
     with pytest.raises(InputError, match=match):
         store.append("a", [*clicks(1), bad])
     assert store.events(["a"]) == [None]
 
 
-def test_bad_users_and_too_many_events_are_named(store: HistorySource):
+def test_bad_users_and_too_many_events_are_named(store: HistorySource) -> None:
     for user in (None, True, 1.5, b"u", "x" * (MAX_CHARACTERS + 1)):
         with pytest.raises(InputError, match="user_id: an id is an integer or a string"):
             store.append(user, clicks(1))
@@ -237,7 +237,7 @@ def test_bad_users_and_too_many_events_are_named(store: HistorySource):
         store.append("a", clicks(1)[0])  # type: ignore[arg-type]
 
 
-def test_a_forgotten_user_is_unknown_and_may_come_back(store: HistorySource):
+def test_a_forgotten_user_is_unknown_and_may_come_back(store: HistorySource) -> None:
     inner = store.store if isinstance(store, LayeredHistories) else store
     assert isinstance(inner, (SqliteHistories, RedisHistories))
     store.append("a", clicks(1, 2))
@@ -254,7 +254,7 @@ def test_a_forgotten_user_is_unknown_and_may_come_back(store: HistorySource):
     assert stored is not None and stored.history.timestamp.tolist() == [4, 5]
 
 
-def test_a_closed_source_says_so(store: HistorySource):
+def test_a_closed_source_says_so(store: HistorySource) -> None:
     store.append("a", clicks(1))
     store.close()
     with pytest.raises(Closed, match="was closed"):
@@ -263,7 +263,7 @@ def test_a_closed_source_says_so(store: HistorySource):
         store.events(["a"])
 
 
-def test_threads_append_and_read_together(store: HistorySource):
+def test_threads_append_and_read_together(store: HistorySource) -> None:
     """Every reader sees every append whole, and all in the order of each writer."""
     start = threading.Barrier(8)
 
@@ -326,7 +326,7 @@ def said_until_the_end(pipe: Connection) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
-def test_processes_write_one_store(kind: str, tmp_path: Path, request: pytest.FixtureRequest):
+def test_processes_write_one_store(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     where = request.getfixturevalue("redis_server").url if kind == "redis" else str(tmp_path / "events.sqlite")
     for process, pipe in writers(where, num_processes=3, count=30):
         assert said_until_the_end(pipe) == list(range(30))
@@ -360,7 +360,7 @@ EVENTS = st.builds(
 
 @settings(deadline=None, max_examples=60)
 @given(events=st.lists(EVENTS, max_size=8))
-def test_any_event_survives_its_text(events: list[Event]):
+def test_any_event_survives_its_text(events: list[Event]) -> None:
     texts = event_texts(events)
     assert events_of(texts) == events
     assert all(text.isascii() for text in texts)
@@ -368,7 +368,7 @@ def test_any_event_survives_its_text(events: list[Event]):
 
 
 @given(one=IDS, other=IDS)
-def test_different_ids_have_different_texts(one: str | int, other: str | int):
+def test_different_ids_have_different_texts(one: str | int, other: str | int) -> None:
     assert (id_text(one) == id_text(other)) == (type(one) is type(other) and one == other)
 
 
@@ -376,7 +376,7 @@ def test_different_ids_have_different_texts(one: str | int, other: str | int):
 @given(appends=st.lists(st.tuples(IDS, st.lists(EVENTS, min_size=1, max_size=4)), max_size=6), data=st.data())
 def test_a_file_holds_what_a_dictionary_would(
     appends: list[tuple[Any, list[Event]]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-):
+) -> None:
     path = tmp_path_factory.mktemp("any") / "events.sqlite"
     model: dict[str, list[Event]] = {}
     store = SqliteHistories(path)
@@ -395,7 +395,7 @@ def test_a_file_holds_what_a_dictionary_would(
     store.close()
 
 
-def test_any_string_is_an_event_text_or_a_plain_error():
+def test_any_string_is_an_event_text_or_a_plain_error() -> None:
     for text in (
         "",
         "[]",
@@ -416,7 +416,7 @@ def test_any_string_is_an_event_text_or_a_plain_error():
 # -- SQLite --------------------------------------------------------------------------------------------------------
 
 
-def test_acknowledged_events_survive_a_kill(tmp_path: Path):
+def test_acknowledged_events_survive_a_kill(tmp_path: Path) -> None:
     """The child says each event only after its append returned, and dies in the middle of the next ones."""
     path, most = tmp_path / "events.sqlite", {0}
     for round_ in range(3):
@@ -428,14 +428,14 @@ def test_acknowledged_events_survive_a_kill(tmp_path: Path):
         child.join()
         assert child.exitcode == -signal.SIGKILL
         with SqliteHistories(path) as store:
-            there = {event.timestamp for events in store.events([0, 1, 2]) for event in events or ()}
+            there = {event.timestamp or 0 for events in store.events([0, 1, 2]) for event in events or ()}
         assert len(acknowledged) >= 15 and acknowledged <= there
         assert max(there) <= max(*most, *acknowledged) + 1  # the one under way, and nothing else
         most |= acknowledged | there
     assert [row[0] for row in sqlite3.connect(path).execute("PRAGMA integrity_check")] == ["ok"]
 
 
-def test_an_append_is_there_for_another_connection_when_it_returns(tmp_path: Path):
+def test_an_append_is_there_for_another_connection_when_it_returns(tmp_path: Path) -> None:
     path = tmp_path / "events.sqlite"
     with SqliteHistories(path) as store:
         other = sqlite3.connect(path)
@@ -447,7 +447,7 @@ def test_an_append_is_there_for_another_connection_when_it_returns(tmp_path: Pat
         other.close()
 
 
-def test_a_history_is_one_range_of_the_file(tmp_path: Path):
+def test_a_history_is_one_range_of_the_file(tmp_path: Path) -> None:
     from recsys.retrieval.history_sources.sqlite import _READ
 
     with SqliteHistories(tmp_path / "events.sqlite") as store:
@@ -456,7 +456,7 @@ def test_a_history_is_one_range_of_the_file(tmp_path: Path):
     assert "SCAN" not in plan and "TEMP B-TREE" not in plan
 
 
-def test_foreign_files_are_refused_unchanged(tmp_path: Path):
+def test_foreign_files_are_refused_unchanged(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.sqlite"
     with sqlite3.connect(foreign) as database:
         database.execute("CREATE TABLE mine (a)")
@@ -479,7 +479,7 @@ def test_foreign_files_are_refused_unchanged(tmp_path: Path):
         assert before is None or path.read_bytes() == before
 
 
-def test_a_writer_that_holds_the_file_makes_others_wait_and_then_fail_clearly(tmp_path: Path):
+def test_a_writer_that_holds_the_file_makes_others_wait_and_then_fail_clearly(tmp_path: Path) -> None:
     path = tmp_path / "events.sqlite"
     with SqliteHistories(path, busy_timeout_s=0.2) as store:
         store.append("a", clicks(1))
@@ -496,7 +496,7 @@ def test_a_writer_that_holds_the_file_makes_others_wait_and_then_fail_clearly(tm
         other.close()
 
 
-def test_a_file_that_goes_away_or_changes_is_noticed(tmp_path: Path):
+def test_a_file_that_goes_away_or_changes_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "events.sqlite"
     store = SqliteHistories(path)
     store.append("a", clicks(1))
@@ -510,7 +510,7 @@ def test_a_file_that_goes_away_or_changes_is_noticed(tmp_path: Path):
     store.close()
 
 
-def test_damaged_events_are_an_error_not_a_shorter_history(tmp_path: Path):
+def test_damaged_events_are_an_error_not_a_shorter_history(tmp_path: Path) -> None:
     path = tmp_path / "events.sqlite"
     with SqliteHistories(path) as store:
         store.append("a", clicks(1, 2))
@@ -520,7 +520,7 @@ def test_damaged_events_are_an_error_not_a_shorter_history(tmp_path: Path):
             store.events(["a"])
 
 
-def test_a_fork_does_not_share_the_file(tmp_path: Path):
+def test_a_fork_does_not_share_the_file(tmp_path: Path) -> None:
     with SqliteHistories(tmp_path / "events.sqlite") as store:
         parent = store._process
         store._process = parent + 1  # as a child would see it
@@ -529,7 +529,7 @@ def test_a_fork_does_not_share_the_file(tmp_path: Path):
         store._process = parent
 
 
-def test_waiting_appends_share_a_commit(tmp_path: Path):
+def test_waiting_appends_share_a_commit(tmp_path: Path) -> None:
     """While one transaction runs, the appends that arrive wait together and are written in one more."""
     with SqliteHistories(tmp_path / "events.sqlite") as store:
         commits: list[str] = []
@@ -548,7 +548,7 @@ def test_waiting_appends_share_a_commit(tmp_path: Path):
 # -- Redis ---------------------------------------------------------------------------------------------------------
 
 
-def test_events_survive_the_death_of_a_server_that_keeps_its_log(redis_server: RedisServer):
+def test_events_survive_the_death_of_a_server_that_keeps_its_log(redis_server: RedisServer) -> None:
     store = RedisHistories(redis_server.url, prefix="death", timeout_s=1.0)
     store.append("a", clicks(1, None))
     redis_server.kill()
@@ -562,7 +562,7 @@ def test_events_survive_the_death_of_a_server_that_keeps_its_log(redis_server: R
     store.close()
 
 
-def test_a_long_history_is_read_in_pieces(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch):
+def test_a_long_history_is_read_in_pieces(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recsys.retrieval.history_sources.redis.PIECE", 3)
     with RedisHistories(redis_server.url, prefix="pieces") as store:
         for user, length in enumerate((2, 3, 7, 9)):
@@ -570,7 +570,7 @@ def test_a_long_history_is_read_in_pieces(redis_server: RedisServer, monkeypatch
         assert store.events([3, 0, 1, 2, 9]) == [clicks(*range(n)) for n in (9, 2, 3, 7)] + [None]
 
 
-def test_servers_that_lose_events_are_warned_of(redis_server: RedisServer, caplog: pytest.LogCaptureFixture):
+def test_servers_that_lose_events_are_warned_of(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     import redis
 
     with redis.Redis.from_url(redis_server.url) as admin, caplog.at_level(logging.WARNING):
@@ -588,7 +588,7 @@ def test_servers_that_lose_events_are_warned_of(redis_server: RedisServer, caplo
     assert ["no append-only file" in caplog.messages[0], "evicts keys" in caplog.messages[1]] == [True, True]
 
 
-def test_foreign_keys_and_addresses_are_named(redis_server: RedisServer):
+def test_foreign_keys_and_addresses_are_named(redis_server: RedisServer) -> None:
     import redis
 
     with redis.Redis.from_url(redis_server.url) as admin, RedisHistories(redis_server.url, prefix="foreign") as store:
@@ -603,7 +603,7 @@ def test_foreign_keys_and_addresses_are_named(redis_server: RedisServer):
         RedisHistories("redis://127.0.0.1:1", timeout_s=0.2, num_retries=0)
 
 
-def test_a_reader_of_redis_asks_for_what_came_since(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch):
+def test_a_reader_of_redis_asks_for_what_came_since(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     import redis
 
     monkeypatch.setattr("recsys.retrieval.history_sources.redis.PIECE", 3)
@@ -640,7 +640,7 @@ def test_a_reader_of_redis_asks_for_what_came_since(redis_server: RedisServer, m
 # -- bundles -------------------------------------------------------------------------------------------------------
 
 
-def test_a_bundle_speaks_the_callers_words(toy_bundle: Path):
+def test_a_bundle_speaks_the_callers_words(toy_bundle: Path) -> None:
     bundle = Bundle.open(toy_bundle)
     source, stored = BundleHistories(bundle), bundle.histories
     assert stored is not None
@@ -659,7 +659,7 @@ def test_a_bundle_speaks_the_callers_words(toy_bundle: Path):
     source.close()
 
 
-def test_a_store_over_a_bundle_continues_its_histories(toy_bundle: Path, tmp_path: Path):
+def test_a_store_over_a_bundle_continues_its_histories(toy_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(toy_bundle)
     store = SqliteHistories(tmp_path / "events.sqlite")
     source = over_bundle(store)(bundle)
@@ -679,7 +679,7 @@ def test_a_store_over_a_bundle_continues_its_histories(toy_bundle: Path, tmp_pat
     source.close()
 
 
-def test_a_bundle_without_histories_leaves_the_store_alone(toy_model: Any, toy_dataset: Any, tmp_path: Path):
+def test_a_bundle_without_histories_leaves_the_store_alone(toy_model: Any, toy_dataset: Any, tmp_path: Path) -> None:
     from recsys.pipelines.export import export_model
 
     export_model(toy_model, toy_dataset, tmp_path / "bare")

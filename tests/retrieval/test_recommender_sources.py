@@ -72,7 +72,7 @@ def assert_same(left: Page, right: Page, *, notes: bool = True) -> None:
         assert one.actions == pytest.approx(other.actions, abs=1e-5)
 
 
-def test_a_store_answers_as_histories_by_hand(bundle: Bundle, bare: Bundle, rec: Recommender, tmp_path: Path):
+def test_a_store_answers_as_histories_by_hand(bundle: Bundle, bare: Bundle, rec: Recommender, tmp_path: Path) -> None:
     """Moved into a store, the bundle's own users get the bundle's own answers, whatever bundle reads them."""
     users = [f"u{row}" for row in range(12)]
     with SqliteHistories(tmp_path / "events.sqlite") as store:
@@ -91,7 +91,7 @@ def test_a_store_answers_as_histories_by_hand(bundle: Bundle, bare: Bundle, rec:
         assert_same(stranger, rec.recommend(at=AT), notes=False)
 
 
-def test_a_store_over_the_bundle_continues_it(bundle: Bundle, rec: Recommender, tmp_path: Path):
+def test_a_store_over_the_bundle_continues_it(bundle: Bundle, rec: Recommender, tmp_path: Path) -> None:
     first, second = Event(item_id="i29", actions="like", timestamp=AT - 50), Event(item_id="i28", timestamp=AT - 20)
     with SqliteHistories(tmp_path / "events.sqlite") as store:
         ours = Recommender(bundle, history_source=over_bundle(store), clock=lambda: AT + 0.5)
@@ -111,7 +111,7 @@ def test_a_store_over_the_bundle_continues_it(bundle: Bundle, rec: Recommender, 
         assert_same(again.recommend("u7", at=AT), rec.recommend("u7", new_events=[first, second], at=AT))
 
 
-def test_an_appended_event_without_a_time_happened_now(bundle: Bundle, rec: Recommender, tmp_path: Path):
+def test_an_appended_event_without_a_time_happened_now(bundle: Bundle, rec: Recommender, tmp_path: Path) -> None:
     with SqliteHistories(tmp_path / "events.sqlite") as store:
         ours = Recommender(bundle, history_source=over_bundle(store), clock=lambda: AT + 0.5)
         ours.append_events("u7", [Event(item_id="i1", actions="click")])
@@ -122,7 +122,7 @@ def test_an_appended_event_without_a_time_happened_now(bundle: Bundle, rec: Reco
             ours.append_events("u7", 3)  # type: ignore[arg-type]
 
 
-def test_words_of_another_bundle_stay_events_with_a_note(bundle: Bundle, rec: Recommender, tmp_path: Path):
+def test_words_of_another_bundle_stay_events_with_a_note(bundle: Bundle, rec: Recommender, tmp_path: Path) -> None:
     strange = Event(item_id="i3", actions="click+dance", timestamp=AT - 9, surface="moon")
     with SqliteHistories(tmp_path / "events.sqlite") as store:
         ours = Recommender(bundle, history_source=store)
@@ -139,7 +139,9 @@ def test_words_of_another_bundle_stay_events_with_a_note(bundle: Bundle, rec: Re
         )
 
 
-def test_users_of_a_bundle_are_found_by_text_or_number(toy_frames: dict[str, Any], toy_model: Any, tmp_path: Path):
+def test_users_of_a_bundle_are_found_by_text_or_number(
+    toy_frames: dict[str, Any], toy_model: Any, tmp_path: Path
+) -> None:
     """Ids reach a store in the type of the bundle's users, so that "7" of a web address is user 7 of the table."""
     from recsys.pipelines.export import export_model
     from recsys.pipelines.prepare.build import prepare_frames
@@ -161,7 +163,7 @@ def test_users_of_a_bundle_are_found_by_text_or_number(toy_frames: dict[str, Any
             ours.recommend(7.5)
 
 
-def test_frames_take_users_of_the_store(bundle: Bundle, bare: Bundle, rec: Recommender, tmp_path: Path):
+def test_frames_take_users_of_the_store(bundle: Bundle, bare: Bundle, rec: Recommender, tmp_path: Path) -> None:
     with SqliteHistories(tmp_path / "events.sqlite") as store:
         store.append("new", [Event(item_id="i3", actions="like", timestamp=AT - 5)])
         over = Recommender(bundle, history_source=over_bundle(store))
@@ -175,7 +177,7 @@ def test_frames_take_users_of_the_store(bundle: Bundle, bare: Bundle, rec: Recom
             alone.recommend_frame()
 
 
-def test_a_source_that_fails_is_an_error_of_those_who_need_it(bundle: Bundle, rec: Recommender, tmp_path: Path):
+def test_a_source_that_fails_is_an_error_of_those_who_need_it(bundle: Bundle, rec: Recommender, tmp_path: Path) -> None:
     store = SqliteHistories(tmp_path / "events.sqlite")
     counting = Counting(store)
     ours = Recommender(bundle, history_source=counting)
@@ -196,14 +198,14 @@ def test_a_source_that_fails_is_an_error_of_those_who_need_it(bundle: Bundle, re
     assert ours.recommend_each([]) == []
 
 
-def test_a_bundle_alone_takes_no_events(rec: Recommender, bare: Bundle):
+def test_a_bundle_alone_takes_no_events(rec: Recommender, bare: Bundle) -> None:
     with pytest.raises(InputError, match=r"are read-only.*over_bundle\(SqliteHistories"):
         rec.append_events("u1", [Event(item_id="i1")])
     with pytest.raises(InputError, match="holds no histories"):
         Recommender(bare).append_events("u1", [Event(item_id="i1")])
 
 
-def test_threads_see_every_acknowledged_event(bundle: Bundle, tmp_path: Path):
+def test_threads_see_every_acknowledged_event(bundle: Bundle, tmp_path: Path) -> None:
     """Each thread appends to its own user and finds the item gone from the next page."""
     with SqliteHistories(tmp_path / "events.sqlite") as store:
         ours = Recommender(bundle, history_source=over_bundle(store))
