@@ -46,7 +46,8 @@ def _encode(snapshot: Snapshot, questions: Sequence[Question]) -> UserStates:
     keep_cache = ranks or any(snapshot.retrievers[name].reads_cache for name in asked)
     user_BK = np.stack([question.user_K for question in questions])
     histories = [question.history for question in questions]
-    return snapshot.bundle.model.encode(histories, keep_cache=keep_cache, user_BK=user_BK)
+    model = snapshot.bundle.model
+    return model.encode(histories, keep_cache=keep_cache, user_BK=user_BK, item_ID=snapshot.item_ID)
 
 
 def _search(snapshot: Snapshot, states: UserStates, questions: Sequence[Question]) -> list[Found]:
@@ -62,7 +63,7 @@ def _search(snapshot: Snapshot, states: UserStates, questions: Sequence[Question
             group = [questions[row] for row in rows]
             first = group[0]
             hits = retriever.search(
-                states.select(_tensor(snapshot, rows)),
+                _of_rows(snapshot, states, rows),
                 first.num_wanted,
                 at_B=_tensor(snapshot, [question.at for question in group]),
                 surface_B=_tensor(snapshot, [question.surface for question in group]),
@@ -92,11 +93,11 @@ def _rank(
         items = [np.array([hit[0] for hit in found[row]], dtype=np.int64) for row in rows]
         item_BC = _tensor(snapshot, _padded(items))
         surface_B = _tensor(snapshot, [questions[row].surface for row in rows])
-        ranked = states.select(_tensor(snapshot, rows))
+        ranked = _of_rows(snapshot, states, rows)
         at_B = _tensor(snapshot, [questions[row].at for row in rows])
         surface_BC = surface_B[:, None].expand_as(item_BC)
         feature_BCF = bundle.features().of(ranked, item_BC, at_B, surface_BC)
-        logits = bundle.model.rank(ranked, item_BC, at_B, surface_BC, feature_BCF)
+        logits = bundle.model.rank(ranked, item_BC, at_B, surface_BC, feature_BCF, snapshot.item_ID)
         probability = bundle.calibration.probabilities(logits).cpu().numpy()
         for place, row in enumerate(rows):
             result[row] = probability[place, : len(found[row])]
@@ -111,9 +112,10 @@ def _page(snapshot: Snapshot, question: Question, found: Found, probability: NDA
         order = np.argsort(-(probability @ weights), kind="stable")
     order = order[: request.k]
     names = snapshot.bundle.vocabulary.items.take([found[place][0] for place in order])
-    hits = []
-    for place, name in zip(order, names, strict=True):
-        chances = {} if probability is None else dict(zip(snapshot.actions, probability[place].tolist(), strict=True))
+    hits, actions = [], snapshot.actions
+    chance_CA = None if probability is None else probability.tolist()
+    for place, name in zip(order.tolist(), names, strict=True):
+        chances = {} if chance_CA is None else dict(zip(actions, chance_CA[place], strict=True))
         hits.append(Hit(name, found[place][1], chances, found[place][2]))
     notes = (*question.notes, *short_notes(len(hits), request.k, question.num_reachable))
     return Page(tuple(hits), question.num_reachable, notes)
@@ -126,6 +128,11 @@ def short_notes(num_hits: int, k: int, num_reachable: int) -> tuple[str, ...]:
     if num_reachable < k:
         return (f"{k} items were asked for and {num_reachable} were left to choose from",)
     return (f"the retrievers found {num_hits} of the {k} items asked for; add one that reaches more, such as 'dense'",)
+
+
+def _of_rows(snapshot: Snapshot, states: UserStates, rows: Sequence[int]) -> UserStates:
+    """States of some rows, which rise; nothing is copied where they are all."""
+    return states if len(rows) == states.num_users else states.select(_tensor(snapshot, rows))
 
 
 def _tensor(snapshot: Snapshot, values: Sequence[int] | Ints) -> Tensor:

@@ -24,11 +24,17 @@ class Snapshot:
     """By name."""
     length_I: Tensor
     """[I] float32 length of every item vector."""
+    item_ID: Tensor | None = None
+    """[I + 1, D] what the encoder and the ranking head read of every item, a last row of zeros for the unknown one;
+    not what retrieval scores, which may be of length 1. None where it is a plain lookup: a model of ids only."""
 
     @classmethod
     def of(cls, bundle: Bundle) -> Snapshot:
         """Prepare a bundle for requests."""
-        return cls(bundle, bundle_retrievers(bundle), bundle.vectors.norm(dim=1))
+        model = bundle.model
+        with torch.inference_mode():
+            item_ID = model.items.table() if model.config.content_dim else None
+        return cls(bundle, bundle_retrievers(bundle), bundle.vectors.norm(dim=1), item_ID)
 
     @property
     def device(self) -> torch.device:
