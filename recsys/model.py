@@ -243,6 +243,11 @@ class UnifiedModel(nn.Module):
         # The unknown item, −1, is the last row of the table.
         return self.items.rows if item_ID is None else item_ID.__getitem__
 
+    def num_visible(self, history: History) -> int:
+        """Rows that encoding a history takes: those of the events in its window."""
+        num_events = len(self._seen([history])[0])
+        return (num_events - self.config.first_visible(num_events)) * self.layout.rows_per_event
+
     def user_vectors(self, num_users: int, user_BK: Tensor | NDArray[np.float32] | None) -> Tensor:
         """[B, D] what both heads read of users; [B, 0] where the model reads nothing of them."""
         if self.users is None:
@@ -457,8 +462,12 @@ class UnifiedModel(nn.Module):
         cuts = [slice(low, low + step) for low in range(0, item_BC.shape[1], step)]
         parts = [
             self._rank_rows(
-                states, item_BC[:, cut], at_B, surface_BC[:, cut],
-                None if feature_BCF is None else feature_BCF[:, cut], self._lookup(item_ID),
+                states,
+                item_BC[:, cut],
+                at_B,
+                surface_BC[:, cut],
+                None if feature_BCF is None else feature_BCF[:, cut],
+                self._lookup(item_ID),
             )  # fmt: skip
             for cut in cuts
         ]

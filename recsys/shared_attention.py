@@ -18,8 +18,8 @@ from torch.nn import functional as F
 __all__ = ["NEVER", "Part", "attend_own", "attend_shared", "joined", "shared_bias"]
 
 NEVER = -3e4
-"""A bias that leaves a row out: its weight underflows to 0 in every float type, and a row that sees nothing at all reads
-a number and not a NaN."""
+"""A bias that leaves a row out: its weight underflows to 0 in every float type, and a row that sees nothing at all
+reads a number and not a NaN."""
 _SCORES = 2**17
 """Scores of a block on a CPU, half a MiB that the cache of a core holds; 2^16 to 2^18 measured alike for 200 and 500
 rows over 1,024 shared ones, and whole products took 1.7 times as long for 500."""

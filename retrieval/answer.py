@@ -21,6 +21,7 @@ from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.protocol import source_labels
 from recsys.retrieval.question import Ints, Question, action_weights
 from recsys.retrieval.snapshot import Snapshot
+from recsys.retrieval.timings import BatchTimings
 from recsys.user_state import UserStates
 
 __all__ = ["answer", "short_notes"]
@@ -29,28 +30,46 @@ Found = list[tuple[int, float, str]]
 """Internal item id, retrieval score, retriever; best first."""
 
 
-def answer(snapshot: Snapshot, questions: Sequence[Question]) -> list[Page]:
-    """One page for every question, in fewer and larger passes than one by one."""
+def answer(snapshot: Snapshot, questions: Sequence[Question], timings: BatchTimings | None = None) -> list[Page]:
+    """One page for every question, in fewer and larger passes than one by one.
+
+    Args:
+        timings: started when the requests came in, stages of theirs included; None = they begin here.
+    """
     if not questions:
         return []
+    if timings is None:
+        timings = BatchTimings([question.request for question in questions])
     with torch.inference_mode():
-        states = _encode(snapshot, questions)
-        found = _search(snapshot, states, questions)
-        probability = _rank(snapshot, states, questions, found)
-    return [_page(snapshot, *row) for row in zip(questions, found, probability, strict=True)]
+        with timings.stage("encode"):
+            states = _encode(snapshot, questions, timings)
+        found = _search(snapshot, states, questions, timings)
+        probability = _rank(snapshot, states, questions, found, timings)
+    with timings.stage("page"):
+        pages = [_page(snapshot, *row) for row in zip(questions, found, probability, strict=True)]
+    for counts, question, hits in zip(timings.request_counts, questions, found, strict=True):
+        counts["history_events"], counts["candidates"] = len(question.history), len(hits)
+    timings.finish()
+    for row, page in enumerate(pages):
+        page.timings.update(timings.of(row))
+    return pages
 
 
-def _encode(snapshot: Snapshot, questions: Sequence[Question]) -> UserStates:
+def _encode(snapshot: Snapshot, questions: Sequence[Question], timings: BatchTimings) -> UserStates:
     ranks = bool(snapshot.actions) and any(question.request.rank for question in questions)
     asked = {name for question in questions for name in question.request.retrievers}
     keep_cache = ranks or any(snapshot.retrievers[name].reads_cache for name in asked)
     user_BK = np.stack([question.user_K for question in questions])
     histories = [question.history for question in questions]
     model = snapshot.bundle.model
+    # A store of states hands what it counted to ``timings.states`` instead.
+    timings.counts |= {"tokens_encoded": sum(map(model.num_visible, histories)), "tokens_reused": 0, "cache_hits": 0}
     return model.encode(histories, keep_cache=keep_cache, user_BK=user_BK, item_ID=snapshot.item_ID)
 
 
-def _search(snapshot: Snapshot, states: UserStates, questions: Sequence[Question]) -> list[Found]:
+def _search(
+    snapshot: Snapshot, states: UserStates, questions: Sequence[Question], timings: BatchTimings
+) -> list[Found]:
     """The candidates of every question, in the order of retrieval."""
     lists: list[dict[str, Found]] = [{} for _ in questions]
     for name in dict.fromkeys(name for question in questions for name in question.request.retrievers):
@@ -60,6 +79,7 @@ def _search(snapshot: Snapshot, states: UserStates, questions: Sequence[Question
             if name in question.request.retrievers and question.num_reachable:
                 groups.setdefault(question.search_key, []).append(row)
         for rows in groups.values():
+            stage = timings.stage(f"search/{name}", rows)
             group = [questions[row] for row in rows]
             first = group[0]
             hits = retriever.search(
@@ -76,6 +96,7 @@ def _search(snapshot: Snapshot, states: UserStates, questions: Sequence[Question
             for row, *columns in zip(rows, *parts, strict=True):
                 found = zip(*columns, strict=True)
                 lists[row][name] = [(i, score, labels[source]) for i, score, source in found if i >= 0]
+            stage.end()
     return [
         _take_turns([parts.get(name, []) for name in question.request.retrievers])[: question.num_wanted]
         for parts, question in zip(lists, questions, strict=True)
@@ -83,13 +104,18 @@ def _search(snapshot: Snapshot, states: UserStates, questions: Sequence[Question
 
 
 def _rank(
-    snapshot: Snapshot, states: UserStates, questions: Sequence[Question], found: Sequence[Found]
+    snapshot: Snapshot,
+    states: UserStates,
+    questions: Sequence[Question],
+    found: Sequence[Found],
+    timings: BatchTimings,
 ) -> list[NDArray[np.float32] | None]:
     """[C, A] probabilities of every question's candidates; None where none were asked for."""
     bundle = snapshot.bundle
     rows = [row for row, question in enumerate(questions) if question.request.rank and found[row]]
     result: list[NDArray[np.float32] | None] = [None] * len(questions)
     if rows and snapshot.actions:
+        stage = timings.stage("rank", rows)
         items = [np.array([hit[0] for hit in found[row]], dtype=np.int64) for row in rows]
         item_BC = _tensor(snapshot, _padded(items))
         surface_B = _tensor(snapshot, [questions[row].surface for row in rows])
@@ -101,6 +127,7 @@ def _rank(
         probability = bundle.calibration.probabilities(logits).cpu().numpy()
         for place, row in enumerate(rows):
             result[row] = probability[place, : len(found[row])]
+        stage.end()
     return result
 
 

@@ -21,7 +21,9 @@ from recsys.retrieval.answer import answer, short_notes
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.question import question_of, stored_histories
 from recsys.retrieval.request import Request
+from recsys.retrieval.request_log import RequestLog
 from recsys.retrieval.snapshot import Snapshot
+from recsys.retrieval.timings import BatchTimings, Observer
 
 __all__ = ["Recommender"]
 
@@ -41,6 +43,7 @@ class Recommender:
     def __init__(self, bundle: Bundle, *, clock: Callable[[], float] = time.time) -> None:
         """Serve a loaded bundle; ``clock`` gives the seconds since 1970 of requests that name no time."""
         self._clock = clock
+        self._observers: tuple[Observer, ...] = (RequestLog(),)
         self._snapshot = Snapshot.of(bundle)
 
     @classmethod
@@ -134,9 +137,26 @@ class Recommender:
         full = [request if isinstance(request, Request) else _request(request) for request in requests]
         snapshot, pages = self._snapshot, list[Page]()
         for begin in range(0, len(full), BATCH):
-            part = full[begin : begin + BATCH]
-            pages += answer(snapshot, [question_of(snapshot, request, self._clock()) for request in part])
+            timings = BatchTimings(full[begin : begin + BATCH])
+            try:
+                with timings.stage("history"):
+                    questions = [question_of(snapshot, request, self._clock()) for request in timings.requests]
+                pages += answer(snapshot, questions, timings)
+            except Exception as error:
+                timings.finish()
+                for observer in self._observers:
+                    observer.failed(timings, error)
+                raise
+            for observer in self._observers:
+                observer.answered(timings)
         return pages
+
+    def observe(self, *observers: Observer) -> None:
+        """Tell others of every batch, instead of the log that a new recommender tells of slow ones: a
+        :class:`~recsys.retrieval.request_log.RequestLog`,
+        :class:`~recsys.retrieval.metrics_export.PrometheusMetrics`, :class:`~recsys.retrieval.tracing.RequestSpans`
+        or one of your own; none = nobody."""
+        self._observers = observers
 
     def recommend_frame(
         self, users: Iterable[Any] | pl.DataFrame | None = None, k: int = 10, **settings: Any
