@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from recsys.causal_blocks import RunBias, attend_blocks
 from recsys.shared_attention import attend_own, attend_shared, joined, shared_bias
 
-__all__ = ["AttentionKind", "Group", "attend_delta", "attend_packed", "equal_length_groups"]
+__all__ = ["AttentionKind", "Group", "attend_delta", "attend_packed", "delta_weights", "equal_length_groups"]
 
 AttentionKind = Literal["softmax", "silu"]
 
@@ -149,7 +149,30 @@ def attend_delta(
         read_XNE = joined(attend_shared(q_XNE, *_shared(k_BLHD, v_BLHD), bias, kind=kind), part)
     if kind == "silu":
         read_XNE = read_XNE / max_len
-    return read_XNE.view(num_users, num_heads, num_rows, width).transpose(1, 2)
+    return read_XNE.view(num_users, num_heads, num_rows, v_BLHD.shape[-1]).transpose(1, 2)
+
+
+def delta_weights(
+    q_BNHD: Tensor,
+    k_own: Tensor,
+    k_BLHD: Tensor,
+    visible_BN: Tensor,
+    *,
+    bias_BHNL: Tensor | None,
+    bias_own: Tensor | None,
+    kind: AttentionKind,
+    max_len: int,
+) -> Tensor:
+    """[B, N, H, L] the weights that :func:`attend_delta` gives to cached rows when ``own`` is ``self``."""
+    length = k_BLHD.shape[1]
+    one_LL = torch.eye(length, dtype=q_BNHD.dtype, device=q_BNHD.device)
+    # Values that name their rows: what is read of them are the weights.
+    one_BLHL = one_LL[:, None].expand(len(k_BLHD), length, k_BLHD.shape[2], length)
+    nothing = k_own.new_zeros(*k_own.shape[:-1], length)
+    return attend_delta(
+        q_BNHD, k_own, nothing, k_BLHD, one_BLHL, visible_BN,
+        own="self", bias_BHNL=bias_BHNL, bias_own=bias_own, kind=kind, max_len=max_len,
+    )  # fmt: skip
 
 
 def _shared(k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:

@@ -475,6 +475,19 @@ class UnifiedModel(nn.Module):
             return self.start_D.new_zeros(*item_BC.shape, self.config.num_actions + self.config.regress_value)
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
+    @torch.no_grad()
+    def attention(self, states: UserStates, item_BC: Tensor, at_B: Tensor, surface_BC: Tensor) -> list[Tensor]:
+        """Per layer [B, C, H, L] attention weights of candidates over cached rows: what :meth:`rank` reads by.
+
+        Raises:
+            ValueError: the states hold no keys and values.
+        """
+        if not states.cache:
+            raise ValueError("these states hold no keys and values; encode with keep_cache=True")
+        weights: list[Tensor] = []
+        self._candidates(states, item_BC, at_B, surface_BC, self.items.rows, weights)
+        return weights
+
     def _rank_rows(
         self,
         states: UserStates,
@@ -484,6 +497,24 @@ class UnifiedModel(nn.Module):
         feature_BCF: Tensor | None,
         lookup: Callable[[Tensor], Tensor],
     ) -> Tensor:
+        num_users, columns = item_BC.shape
+        z_ND, vector_ND = self._candidates(states, item_BC, at_B, surface_BC, lookup)
+        assert self.action_head is not None
+        feature_NF = None if feature_BCF is None else feature_BCF.flatten(0, 1)
+        user_ND = states.user_BD.repeat_interleave(columns, 0)
+        logits = self.action_head(z_ND, vector_ND, feature_RF=feature_NF, user_RD=user_ND)
+        return logits.view(num_users, columns, logits.shape[-1]).float()
+
+    def _candidates(
+        self,
+        states: UserStates,
+        item_BC: Tensor,
+        at_B: Tensor,
+        surface_BC: Tensor,
+        lookup: Callable[[Tensor], Tensor],
+        weights: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """[N, D] output rows of candidates, and their item vectors."""
         num_users, columns = item_BC.shape
         each = torch.arange(num_users, device=item_BC.device).repeat_interleave(columns)
         rows = CandidateRows(
@@ -499,12 +530,9 @@ class UnifiedModel(nn.Module):
         z_ND, _ = self.encoder.delta(
             x_ND, rows, states.cache, states.num_rows_B[:, None], own="self",
             time_BN=at_B[:, None], time_known_BN=torch.ones_like(at_B, dtype=torch.bool)[:, None],
-            time_BL=states.time_BL, time_known_BL=states.time_known_BL,
+            time_BL=states.time_BL, time_known_BL=states.time_known_BL, weights=weights,
         )  # fmt: skip
-        assert self.action_head is not None
-        feature_NF = None if feature_BCF is None else feature_BCF.flatten(0, 1)
-        logits = self.action_head(z_ND, vector_ND, feature_RF=feature_NF, user_RD=states.user_BD[each])
-        return logits.view(num_users, columns, logits.shape[-1]).float()
+        return z_ND, vector_ND
 
     # -- files ----------------------------------------------------------------------------------------------------
 

@@ -58,16 +58,16 @@ def attend_shared(
     """Every query row over the same keys and values.
 
     Args:
-        q_XNE: scaled queries. k_XEL, v_XLE: shared keys and values; L may not be 0.
+        q_XNE: scaled queries. k_XEL, v_XLE: shared keys and values, the latter of any width; L may not be 0.
         bias: [X, N or 1, L] added to the scores; see :func:`shared_bias`.
     """
-    num, rows, width = q_XNE.shape
+    num, rows, _ = q_XNE.shape
     if torch.is_grad_enabled() or not q_XNE.is_cpu or torch.compiler.is_compiling():
         return _whole(q_XNE, k_XEL, v_XLE, bias, kind)
     step = max(1, _SCORES // max(1, num * k_XEL.shape[2]))
     if step >= rows:
         return _block(q_XNE, k_XEL, v_XLE, bias, kind)
-    read_XNE = torch.empty(num, rows, width, dtype=v_XLE.dtype)
+    read_XNE = torch.empty(num, rows, v_XLE.shape[2], dtype=v_XLE.dtype)
     log_sum_XN1 = torch.empty(num, rows, 1) if kind == "softmax" else None
     for low in range(0, rows, step):
         cut = slice(low, low + step)

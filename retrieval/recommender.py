@@ -18,6 +18,7 @@ from recsys.errors import InputError
 from recsys.events import Event
 from recsys.kernels.topk import topk_smaller_id
 from recsys.retrieval.answer import answer, short_notes
+from recsys.retrieval.explain import MAX_EVENTS, Explanation, explained
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.question import question_of, stored_histories
 from recsys.retrieval.request import Request
@@ -198,6 +199,44 @@ class Recommender:
         }
         schema |= {f"prob_{action}": pl.Float32 for action in actions}
         return pl.DataFrame(rows, schema=schema, orient="row", strict=False)
+
+    def explain(
+        self,
+        user_id: Any = None,
+        item_id: Any = None,
+        *,
+        history: Sequence[Event] | None = None,
+        new_events: Sequence[Event] = (),
+        retriever: str = "dense",
+        at: int | None = None,
+        surface: str | None = None,
+        user_features: Mapping[str, Any] | None = None,
+        max_events: int = MAX_EVENTS,
+        attention: bool = False,
+    ) -> Explanation:
+        """How the score of one item would change without each event of the history, exactly.
+
+        Events of the window are left out one by one, the newest first, and the rest encoded anew as
+        :meth:`recommend` would; the request keeps its time and surface. It costs one encoding per event.
+
+        Args:
+            item_id: any item of the catalogue, recommended or not.
+            retriever: whose score; the probabilities are those of the ranking head.
+            max_events: most events to leave out.
+            attention: keep the attention weights too, as a picture.
+            user_id, history, new_events, at, surface, user_features: see
+                :class:`recsys.retrieval.request.Request`.
+
+        Raises:
+            InputError: as :meth:`recommend`; and the catalogue does not hold the item.
+        """
+        request = Request(
+            user_id=user_id, history=history, new_events=new_events, retrievers=(retriever,), at=at, surface=surface,
+            user_features=user_features,
+        )  # fmt: skip
+        snapshot = self._snapshot
+        question = question_of(snapshot, request, self._clock())
+        return explained(snapshot, question, item_id, max_events=max_events, attention=attention)
 
     @torch.inference_mode()
     def similar_items(self, item_id: Any, k: int = 10) -> Page:
