@@ -137,7 +137,12 @@ class UnifiedModel(nn.Module):
     def positive_ages(
         self, batch: EventBatch, hidden_T: Tensor, first_age_S: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """[T] age of the last positive event before each event, and the age after it; hidden actions count as none."""
+        """[T] age of the last positive event before each event, and the age after it; hidden actions count as none.
+
+        Zeros in a model without ``positive_recency``.
+        """
+        if not self.config.positive_recency:  # nothing reads them
+            return torch.zeros_like(batch.position_T), torch.zeros_like(batch.position_T)
         shown_T = (batch.yes_T & self.config.positive_mask != 0) & ~hidden_T
         first_age_T = None if first_age_S is None else first_age_S.repeat_interleave(batch.lengths_S)
         age_T = positive_ages(shown_T, batch.position_T, first_age_T)
