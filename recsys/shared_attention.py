@@ -89,7 +89,11 @@ def _whole(q_XNE: Tensor, k_XEL: Tensor, v_XLE: Tensor, bias: Tensor | None, kin
     score_XNL = _scores(q_XNE, k_XEL, bias)
     if kind == "silu":
         return Part(torch.bmm(F.silu(score_XNL), v_XLE), None)
-    return Part(torch.bmm(score_XNL.softmax(-1), v_XLE), score_XNL.logsumexp(-1, keepdim=True))
+    # One exponential serves the weights and their sum, and is all that the gradient keeps.
+    most_XN1 = score_XNL.detach().amax(-1, keepdim=True)
+    weight_XNL = (score_XNL - most_XN1).exp()
+    sum_XN1 = weight_XNL.sum(-1, keepdim=True)
+    return Part(torch.bmm(weight_XNL, v_XLE) / sum_XN1, most_XN1 + sum_XN1.log())
 
 
 def _block(q_XNE: Tensor, k_XEL: Tensor, v_XLE: Tensor, bias: Tensor | None, kind: str) -> Part:
