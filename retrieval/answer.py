@@ -1,4 +1,4 @@
-"""The stages of an answer on one snapshot: encode, search, rank, lay out the page.
+"""The stages of an answer on one snapshot: encode, search, rank, apply the rules, lay out the page.
 
 A history is encoded at most once; search and ranking read the same keys and values.
 
@@ -13,21 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.index.hits import SourcedHits
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.protocol import source_labels
-from recsys.retrieval.question import Ints, Question, action_weights
+from recsys.retrieval.question import Found, Ints, Question
+from recsys.retrieval.rules.apply import Chosen, Probabilities, choose_pages
 from recsys.retrieval.snapshot import Snapshot
 from recsys.retrieval.timings import BatchTimings
 from recsys.user_state import UserStates
 
 __all__ = ["answer", "short_notes"]
-
-Found = list[tuple[int, float, str]]
-"""Internal item id, retrieval score, retriever; best first."""
 
 
 def answer(snapshot: Snapshot, questions: Sequence[Question], timings: BatchTimings | None = None) -> list[Page]:
@@ -43,12 +40,26 @@ def answer(snapshot: Snapshot, questions: Sequence[Question], timings: BatchTimi
     with torch.inference_mode():
         with timings.stage("encode"):
             states = _encode(snapshot, questions, timings)
-        found = _search(snapshot, states, questions, timings)
-        probability = _rank(snapshot, states, questions, found, timings)
+        rules = timings.stage("rules")
+
+        def look(rows: list[int], asked: list[Question]) -> tuple[list[Found], list[Probabilities]]:
+            nonlocal rules
+            rules.end()
+            mine = _of_rows(snapshot, states, rows)
+            found = _search(snapshot, mine, asked, timings, rows)
+            for row, hits in zip(rows, found, strict=True):
+                timings.request_counts[row]["candidates"] = len(hits)
+            probability = _rank(snapshot, mine, asked, found, timings, rows)
+            rules = timings.stage("rules")
+            return found, probability
+
+        chosen = choose_pages(snapshot, questions, look)
+        rules.end()
     with timings.stage("page"):
-        pages = [_page(snapshot, *row) for row in zip(questions, found, probability, strict=True)]
-    for counts, question, hits in zip(timings.request_counts, questions, found, strict=True):
-        counts["history_events"], counts["candidates"] = len(question.history), len(hits)
+        pages = [_page(snapshot, *row) for row in zip(questions, chosen, strict=True)]
+    for counts, question in zip(timings.request_counts, questions, strict=True):
+        counts.setdefault("candidates", 0)
+        counts["history_events"] = len(question.history)
     timings.finish()
     for row, page in enumerate(pages):
         page.timings.update(timings.of(row))
@@ -68,9 +79,13 @@ def _encode(snapshot: Snapshot, questions: Sequence[Question], timings: BatchTim
 
 
 def _search(
-    snapshot: Snapshot, states: UserStates, questions: Sequence[Question], timings: BatchTimings
+    snapshot: Snapshot,
+    states: UserStates,
+    questions: Sequence[Question],
+    timings: BatchTimings,
+    batch_rows: Sequence[int],
 ) -> list[Found]:
-    """The candidates of every question, in the order of retrieval."""
+    """The candidates of every question, in the order of retrieval; ``batch_rows`` are their places in the batch."""
     lists: list[dict[str, Found]] = [{} for _ in questions]
     for name in dict.fromkeys(name for question in questions for name in question.request.retrievers):
         retriever = snapshot.retrievers[name]
@@ -79,7 +94,7 @@ def _search(
             if name in question.request.retrievers and question.num_reachable:
                 groups.setdefault(question.search_key, []).append(row)
         for rows in groups.values():
-            stage = timings.stage(f"search/{name}", rows)
+            stage = timings.stage(f"search/{name}", [batch_rows[row] for row in rows])
             group = [questions[row] for row in rows]
             first = group[0]
             hits = retriever.search(
@@ -109,13 +124,14 @@ def _rank(
     questions: Sequence[Question],
     found: Sequence[Found],
     timings: BatchTimings,
-) -> list[NDArray[np.float32] | None]:
+    batch_rows: Sequence[int],
+) -> list[Probabilities]:
     """[C, A] probabilities of every question's candidates; None where none were asked for."""
     bundle = snapshot.bundle
     rows = [row for row, question in enumerate(questions) if question.request.rank and found[row]]
-    result: list[NDArray[np.float32] | None] = [None] * len(questions)
+    result: list[Probabilities] = [None] * len(questions)
     if rows and snapshot.actions:
-        stage = timings.stage("rank", rows)
+        stage = timings.stage("rank", [batch_rows[row] for row in rows])
         items = [np.array([hit[0] for hit in found[row]], dtype=np.int64) for row in rows]
         item_BC = _tensor(snapshot, _padded(items))
         surface_B = _tensor(snapshot, [questions[row].surface for row in rows])
@@ -131,20 +147,17 @@ def _rank(
     return result
 
 
-def _page(snapshot: Snapshot, question: Question, found: Found, probability: NDArray[np.float32] | None) -> Page:
-    request = question.request
-    order = np.arange(len(found))
-    if request.rank_by is not None and probability is not None:
-        weights = np.array(action_weights(snapshot, request), dtype=np.float32)
-        order = np.argsort(-(probability @ weights), kind="stable")
-    order = order[: request.k]
-    names = snapshot.bundle.vocabulary.items.take([found[place][0] for place in order])
+def _page(snapshot: Snapshot, question: Question, chosen: Chosen) -> Page:
+    names = snapshot.bundle.vocabulary.items.take([item for item, _, _ in chosen.found])
     hits, actions = [], snapshot.actions
-    chance_CA = None if probability is None else probability.tolist()
-    for place, name in zip(order.tolist(), names, strict=True):
-        chances = {} if chance_CA is None else dict(zip(actions, chance_CA[place], strict=True))
-        hits.append(Hit(name, found[place][1], chances, found[place][2]))
-    notes = (*question.notes, *short_notes(len(hits), request.k, question.num_reachable))
+    for place, (name, (_, score, retriever)) in enumerate(zip(names, chosen.found, strict=True)):
+        row_A = None if chosen.probability is None else chosen.probability[place].tolist()
+        chances = {} if row_A is None else dict(zip(actions, row_A, strict=True))
+        hits.append(Hit(name, score, chances, retriever, chosen.propensity[place]))
+    short = short_notes(len(hits), question.request.k, question.num_reachable)
+    if chosen.notes and question.num_reachable >= question.request.k:
+        short = ()  # the rules say why
+    notes = (*question.notes, *chosen.notes, *short)
     return Page(tuple(hits), question.num_reachable, notes)
 
 

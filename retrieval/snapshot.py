@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from recsys.bundle import Bundle
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
 from recsys.retrieval.protocol import Retriever
+from recsys.retrieval.rules.item_table import ItemTable
 
 __all__ = ["Snapshot"]
 
@@ -27,6 +28,11 @@ class Snapshot:
     item_ID: Tensor | None = None
     """[I + 1, D] what the encoder and the ranking head read of every item, a last row of zeros for the unknown one;
     not what retrieval scores, which may be of length 1. None where it is a plain lookup: a model of ids only."""
+    item_table: ItemTable = field(init=False)
+    """Columns of the items, for rules; made anew with every snapshot."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "item_table", ItemTable(self.bundle.items))
 
     @classmethod
     def of(cls, bundle: Bundle) -> Snapshot:

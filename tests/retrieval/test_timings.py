@@ -26,7 +26,7 @@ def rec(toy_bundle: Path) -> Recommender:
 def test_a_page_tells_its_stages_and_counts(rec: Recommender):
     page = rec.recommend("u7", k=5, at=AT, retrievers=("dense", "memory"))
     told = page.timings
-    stages = {"history", "encode", "search/dense", "search/memory", "rank", "page"}
+    stages = {"history", "encode", "search/dense", "search/memory", "rank", "rules", "page"}
     assert stages <= set(told["batch_ms"]) and told["batch_size"] == 1
     assert all(ms > 0 for ms in told["batch_ms"].values())
     parts = [ms for name, ms in told["batch_ms"].items() if name != "total"]
