@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ __all__ = ["EXPOSURE_NAMES", "IdMap", "Vocabulary", "empty_history"]
 
 EXPOSURE_NAMES = frozenset({"", "none", "exposure", "impression", "shown"})
 """Words that a log uses for "shown, and nothing happened"; they never name an action."""
+
+_FEW = 16
+"""Ids that are looked up one by one: 2 microseconds each among 10,000, where a search of a column starts at 180."""
 
 Ints = NDArray[np.int64]
 
@@ -48,6 +52,8 @@ class IdMap:
         wanted = self._in_own_type(values)
         if len(wanted) == 0 or len(self.ids) == 0:
             return np.full(len(wanted), -1, dtype=np.int64)
+        if len(wanted) <= _FEW:
+            return np.array([self._place(value) for value in wanted.to_list()], dtype=np.int64)
         null_Q = wanted.is_null().to_numpy()
         wanted = wanted.fill_null(self._sorted[0])
         place_Q = self._sorted.search_sorted(wanted).to_numpy().astype(np.int64)
@@ -58,6 +64,12 @@ class IdMap:
     def own(self, value: Any) -> Any:
         """One id in the ids' own type, known or not; None for a value that is no such id."""
         return self._in_own_type([value])[0]
+
+    def _place(self, value: Any) -> int:
+        if value is None:
+            return -1
+        place = bisect_left(self._sorted, value)
+        return int(self._order_N[place]) if place < len(self.ids) and self._sorted[place] == value else -1
 
     def _in_own_type(self, values: Iterable[Any] | pl.Series) -> pl.Series:
         if isinstance(values, pl.Series) and values.dtype == self.dtype:
@@ -77,7 +89,7 @@ class IdMap:
 
     def take(self, index: Iterable[int]) -> list[Any]:
         """Callers' ids of internal ids."""
-        taken: list[Any] = self.ids.gather(np.asarray(list(index), dtype=np.int64)).to_list()
+        taken: list[Any] = self.ids[pl.Series(np.asarray(list(index), dtype=np.int64))].to_list()
         return taken
 
 

@@ -19,12 +19,15 @@ from recsys.errors import Closed, InputError, SourceUnavailable
 from recsys.events import Event
 from recsys.kernels.topk import topk_smaller_id
 from recsys.retrieval.answer import answer, short_notes
+from recsys.retrieval.explain import MAX_EVENTS, Explanation, explained
 from recsys.retrieval.history_sources.bundle import no_histories
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.question import Question, own_user_id, questions_of, source_of
 from recsys.retrieval.request import Request
+from recsys.retrieval.request_log import RequestLog
 from recsys.retrieval.rules import Explore, Rule
 from recsys.retrieval.snapshot import Snapshot, SourceChoice
+from recsys.retrieval.timings import BatchTimings, Observer
 
 __all__ = ["Recommender"]
 
@@ -53,6 +56,7 @@ class Recommender:
                 bundle's histories, read-only. It stays the caller's to close.
         """
         self._clock = clock
+        self._observers: tuple[Observer, ...] = (RequestLog(),)
         self._snapshot = Snapshot.of(bundle, history_source)
 
     @classmethod
@@ -159,11 +163,7 @@ class Recommender:
         full = [request if isinstance(request, Request) else _request(request) for request in requests]
         snapshot, pages = self._snapshot, list[Page]()
         for begin in range(0, len(full), BATCH):
-            questions = questions_of(snapshot, full[begin : begin + BATCH], self._clock())
-            for question in questions:
-                if not isinstance(question, Question):
-                    raise question
-            pages += answer(snapshot, [question for question in questions if isinstance(question, Question)])
+            pages += self._answered(snapshot, full[begin : begin + BATCH], together=True)
         return pages
 
     def recommend_each(self, requests: Sequence[Request]) -> list[Page | InputError | SourceUnavailable | Closed]:
@@ -174,10 +174,35 @@ class Recommender:
         """
         snapshot, results = self._snapshot, list[Any]()
         for begin in range(0, len(requests), BATCH):
-            questions = questions_of(snapshot, requests[begin : begin + BATCH], self._clock())
-            pages = iter(answer(snapshot, [question for question in questions if isinstance(question, Question)]))
-            results += [next(pages) if isinstance(question, Question) else question for question in questions]
+            results += self._answered(snapshot, requests[begin : begin + BATCH], together=False)
         return results
+
+    def _answered(self, snapshot: Snapshot, requests: Sequence[Request], *, together: bool) -> list[Any]:
+        """Pages, errors in the places of requests that are refused; ``together``: the first of these is raised."""
+        timings = BatchTimings(requests)
+        try:
+            with timings.stage("history"):
+                questions = questions_of(snapshot, requests, self._clock())
+            refused = [question for question in questions if not isinstance(question, Question)]
+            if refused and together:
+                raise refused[0]
+            kept = [question for question in questions if isinstance(question, Question)]
+            timings.keep([question.request for question in kept])
+            pages = iter(answer(snapshot, kept, timings))
+        except Exception as error:
+            self._tell_of_failure(timings, error)
+            raise
+        for refusal in refused:
+            self._tell_of_failure(BatchTimings([None]), refusal)
+        if kept:
+            for observer in self._observers:
+                observer.answered(timings)
+        return [next(pages) if isinstance(question, Question) else question for question in questions]
+
+    def _tell_of_failure(self, timings: BatchTimings, error: Exception) -> None:
+        timings.finish()
+        for observer in self._observers:
+            observer.failed(timings, error)
 
     def append_events(self, user_id: Any, events: Sequence[Event]) -> None:
         """Add to a user's stored history; the next request that names the user sees it. Durable when it returns.
@@ -198,6 +223,13 @@ class Recommender:
                 for event in events
             ]
         source_of(snapshot).append(own_user_id(snapshot, user_id), events)
+
+    def observe(self, *observers: Observer) -> None:
+        """Tell others of every batch, instead of the log that a new recommender tells of slow ones: a
+        :class:`~recsys.retrieval.request_log.RequestLog`,
+        :class:`~recsys.retrieval.metrics_export.PrometheusMetrics`, :class:`~recsys.retrieval.tracing.RequestSpans`
+        or one of your own; none = nobody."""
+        self._observers = observers
 
     def recommend_frame(
         self, users: Iterable[Any] | pl.DataFrame | None = None, k: int = 10, **settings: Any
@@ -245,6 +277,46 @@ class Recommender:
         schema |= {f"prob_{action}": pl.Float32 for action in actions}
         schema |= {"propensity": pl.Float64} if explores else {}
         return pl.DataFrame(rows, schema=schema, orient="row", strict=False)
+
+    def explain(
+        self,
+        user_id: Any = None,
+        item_id: Any = None,
+        *,
+        history: Sequence[Event] | None = None,
+        new_events: Sequence[Event] = (),
+        retriever: str = "dense",
+        at: int | None = None,
+        surface: str | None = None,
+        user_features: Mapping[str, Any] | None = None,
+        max_events: int = MAX_EVENTS,
+        attention: bool = False,
+    ) -> Explanation:
+        """How the score of one item would change without each event of the history, exactly.
+
+        Events of the window are left out one by one, the newest first, and the rest encoded anew as
+        :meth:`recommend` would; the request keeps its time and surface. It costs one encoding per event.
+
+        Args:
+            item_id: any item of the catalogue, recommended or not.
+            retriever: whose score; the probabilities are those of the ranking head.
+            max_events: most events to leave out.
+            attention: keep the attention weights too, as a picture.
+            user_id, history, new_events, at, surface, user_features: see
+                :class:`recsys.retrieval.request.Request`.
+
+        Raises:
+            InputError: as :meth:`recommend`; and the catalogue does not hold the item.
+        """
+        request = Request(
+            user_id=user_id, history=history, new_events=new_events, retrievers=(retriever,), at=at, surface=surface,
+            user_features=user_features,
+        )  # fmt: skip
+        snapshot = self._snapshot
+        (question,) = questions_of(snapshot, [request], self._clock())
+        if not isinstance(question, Question):
+            raise question
+        return explained(snapshot, question, item_id, max_events=max_events, attention=attention)
 
     @torch.inference_mode()
     def similar_items(self, item_id: Any, k: int = 10) -> Page:

@@ -33,6 +33,9 @@ class Snapshot:
     """[I] float32 length of every item vector."""
     reader: HistoryReader | None = None
     """Of the users' histories; None where a user id says nothing."""
+    item_ID: Tensor | None = None
+    """[I + 1, D] what the encoder and the ranking head read of every item, a last row of zeros for the unknown one;
+    not what retrieval scores, which may be of length 1. None where it is a plain lookup: a model of ids only."""
     item_table: ItemTable = field(init=False)
     """Columns of the items, for rules; made anew with every snapshot."""
 
@@ -48,7 +51,10 @@ class Snapshot:
         else:
             source = history_source if isinstance(history_source, HistorySource) else history_source(bundle)
         reader = None if source is None else HistoryReader(source, bundle.vocabulary)
-        return cls(bundle, bundle_retrievers(bundle), bundle.vectors.norm(dim=1), reader)
+        model = bundle.model
+        with torch.inference_mode():
+            item_ID = model.items.table() if model.config.content_dim else None
+        return cls(bundle, bundle_retrievers(bundle), bundle.vectors.norm(dim=1), reader, item_ID)
 
     @property
     def source(self) -> HistorySource | None:
