@@ -180,7 +180,7 @@ class UnifiedModel(nn.Module):
                 reads none.
         """
         config, device = self.config, self.device
-        histories = self._seen(histories)
+        histories = self.seen(histories)
         first = np.array([config.first_visible(len(h)) for h in histories], dtype=np.int64)
         shown = np.array([len(h) for h in histories], dtype=np.int64) - first
         order = np.argsort(shown, kind="stable")
@@ -226,9 +226,7 @@ class UnifiedModel(nn.Module):
         if not config.reasoning_steps:
             return states
         states = replace(states, last_BD=self._reason_last(states))
-        if keep_cache:
-            return states
-        return replace(states, cache=[], time_BL=states.time_BL[:, :0], time_known_BL=states.time_known_BL[:, :0])
+        return states if keep_cache else states.without_cache()
 
     def user_vectors(self, num_users: int, user_BK: Tensor | NDArray[np.float32] | None) -> Tensor:
         """[B, D] what both heads read of users; [B, 0] where the model reads nothing of them."""
@@ -245,7 +243,8 @@ class UnifiedModel(nn.Module):
         counts_BX = history_counts(histories, self.config.num_actions, self.config.num_surfaces)
         return torch.from_numpy(counts_BX).to(self.device)
 
-    def _seen(self, histories: Sequence[History]) -> Sequence[History]:
+    def seen(self, histories: Sequence[History]) -> Sequence[History]:
+        """What the encoder sees of histories: all, or the positive events alone."""
         if not self.config.positives_only:
             return histories
         return [history.positives(self.config.positive_mask) for history in histories]
@@ -265,7 +264,7 @@ class UnifiedModel(nn.Module):
         Raises:
             ValueError: a window would move; encode the whole history instead (see :meth:`can_append`).
         """
-        new_events = self._seen(new_events)
+        new_events = self.seen(new_events)
         counts = [len(h) for h in new_events]
         for user, fits in enumerate(self.can_append(states, counts)):
             if not fits:
