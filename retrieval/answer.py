@@ -1,0 +1,150 @@
+"""The stages of an answer on one snapshot: encode, search, rank, lay out the page.
+
+A history is encoded at most once; search and ranking read the same keys and values.
+
+Suffixes: B = requests, C = candidates of a request, E = exclusions, N = allowed items, A = actions, K = hits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recsys.index.hits import SourcedHits
+from recsys.retrieval.page import Hit, Page
+from recsys.retrieval.protocol import source_labels
+from recsys.retrieval.question import Ints, Question, action_weights
+from recsys.retrieval.snapshot import Snapshot
+from recsys.user_state import UserStates
+
+__all__ = ["answer", "short_notes"]
+
+Found = list[tuple[int, float, str]]
+"""Internal item id, retrieval score, retriever; best first."""
+
+
+def answer(snapshot: Snapshot, questions: Sequence[Question]) -> list[Page]:
+    """One page for every question, in fewer and larger passes than one by one."""
+    if not questions:
+        return []
+    with torch.inference_mode():
+        states = _encode(snapshot, questions)
+        found = _search(snapshot, states, questions)
+        probability = _rank(snapshot, states, questions, found)
+    return [_page(snapshot, *row) for row in zip(questions, found, probability, strict=True)]
+
+
+def _encode(snapshot: Snapshot, questions: Sequence[Question]) -> UserStates:
+    ranks = bool(snapshot.actions) and any(question.request.rank for question in questions)
+    asked = {name for question in questions for name in question.request.retrievers}
+    keep_cache = ranks or any(snapshot.retrievers[name].reads_cache for name in asked)
+    user_BK = np.stack([question.user_K for question in questions])
+    histories = [question.history for question in questions]
+    return snapshot.bundle.model.encode(histories, keep_cache=keep_cache, user_BK=user_BK)
+
+
+def _search(snapshot: Snapshot, states: UserStates, questions: Sequence[Question]) -> list[Found]:
+    """The candidates of every question, in the order of retrieval."""
+    lists: list[dict[str, Found]] = [{} for _ in questions]
+    for name in dict.fromkeys(name for question in questions for name in question.request.retrievers):
+        retriever = snapshot.retrievers[name]
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for row, question in enumerate(questions):
+            if name in question.request.retrievers and question.num_reachable:
+                groups.setdefault(question.search_key, []).append(row)
+        for rows in groups.values():
+            group = [questions[row] for row in rows]
+            first = group[0]
+            hits = retriever.search(
+                states.select(_tensor(snapshot, rows)),
+                first.num_wanted,
+                at_B=_tensor(snapshot, [question.at for question in group]),
+                surface_B=_tensor(snapshot, [question.surface for question in group]),
+                exclude_QE=_tensor(snapshot, _padded([question.exclude_E for question in group])),
+                allow_N=None if first.allow_N is None else _tensor(snapshot, first.allow_N),
+            )
+            labels = source_labels(retriever)
+            source_QK = hits.source_QK if isinstance(hits, SourcedHits) else torch.zeros_like(hits.ids_QK)
+            parts = (hits.ids_QK.tolist(), hits.scores_QK.tolist(), source_QK.tolist())
+            for row, *columns in zip(rows, *parts, strict=True):
+                found = zip(*columns, strict=True)
+                lists[row][name] = [(i, score, labels[source]) for i, score, source in found if i >= 0]
+    return [
+        _take_turns([parts.get(name, []) for name in question.request.retrievers])[: question.num_wanted]
+        for parts, question in zip(lists, questions, strict=True)
+    ]
+
+
+def _rank(
+    snapshot: Snapshot, states: UserStates, questions: Sequence[Question], found: Sequence[Found]
+) -> list[NDArray[np.float32] | None]:
+    """[C, A] probabilities of every question's candidates; None where none were asked for."""
+    bundle = snapshot.bundle
+    rows = [row for row, question in enumerate(questions) if question.request.rank and found[row]]
+    result: list[NDArray[np.float32] | None] = [None] * len(questions)
+    if rows and snapshot.actions:
+        items = [np.array([hit[0] for hit in found[row]], dtype=np.int64) for row in rows]
+        item_BC = _tensor(snapshot, _padded(items))
+        surface_B = _tensor(snapshot, [questions[row].surface for row in rows])
+        ranked = states.select(_tensor(snapshot, rows))
+        at_B = _tensor(snapshot, [questions[row].at for row in rows])
+        surface_BC = surface_B[:, None].expand_as(item_BC)
+        feature_BCF = bundle.features().of(ranked, item_BC, at_B, surface_BC)
+        logits = bundle.model.rank(ranked, item_BC, at_B, surface_BC, feature_BCF)
+        probability = bundle.calibration.probabilities(logits).cpu().numpy()
+        for place, row in enumerate(rows):
+            result[row] = probability[place, : len(found[row])]
+    return result
+
+
+def _page(snapshot: Snapshot, question: Question, found: Found, probability: NDArray[np.float32] | None) -> Page:
+    request = question.request
+    order = np.arange(len(found))
+    if request.rank_by is not None and probability is not None:
+        weights = np.array(action_weights(snapshot, request), dtype=np.float32)
+        order = np.argsort(-(probability @ weights), kind="stable")
+    order = order[: request.k]
+    names = snapshot.bundle.vocabulary.items.take([found[place][0] for place in order])
+    hits = []
+    for place, name in zip(order, names, strict=True):
+        chances = {} if probability is None else dict(zip(snapshot.actions, probability[place].tolist(), strict=True))
+        hits.append(Hit(name, found[place][1], chances, found[place][2]))
+    notes = (*question.notes, *short_notes(len(hits), request.k, question.num_reachable))
+    return Page(tuple(hits), question.num_reachable, notes)
+
+
+def short_notes(num_hits: int, k: int, num_reachable: int) -> tuple[str, ...]:
+    """Why a page is shorter than asked for; nothing where it is not."""
+    if num_hits >= k:
+        return ()
+    if num_reachable < k:
+        return (f"{k} items were asked for and {num_reachable} were left to choose from",)
+    return (f"the retrievers found {num_hits} of the {k} items asked for; add one that reaches more, such as 'dense'",)
+
+
+def _tensor(snapshot: Snapshot, values: Sequence[int] | Ints) -> Tensor:
+    return torch.as_tensor(np.asarray(values, dtype=np.int64), device=snapshot.device)
+
+
+def _padded(parts: Sequence[Ints]) -> Ints:
+    """Rows of different length as one matrix, -1 where there is nothing."""
+    matrix = np.full((len(parts), max(len(part) for part in parts)), -1, dtype=np.int64)
+    for row, part in zip(matrix, parts, strict=True):
+        row[: len(part)] = part
+    return matrix
+
+
+def _take_turns(lists: Sequence[Found]) -> Found:
+    """Best of each list, then second of each, and so on; an item stays where it first came up."""
+    merged: dict[int, tuple[int, float, str]] = {}
+    for turn in zip_longest(*lists):
+        for hit in turn:
+            if hit is not None:
+                merged.setdefault(hit[0], hit)
+    return list(merged.values())
