@@ -6,6 +6,7 @@ import hashlib
 import secrets
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recsys.events import History
 
@@ -20,24 +21,31 @@ _ROWS = 1 << 16
 
 
 class EventHash:
-    """BLAKE2b over the events so far, 48 bytes each, keyed with a secret of the process.
+    """BLAKE2b over the events so far, 56 bytes each, keyed with a secret of the process.
 
     >>> from recsys.vocabulary import empty_history
     >>> EventHash().extend(empty_history()).digest() == EventHash().digest()
     True
+
+    Args:
+        item_version_I: a number of each item that changes when its vector does; None = vectors never change.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, item_version_I: NDArray[np.int64] | None = None) -> None:
         self._hash = hashlib.blake2b(digest_size=32, key=_KEY)
+        self._version_I = item_version_I
 
     def extend(self, events: History) -> EventHash:
         """Take in later events; returns itself."""
         for low in range(0, len(events), _ROWS):
             part = events.at(slice(low, low + _ROWS))
-            row_N6 = np.empty((len(part), len(_FIELDS)), dtype=np.int64)
+            row_NF = np.zeros((len(part), len(_FIELDS) + 1), dtype=np.int64)
             for column, name in enumerate(_FIELDS):
-                row_N6[:, column] = getattr(part, name)
-            self._hash.update(row_N6.data)
+                row_NF[:, column] = getattr(part, name)
+            if self._version_I is not None:
+                known_N = part.item >= 0
+                row_NF[known_N, -1] = self._version_I[part.item[known_N]]
+            self._hash.update(row_NF.data)
         return self
 
     def digest(self) -> bytes:
@@ -45,8 +53,10 @@ class EventHash:
         return self._hash.digest()
 
 
-def history_hashes(history: History, num_first: int) -> tuple[bytes, bytes]:
+def history_hashes(
+    history: History, num_first: int, item_version_I: NDArray[np.int64] | None = None
+) -> tuple[bytes, bytes]:
     """Hashes of the first ``num_first`` events and of all, in one pass."""
-    rolling = EventHash().extend(history.prefix(num_first))
+    rolling = EventHash(item_version_I).extend(history.prefix(num_first))
     first = rolling.digest()
     return first, rolling.extend(history.at(slice(num_first, None))).digest()

@@ -187,18 +187,20 @@ class StatePages:
                 values = dequantised(values, rows(self._scales[number]))
             return values.to(device)
 
-        num_rows, num_events, first, last_time, yes, known, hidden, age = once_BI[:, :NUM_FIXED].unbind(1)
+        num_rows_B, num_events_B, first_B, last_time_B, yes_B, known_B, hidden_B, age_B = once_BI[:, :NUM_FIXED].unbind(
+            1
+        )
         return UserStates(
             cache=[(floats(2 * n), floats(2 * n + 1)) for n in range(layout.num_layers)] if keep_cache else [],
-            num_rows_B=num_rows,
-            num_events_B=num_events,
-            first_B=first,
+            num_rows_B=num_rows_B,
+            num_events_B=num_events_B,
+            first_B=first_B,
             time_BL=rows(self._time_NR).to(device),
             time_known_BL=rows(self._known_NR).to(device),
             last_BD=self._last_ND.index_select(0, last_B).to(device),
-            last_time_B=last_time,
-            last_actions=ActionInput(yes, known, hidden.bool()),
-            positive_age_B=age,
+            last_time_B=last_time_B,
+            last_actions=ActionInput(yes_B, known_B, hidden_B.bool()),
+            positive_age_B=age_B,
             recent_BM=once_BI[:, NUM_FIXED : NUM_FIXED + layout.num_recent],
             past_BX=once_BI[:, NUM_FIXED + layout.num_recent :],
             user_BD=torch.empty(len(pages), 0, device=device),

@@ -28,6 +28,8 @@ from recsys.user_state import UserStates, merge_states
 
 __all__ = ["StoreCounts", "UserStateStore"]
 
+Ints = NDArray[np.int64]
+
 FREE_SHARE = 0.25
 """Of the memory that is free when the store is made, what it takes unless told."""
 _FEW = 16
@@ -90,7 +92,9 @@ class UserStateStore:
 
     Args:
         model: what encodes; in evaluation mode, never changed.
-        model_hash: stands for the weights and everything else that a state depends on.
+        model_hash: stands for the weights, see :func:`recsys.model_hash.model_hash`.
+        item_version_I: a number of each item that changes when its vector does and the rest of the model stays, so
+            that only histories which hold the item are encoded anew; None = all 0.
         max_bytes: memory on the model's device; 0 = keep nothing, None = a quarter of what is free.
         host_bytes: a second tier in host memory, which takes what has to leave the first; 0 = none, None = a quarter
             of what is free where the model is on a GPU, else none.
@@ -106,12 +110,13 @@ class UserStateStore:
         model: UnifiedModel,
         *,
         model_hash: str,
+        item_version_I: Ints | None = None,
         max_bytes: int | None = None,
         host_bytes: int | None = None,
         page_rows: int = PAGE_ROWS,
         storage: Storage = "float32",
     ) -> None:
-        self.model, self.model_hash = model, model_hash
+        self.model, self.model_hash, self.item_version_I = model, model_hash, item_version_I
         self.layout = StateLayout.of(model.config, page_rows, storage)
         host = torch.device("cpu")
         if host_bytes is None:
@@ -129,7 +134,7 @@ class UserStateStore:
         self._keeps = tiers[0].num_pages > 0
         self._totals = _Totals()
 
-    def for_model(self, model: UnifiedModel, model_hash: str) -> UserStateStore:
+    def for_model(self, model: UnifiedModel, model_hash: str, item_version_I: Ints | None = None) -> UserStateStore:
         """A store of another model with the same budgets and totals, in the same memory where the layouts are equal.
 
         Requests that still run on the old model may go on using this one.
@@ -137,11 +142,11 @@ class UserStateStore:
         layout = StateLayout.of(model.config, self.layout.page_rows, self.layout.storage)
         if layout == self.layout and model.device == self.model.device:
             other = copy(self)
-            other.model, other.model_hash = model, model_hash
+            other.model, other.model_hash, other.item_version_I = model, model_hash, item_version_I
             return other
         max_bytes, host_bytes = self._budgets
         other = UserStateStore(
-            model, model_hash=model_hash, max_bytes=max_bytes, host_bytes=host_bytes,
+            model, model_hash=model_hash, item_version_I=item_version_I, max_bytes=max_bytes, host_bytes=host_bytes,
             page_rows=layout.page_rows, storage=layout.storage,
         )  # fmt: skip
         other._totals = self._totals
@@ -213,7 +218,7 @@ class UserStateStore:
             return _Plan(place, history, None)
         first = self.model.config.first_visible(num_events)
         num_kept = 0 if kept is None else min(kept.num_events, num_events)
-        hash_kept, hash_all = history_hashes(history, num_kept)
+        hash_kept, hash_all = history_hashes(history, num_kept, self.item_version_I)
         num_rows = (num_events - first) * self.layout.rows_per_event
         if kept is not None and kept.num_events <= num_events and kept.event_hash == hash_kept:
             num_new = num_events - num_kept

@@ -1,6 +1,6 @@
 """The stages of an answer on one snapshot: encode, search, rank, lay out the page.
 
-A history is encoded at most once; search and ranking read the same keys and values.
+A history is encoded at most once, or taken from the kept states; search and ranking read the same keys and values.
 
 Suffixes: B = requests, C = candidates of a request, E = exclusions, N = allowed items, A = actions, K = hits.
 """
@@ -46,7 +46,9 @@ def _encode(snapshot: Snapshot, questions: Sequence[Question]) -> UserStates:
     keep_cache = ranks or any(snapshot.retrievers[name].reads_cache for name in asked)
     user_BK = np.stack([question.user_K for question in questions])
     histories = [question.history for question in questions]
-    return snapshot.bundle.model.encode(histories, keep_cache=keep_cache, user_BK=user_BK)
+    keys = [question.state_key for question in questions]
+    states, _ = snapshot.states.states(keys, histories, keep_cache=keep_cache, user_BK=user_BK)
+    return states
 
 
 def _search(snapshot: Snapshot, states: UserStates, questions: Sequence[Question]) -> list[Found]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from recsys.bundle import StoredHistories
 from recsys.errors import InputError
 from recsys.events import UNKNOWN_ITEM, History
-from recsys.retrieval.request import Request
+from recsys.retrieval.request import Request, is_cache_key
 from recsys.retrieval.snapshot import Snapshot
 from recsys.retrieval.user_features import encoded_user
 from recsys.vocabulary import empty_history
@@ -42,6 +42,8 @@ class Question:
     notes: list[str]
     user_K: NDArray[np.float32]
     """Features of the user, zeros where unknown."""
+    state_key: str | int | None
+    """Under which the user's state is kept; None = it is not."""
 
     @property
     def search_key(self) -> tuple[Any, ...]:
@@ -50,13 +52,14 @@ class Question:
         return (self.num_wanted, allow)
 
 
-def question_of(snapshot: Snapshot, request: Request, now: float) -> Question:
+def question_of(snapshot: Snapshot, request: Request, now: float, *, keep_states: bool = True) -> Question:
     """Translate a request.
 
     Args:
         snapshot: what will answer it.
         request: who asks, for what.
         now: seconds since 1970, for a request that names no time.
+        keep_states: False for users who are not expected again.
 
     Raises:
         InputError: an unknown retriever or action, or a user id where the bundle holds no histories.
@@ -105,6 +108,7 @@ def question_of(snapshot: Snapshot, request: Request, now: float) -> Question:
         num_reachable=num_reachable,
         notes=notes,
         user_K=user_K,
+        state_key=_state_key(request) if keep_states else None,
     )
 
 
@@ -142,6 +146,14 @@ def _time(snapshot: Snapshot, request: Request, history: History, now: float) ->
     if words.clock == "real":
         return int(now)
     return int(history.timestamp[-1]) if len(history) else words.max_timestamp
+
+
+def _state_key(request: Request) -> str | int | None:
+    """The key the request names, else its user, where that is an id of reasonable size."""
+    if request.cache_key is not None:
+        return request.cache_key
+    user_id = int(request.user_id) if isinstance(request.user_id, np.integer) else request.user_id
+    return user_id if is_cache_key(user_id) else None
 
 
 def _known(index: Ints) -> Ints:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import torch
@@ -17,11 +17,14 @@ from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.events import Event
 from recsys.kernels.topk import topk_smaller_id
+from recsys.model_hash import model_hash
 from recsys.retrieval.answer import answer, short_notes
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.question import question_of, stored_histories
 from recsys.retrieval.request import Request
 from recsys.retrieval.snapshot import Snapshot
+from recsys.state_layout import Storage
+from recsys.state_store import StoreCounts, UserStateStore
 
 __all__ = ["Recommender"]
 
@@ -30,7 +33,10 @@ BATCH = 256
 
 
 class Recommender:
-    """Recommends from a bundle. Nothing in it changes after loading, so one instance serves all threads.
+    """Recommends from a bundle; one instance serves all threads.
+
+    What it made of a user's history is kept for the next request, which then pays for the new events alone; no answer
+    depends on what is kept.
 
     Example:
         >>> rec = Recommender.load("bundle/")                                               # doctest: +SKIP
@@ -38,19 +44,41 @@ class Recommender:
         >>> [(hit.item_id, hit.score, hit.actions) for hit in page]                         # doctest: +SKIP
     """
 
-    def __init__(self, bundle: Bundle, *, clock: Callable[[], float] = time.time) -> None:
-        """Serve a loaded bundle; ``clock`` gives the seconds since 1970 of requests that name no time."""
+    def __init__(
+        self, bundle: Bundle, *, clock: Callable[[], float] = time.time, states: UserStateStore | None = None
+    ) -> None:
+        """Serve a loaded bundle.
+
+        Args:
+            clock: gives the seconds since 1970 of requests that name no time.
+            states: keeps the states of returning users, for the bundle's model; None = as :meth:`load` does.
+        """
         self._clock = clock
-        self._snapshot = Snapshot.of(bundle)
+        self._snapshot = Snapshot.of(bundle, _store(bundle) if states is None else states)
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "cpu") -> Recommender:
+    def load(
+        cls,
+        path: Path | str,
+        device: str = "cpu",
+        *,
+        state_bytes: int | Literal["auto"] = "auto",
+        state_storage: Storage = "float32",
+    ) -> Recommender:
         """Open a bundle folder.
 
+        Args:
+            device: ``cpu`` or ``cuda``.
+            state_bytes: memory for states of returning users, who then pay for their new events only. ``auto`` = a
+                quarter of what is free on the device, and of the host's for what has to leave a GPU; 0 = none.
+            state_storage: ``int8`` keeps three to four times as many users, whose probabilities are then approximate.
+
         Raises:
-            InputError: a part of the bundle is missing, damaged or foreign; one line says which and what to do.
+            InputError: a part of the bundle is missing, damaged or foreign, or the memory is not there; one line says
+                which and what to do.
         """
-        return cls(Bundle.open(path, device))
+        bundle = Bundle.open(path, device)
+        return cls(bundle, states=_store(bundle, state_bytes, state_storage))
 
     def save(self, path: Path | str) -> None:
         """Write the bundle to another folder."""
@@ -82,6 +110,16 @@ class Recommender:
         histories = self.bundle.histories
         return pl.Series("user_id", [], dtype=pl.String) if histories is None else histories.users.ids
 
+    @property
+    def states(self) -> UserStateStore:
+        """What is kept of returning users; ``states.forget(keys)`` drops it."""
+        return self._snapshot.states
+
+    @property
+    def state_counts(self) -> StoreCounts:
+        """What all requests so far found kept, appended and encoded."""
+        return self._snapshot.states.counts
+
     # -- requests --------------------------------------------------------------------------------------------------
 
     def recommend(
@@ -101,6 +139,7 @@ class Recommender:
         rank_by: str | Mapping[str, float] | None = None,
         candidates: int = 100,
         user_features: Mapping[str, Any] | None = None,
+        cache_key: str | int | None = None,
     ) -> Page:
         """Retrieve and rank for one user; both read the same keys and values of one pass over the history.
 
@@ -112,7 +151,7 @@ class Recommender:
 
         Args:
             user_id, history, new_events, k, retrievers, exclude, allow, exclude_history, at, surface, rank, rank_by,
-                candidates, user_features: see :class:`recsys.retrieval.request.Request`.
+                candidates, user_features, cache_key: see :class:`recsys.retrieval.request.Request`.
 
         Raises:
             InputError: a request that cannot be meant (unknown retriever or action, k below 1, both user_id and
@@ -121,7 +160,7 @@ class Recommender:
         request = Request(
             user_id=user_id, history=history, new_events=new_events, k=k, retrievers=retrievers, exclude=exclude,
             allow=allow, exclude_history=exclude_history, at=at, surface=surface, rank=rank, rank_by=rank_by,
-            candidates=candidates, user_features=user_features,
+            candidates=candidates, user_features=user_features, cache_key=cache_key,
         )  # fmt: skip
         return self.recommend_batch([request])[0]
 
@@ -131,11 +170,15 @@ class Recommender:
         Args:
             requests: :class:`Request` objects, or mappings of the same fields.
         """
+        return self._pages(requests, keep_states=True)
+
+    def _pages(self, requests: Sequence[Request | Mapping[str, Any]], *, keep_states: bool) -> list[Page]:
         full = [request if isinstance(request, Request) else _request(request) for request in requests]
         snapshot, pages = self._snapshot, list[Page]()
         for begin in range(0, len(full), BATCH):
             part = full[begin : begin + BATCH]
-            pages += answer(snapshot, [question_of(snapshot, request, self._clock()) for request in part])
+            questions = [question_of(snapshot, one, self._clock(), keep_states=keep_states) for one in part]
+            pages += answer(snapshot, questions)
         return pages
 
     def recommend_frame(
@@ -163,7 +206,8 @@ class Recommender:
         actions = self.actions if settings.get("rank", True) else ()
         for begin in range(0, len(wanted), BATCH):
             part = wanted[begin : begin + BATCH]
-            pages = self.recommend_batch([{**settings, "user_id": user, "k": k} for user in part])
+            # Each user once: keeping their states would cost time and turn out those of users who do return.
+            pages = self._pages([{**settings, "user_id": user, "k": k} for user in part], keep_states=False)
             for user, page in zip(part, pages, strict=True):
                 known = int(histories.users.index([user])[0])
                 shown = histories.users.take([known])[0] if known >= 0 else user
@@ -201,6 +245,19 @@ class Recommender:
         ids = bundle.vocabulary.items.take(near_1K[0].tolist())
         hits = [Hit(name, score, {}, "similar") for name, score in zip(ids, best_1K[0].tolist(), strict=True)]
         return Page(tuple(hits), len(cosine_I) - 1, short_notes(num_hits, k, len(cosine_I) - 1))
+
+
+def _store(
+    bundle: Bundle, state_bytes: int | Literal["auto"] = "auto", state_storage: Storage = "float32"
+) -> UserStateStore:
+    if state_bytes != "auto" and (isinstance(state_bytes, bool) or not isinstance(state_bytes, int) or state_bytes < 0):
+        raise InputError(f"state_bytes must be 'auto' or a number of bytes, 0 for none, got {state_bytes!r}")
+    max_bytes = None if state_bytes == "auto" else state_bytes
+    host_bytes = 0 if state_bytes == 0 else None
+    return UserStateStore(
+        bundle.model, model_hash=model_hash(bundle.model), max_bytes=max_bytes, host_bytes=host_bytes,
+        storage=state_storage,
+    )  # fmt: skip
 
 
 def _request(fields: Mapping[str, Any]) -> Request:

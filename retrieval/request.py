@@ -9,7 +9,9 @@ from typing import Any
 from recsys.errors import InputError
 from recsys.events import Event
 
-__all__ = ["Request"]
+__all__ = ["Request", "is_cache_key"]
+
+_LONGEST_KEY = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,9 @@ class Request:
     None keeps the order of retrieval."""
     candidates: int = 100
     """Items to retrieve before ordering by ``rank_by``; never fewer than k."""
+    cache_key: str | int | None = None
+    """Under which the recommender keeps what it made of the history, so that the next request with this key pays for
+    new events only. None = ``user_id`` where one is named, else nothing is kept. No key changes a result."""
 
     def __post_init__(self) -> None:
         for name in ("k", "candidates"):
@@ -58,6 +63,11 @@ class Request:
             raise InputError(f"retrievers must be a sequence of names such as ('dense',), got {self.retrievers!r}")
         if self.rank_by is not None and not self.rank:
             raise InputError("rank_by orders by probabilities; it needs rank=True")
+        if self.cache_key is not None and not is_cache_key(self.cache_key):
+            raise InputError(
+                f"cache_key must be an integer or a string of at most {_LONGEST_KEY} characters, got "
+                f"{str(self.cache_key)[:40]!r}"
+            )
         for name in ("exclude", "allow"):
             if isinstance(getattr(self, name), (str, bytes)):
                 raise InputError(
@@ -65,3 +75,10 @@ class Request:
                 )
             if isinstance(getattr(self, name), Iterator):  # would be empty when the request is asked again
                 object.__setattr__(self, name, list(getattr(self, name)))
+
+
+def is_cache_key(key: Any) -> bool:
+    """Whether something can be a key: keys are held beside the states, so that they must be small."""
+    if isinstance(key, str):
+        return len(key) <= _LONGEST_KEY
+    return isinstance(key, int) and key.bit_length() < 128

@@ -11,6 +11,7 @@ from torch import Tensor
 from recsys.bundle import Bundle
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
 from recsys.retrieval.protocol import Retriever
+from recsys.state_store import UserStateStore
 
 __all__ = ["Snapshot"]
 
@@ -24,11 +25,20 @@ class Snapshot:
     """By name."""
     length_I: Tensor
     """[I] float32 length of every item vector."""
+    states: UserStateStore
+    """Of the bundle's model; what it keeps may change, what it returns for a history never does."""
 
     @classmethod
-    def of(cls, bundle: Bundle) -> Snapshot:
-        """Prepare a bundle for requests."""
-        return cls(bundle, bundle_retrievers(bundle), bundle.vectors.norm(dim=1))
+    def of(cls, bundle: Bundle, states: UserStateStore | None = None) -> Snapshot:
+        """Prepare a bundle for requests.
+
+        Args:
+            states: a store for the bundle's model; None = no state is kept.
+        """
+        if states is None:
+            states = UserStateStore(bundle.model, model_hash="", max_bytes=0, host_bytes=0)
+        assert states.model is bundle.model
+        return cls(bundle, bundle_retrievers(bundle), bundle.vectors.norm(dim=1), states)
 
     @property
     def device(self) -> torch.device:
