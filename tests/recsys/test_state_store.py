@@ -290,20 +290,22 @@ def test_least_recently_used_states_leave_first_by_way_of_the_second_tier(state_
 
 def test_a_pinned_state_is_neither_evicted_nor_overwritten(state_model, state_history, assert_same_states):
     model = state_model()
-    store = small_store(model, num_states=1.5)
+    store = small_store(model, num_states=2)
     history = state_history(16, 1)
-    store.states(["pinned"], [history.prefix(10)])
-    (held,) = store._tiers.pin([("a", "pinned")])
-    assert held is not None
-    store.states(["pinned"], [history.prefix(13)])  # it grows, beside its former self
+    held = []
+    for length in (10, 13):  # it grows, beside its former self
+        store.states(["pinned"], [history.prefix(length)])
+        held += store._tiers.pin([("a", "pinned")])
     for user in range(6):
-        asked = [state_history(16, 20 + user)]
+        asked = [state_history(12, 20 + user)]
         states, _ = store.states([user], asked)
         assert_same_states(model, states, model.encode(asked))
-    before = store._tiers.read([held], keep_cache=True)
-    encoded = model.encode([history.prefix(10)])
-    assert_same_states(model, replace(before, user_BD=encoded.user_BD), encoded)
-    store._tiers.unpin([held])
+    for state, length in zip(held, (10, 13), strict=True):
+        before = store._tiers.read([state], keep_cache=True)
+        encoded = model.encode([history.prefix(length)])
+        assert_same_states(model, replace(before, user_BD=encoded.user_BD), encoded)
+    assert store.states(["pinned"], [history.prefix(13)])[1].hits == 1
+    store._tiers.unpin(held)
     assert store.used_bytes == kept_bytes(store)
     store.clear()
     assert store.used_bytes == 0
