@@ -281,12 +281,11 @@ class UnifiedModel(nn.Module):
         position_T = (states.num_events_B - states.first_B)[sequence_T] + batch.position_T
         x_RD = self._tokens(batch, rows, self.items.rows, position_T, age_T)
         columns = max(counts, default=0) * scale
-        row_place = torch.arange(len(x_RD), device=device) - (batch.offsets_S1[:-1] * scale).repeat_interleave(
-            count_B * scale
-        )
+        sequence_R = sequence_T.repeat_interleave(scale)
+        row_place = torch.arange(len(x_RD), device=device) - (batch.offsets_S1[:-1] * scale)[sequence_R]
         packing = CandidateRows(
             sequence_Q=torch.arange(states.num_users, device=device),
-            place_N=sequence_T.repeat_interleave(scale) * columns + row_place,
+            place_N=None if len(set(counts)) == 1 else sequence_R * columns + row_place,
             columns=columns,
             item_N=rows.item_R,
             time_N=batch.time_T,
@@ -300,14 +299,19 @@ class UnifiedModel(nn.Module):
             time_BN=time_BN, time_known_BN=known_BN, time_BL=states.time_BL, time_known_BL=states.time_known_BL,
         )  # fmt: skip
         num_rows_B = states.num_rows_B + count_B * scale
+        rows_before = states.num_rows_B.tolist()
+        width = max((old + scale * new for old, new in zip(rows_before, counts, strict=True)), default=0)
+        # Without padding on either side the new rows stand right after the old ones.
+        in_line = packing.place_N is None and set(rows_before) == {states.time_BL.shape[1]}
+        at_R = sequence_R * width + states.num_rows_B[sequence_R] + row_place
 
         def join(old_BL: Tensor, new_BN: Tensor) -> Tensor:
-            width = int(num_rows_B.max()) if len(num_rows_B) else 0
+            if in_line:
+                return torch.cat([old_BL, new_BN], 1)
             out = old_BL.new_zeros(old_BL.shape[0], width, *old_BL.shape[2:])
             keep = min(width, old_BL.shape[1])
             out[:, :keep] = old_BL[:, :keep]
-            at = states.num_rows_B[sequence_T.repeat_interleave(scale)] + row_place
-            out[sequence_T.repeat_interleave(scale), at] = packing.unpad(new_BN)
+            out.flatten(0, 1).index_copy_(0, at_R, packing.unpad(new_BN))
             return out
 
         has_new = count_B > 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterable, Sequence
 from copy import copy
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,7 +56,14 @@ class StoreCounts:
     """States that had to leave the first tier."""
 
     def __add__(self, other: StoreCounts) -> StoreCounts:
-        return StoreCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return StoreCounts(
+            self.hits + other.hits,
+            self.appended + other.appended,
+            self.encoded + other.encoded,
+            self.tokens_encoded + other.tokens_encoded,
+            self.tokens_reused + other.tokens_reused,
+            self.evicted + other.evicted,
+        )
 
 
 class _Totals:
@@ -206,7 +213,9 @@ class UserStateStore:
         states = merge_states(parts, places)
         counts = self._counted(plans, evicted + left)
         self._totals.add(counts)
-        return replace(states, user_BD=self.model.user_vectors(len(seen), user_BK)), counts
+        if self.model.users is not None:
+            states = replace(states, user_BD=self.model.user_vectors(len(seen), user_BK))
+        return states, counts
 
     def _full_key(self, key: Hashable | None, history: History) -> Hashable | None:
         """None where nothing is kept: a key of None, and the state of an empty history, which is a constant."""
@@ -263,26 +272,24 @@ class UserStateStore:
         evicted = 0
         for group in self._groups(plans):
             kept = [plan.kept for plan in group if plan.kept is not None]
-            if not kept:
-                keeps = any(plan.new is not None for plan in group)
-                states = self.model.encode([plan.history for plan in group], keep_cache=keep_cache or keeps)
-            else:
-                new_events = [plan.history.at(slice(len(plan.history) - plan.num_new, None)) for plan in group]
-                grows = any(plan.num_new for plan in group)
-                states = self._tiers.read(kept, keep_cache=keep_cache or grows)
-                if grows:
-                    states = self.model.append(self._with_users(states), new_events)
             new = [replace(plan.new, row=row) for row, plan in enumerate(group) if plan.new is not None]
+            if not kept:
+                with_cache = keep_cache or bool(new)
+                states = self.model.encode([plan.history for plan in group], keep_cache=with_cache)
+                if self.model.users is not None:  # the request says anew what is known of its user
+                    states = replace(states, user_BD=states.user_BD[:, :0])
+            else:
+                grows = any(plan.num_new for plan in group)
+                with_cache = keep_cache or grows
+                states = self._tiers.read(kept, keep_cache=with_cache)
+                if grows:
+                    new_events = [plan.history.at(slice(len(plan.history) - plan.num_new, None)) for plan in group]
+                    states = self.model.append(states, new_events)
             if new:
                 evicted += self._tiers.keep(states, new)
-            states = states if keep_cache else states.without_cache()
-            parts.append(self._with_users(states))
+            parts.append(states.without_cache() if with_cache and not keep_cache else states)
             places.append([plan.place for plan in group])
         return parts, places, evicted
-
-    def _with_users(self, states: UserStates) -> UserStates:
-        """Room for what is known of the users, which every request says anew."""
-        return replace(states, user_BD=self.model.user_vectors(states.num_users, None))
 
     def _groups(self, plans: Sequence[_Plan]) -> list[list[_Plan]]:
         """Plans that are computed together: of one kind and tier, and about as many new events."""
