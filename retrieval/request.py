@@ -8,6 +8,8 @@ from typing import Any
 
 from recsys.errors import InputError
 from recsys.events import Event
+from recsys.retrieval.rules.plan import check_rules
+from recsys.retrieval.rules.rule import Rule, is_number
 
 __all__ = ["Request", "is_cache_key"]
 
@@ -45,16 +47,24 @@ class Request:
     """Whether hits carry a probability per action."""
     rank_by: str | Mapping[str, float] | None = None
     """An action, or weights of several: retrieve ``candidates`` items and order them by Σ weight · probability.
-    None keeps the order of retrieval."""
+    A weight below 0 lowers what the action is likely for: ``{"like": 1.0, "hide": -1.0}``. None keeps the order of
+    retrieval."""
     candidates: int = 100
-    """Items to retrieve before ordering by ``rank_by``; never fewer than k."""
+    """Items to retrieve before ordering by ``rank_by``, or by a rule that changes scores; never fewer than k."""
+    rules: Sequence[Rule] = ()
+    """Business rules, see :mod:`recsys.retrieval.rules`; they act before the page is cut to k items."""
+    max_candidates: int | None = None
+    """Where caps and floors leave fewer than k items, more are retrieved, twice as many each time, up to this number;
+    None = until the catalogue is exhausted."""
     cache_key: str | int | None = None
     """Under which the recommender keeps what it made of the history, so that the next request with this key pays for
     new events only. None = ``user_id`` where one is named, else nothing is kept. No key changes a result."""
 
     def __post_init__(self) -> None:
-        for name in ("k", "candidates"):
+        for name in ("k", "candidates", "max_candidates"):
             value = getattr(self, name)
+            if value is None and name == "max_candidates":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a positive integer, got {value!r}")
         if self.user_id is not None and self.history is not None:
@@ -63,6 +73,13 @@ class Request:
             raise InputError(f"retrievers must be a sequence of names such as ('dense',), got {self.retrievers!r}")
         if self.rank_by is not None and not self.rank:
             raise InputError("rank_by orders by probabilities; it needs rank=True")
+        if isinstance(self.rank_by, Mapping):
+            for action, weight in self.rank_by.items():
+                if not is_number(weight):
+                    raise InputError(f"rank_by: the weight of {action!r} must be a finite number, got {weight!r}")
+        if isinstance(self.rules, Rule) or not isinstance(self.rules, Sequence):
+            raise InputError(f"rules must be a sequence of rules such as [Cap('category', n=2)], got {self.rules!r}")
+        check_rules(self.rules, self.k)
         if self.cache_key is not None and not is_cache_key(self.cache_key):
             raise InputError(
                 f"cache_key must be an integer or a string of at most {_LONGEST_KEY} characters, got "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from recsys.bundle import Bundle
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
 from recsys.retrieval.protocol import Retriever
+from recsys.retrieval.rules.item_table import ItemTable
 from recsys.state_store import UserStateStore
 
 __all__ = ["Snapshot"]
@@ -27,6 +28,11 @@ class Snapshot:
     """[I] float32 length of every item vector."""
     states: UserStateStore
     """Of the bundle's model; what it keeps may change, what it returns for a history never does."""
+    item_table: ItemTable = field(init=False)
+    """Columns of the items, for rules; made anew with every snapshot."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "item_table", ItemTable(self.bundle.items))
 
     @classmethod
     def of(cls, bundle: Bundle, states: UserStateStore | None = None) -> Snapshot:
