@@ -176,7 +176,10 @@ class UserStateStore:
         return sum(self._tiers.used_bytes())
 
     def forget(self, keys: Iterable[Hashable]) -> None:
-        """Drop what is kept of some keys, of this model and of others in the same memory."""
+        """Drop what is kept of some keys, of this model and of others in the same memory.
+
+        A request that is under way may keep its user's state again.
+        """
         gone = set(keys)
         self._tiers.forget([full for full in self._tiers.keys() if full[1] in gone])  # type: ignore[index]
 

@@ -128,23 +128,30 @@ class StateTiers:
         A state for which there is no room beside those in use is not kept.
         """
         evicted, ready = 0, list[tuple[NewState, list[int]]]()
-        for state in new:
-            shared = self._shared(state)
-            for _ in range(2):
-                pages, left = self._room(0, self.layout.num_pages(state.num_rows) - len(shared))
+        try:
+            for state in new:
+                count = self.layout.num_pages(state.num_rows) - len(self._shared(state))
+                pages, left = self._room(0, count)
+                if pages is None and ready:  # those before it in this call may have to leave again
+                    due, ready = ready, []
+                    self._publish(states, due)
+                    pages, more = self._room(0, count)
+                    left += more
                 evicted += left
                 if pages is not None:
                     ready.append((state, pages))
-                    break
-                self._publish(states, ready)  # they may have to leave again for this one
-                ready = []
-        self._publish(states, ready)
+            due, ready = ready, []
+            self._publish(states, due)
+        finally:
+            with self._lock:
+                for _, pages in ready:
+                    self._tiers[0].pages.give_back(pages)
         return evicted
 
     # -- what an owner does ---------------------------------------------------------------------------------------
 
     def forget(self, keys: Iterable[Hashable]) -> None:
-        """Drop the states of some keys."""
+        """Drop the states of some keys; a request that is under way may keep one again."""
         with self._lock:
             for key in keys:
                 self._unlist(key)
@@ -224,10 +231,12 @@ class StateTiers:
             if not leaving:
                 return None, evicted
             evicted += len(leaving)
-            if number + 1 < len(self._tiers):
-                for state in leaving:
-                    self._move_down(state)
-            self.unpin(leaving)
+            try:
+                if number + 1 < len(self._tiers):
+                    for state in leaving:
+                        self._move_down(state)
+            finally:
+                self.unpin(leaving)
 
     def _oldest(self, tier: _Tier, missing: int) -> list[KeptState]:
         """States that may leave, least recently used first, as few as make room; none where all would not."""
