@@ -387,6 +387,16 @@ def test_a_failed_request_leaves_no_page_behind(state_model, state_history, monk
     assert store.used_bytes == used == kept_bytes(store)
     assert store.states(["u"], [history])[1].appended == 1
 
+    narrow = small_store(model, num_states=1, host_states=1)
+    narrow.states(["u"], [state_history(16, 1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(narrow._tiers._tiers[1].pages, "copy", broken)
+        with pytest.raises(RuntimeError, match="no memory"):
+            narrow.states(["v"], [state_history(16, 2)])
+    assert narrow.used_bytes == kept_bytes(narrow) == 0
+    narrow.states(["u", "v"], [state_history(16, 1), state_history(16, 2)])
+    assert narrow.num_states == 2
+
 
 def test_memory_does_not_grow_with_requests(state_model, state_history):
     model = state_model()
