@@ -32,6 +32,8 @@ Ints = NDArray[np.int64]
 class StatePages:
     """Pages of one tier. Reading and writing need no lock; taking and giving back pages needs the caller's.
 
+    On a GPU all threads use one stream, so that a page given back is read by whoever still does before it is written.
+
     Args:
         layout: sizes of the states.
         max_bytes: taken at once, rounded down to whole pages; the system commits memory as pages are first written.

@@ -134,7 +134,7 @@ def test_every_state_is_that_of_a_fresh_pass(changes, state_model, state_history
 def test_every_state_is_that_of_a_fresh_pass_at_length(changes, state_model, state_history, assert_same_states):
     models = [state_model(seed=seed, **changes) for seed in (0, 1)]
     budget = settings(
-        max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=15, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
     run_state_machine_as_test(machine_of(models, state_history, assert_same_states), settings=budget)
 
