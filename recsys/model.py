@@ -320,8 +320,10 @@ class UnifiedModel(nn.Module):
         def latest(old_B: Tensor, new_T: Tensor) -> Tensor:
             if not len(new_T):
                 return old_B
-            mask = has_new if old_B.dim() == 1 else has_new[:, None]
-            return torch.where(mask, new_T[end_B], old_B)
+            new_B = new_T[end_B]
+            if all(counts):
+                return new_B
+            return torch.where(has_new if old_B.dim() == 1 else has_new[:, None], new_B, old_B)
 
         recent_new_BM = recent_positives(new_events, self.config.positive_mask, self.config.recent).to(device)
         grown = UserStates(

@@ -194,12 +194,15 @@ class StateTiers:
     def _fill(self, memory: StatePages, states: UserStates, ready: Sequence[tuple[NewState, list[int]]]) -> None:
         size = self.layout.page_rows
         starts = [0 if state.before is None else state.before.num_rows for state, _ in ready]
-        memory.clear([pages[-1] for _, pages in ready])
         partial = [
             (state.before.pages[-1], pages[0])
             for state, pages in ready
             if state.before is not None and state.before.num_rows % size
         ]
+        copied = {target for _, target in partial}
+        blank = [pages[-1] for _, pages in ready if pages[-1] not in copied]
+        if blank:
+            memory.clear(blank)
         if partial:
             memory.copy(memory, [source for source, _ in partial], [target for _, target in partial])
         rows, num_rows = [state.row for state, _ in ready], [state.num_rows for state, _ in ready]
