@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,16 +15,17 @@ import polars as pl
 import torch
 
 from recsys.bundle import Bundle
-from recsys.errors import InputError
+from recsys.errors import Closed, InputError, SourceUnavailable
 from recsys.events import Event
 from recsys.kernels.topk import topk_smaller_id
 from recsys.model_hash import model_hash
 from recsys.retrieval.answer import answer, short_notes
+from recsys.retrieval.history_sources.bundle import no_histories
 from recsys.retrieval.page import Hit, Page
-from recsys.retrieval.question import question_of, stored_histories
+from recsys.retrieval.question import Question, own_user_id, questions_of, source_of
 from recsys.retrieval.request import Request
 from recsys.retrieval.rules import Explore, Rule
-from recsys.retrieval.snapshot import Snapshot
+from recsys.retrieval.snapshot import Snapshot, SourceChoice
 from recsys.state_layout import Storage
 from recsys.state_store import StoreCounts, UserStateStore
 
@@ -46,16 +48,24 @@ class Recommender:
     """
 
     def __init__(
-        self, bundle: Bundle, *, clock: Callable[[], float] = time.time, states: UserStateStore | None = None
+        self,
+        bundle: Bundle,
+        *,
+        clock: Callable[[], float] = time.time,
+        history_source: SourceChoice = None,
+        states: UserStateStore | None = None,
     ) -> None:
         """Serve a loaded bundle.
 
         Args:
+            bundle: what to serve.
             clock: gives the seconds since 1970 of requests that name no time.
+            history_source: where the events of a ``user_id`` come from and :meth:`append_events` puts them; None = the
+                bundle's histories, read-only. It stays the caller's to close.
             states: keeps the states of returning users, for the bundle's model; None = as :meth:`load` does.
         """
         self._clock = clock
-        self._snapshot = Snapshot.of(bundle, _store(bundle) if states is None else states)
+        self._snapshot = Snapshot.of(bundle, history_source, _store(bundle) if states is None else states)
 
     @classmethod
     def load(
@@ -63,13 +73,18 @@ class Recommender:
         path: Path | str,
         device: str = "cpu",
         *,
+        history_source: SourceChoice = None,
         state_bytes: int | Literal["auto"] = "auto",
         state_storage: Storage = "float32",
     ) -> Recommender:
         """Open a bundle folder.
 
         Args:
+            path: the folder.
             device: ``cpu`` or ``cuda``.
+            history_source: where the events of a ``user_id`` come from: a
+                :class:`~recsys.retrieval.history_sources.source.HistorySource`, or ``over_bundle(source)`` for the
+                bundle's histories continued by one; None = the bundle's histories.
             state_bytes: memory for states of returning users, who then pay for their new events only. ``auto`` = a
                 quarter of what is free on the device, and of the host's for what has to leave a GPU; 0 = none.
             state_storage: ``int8`` keeps three to four times as many users, whose probabilities are then approximate.
@@ -79,7 +94,7 @@ class Recommender:
                 which and what to do.
         """
         bundle = Bundle.open(path, device)
-        return cls(bundle, states=_store(bundle, state_bytes, state_storage))
+        return cls(bundle, history_source=history_source, states=_store(bundle, state_bytes, state_storage))
 
     def save(self, path: Path | str) -> None:
         """Write the bundle to another folder."""
@@ -160,6 +175,7 @@ class Recommender:
         Raises:
             InputError: a request that cannot be meant (unknown retriever or action, k below 1, both user_id and
                 history), or a user id where the bundle holds no histories.
+            SourceUnavailable: the user's history cannot be read now.
         """
         request = Request(
             user_id=user_id, history=history, new_events=new_events, k=k, retrievers=retrievers, exclude=exclude,
@@ -174,6 +190,9 @@ class Recommender:
 
         Args:
             requests: :class:`Request` objects, or mappings of the same fields.
+
+        Raises:
+            InputError, SourceUnavailable: of the first request that :meth:`recommend` would refuse.
         """
         return self._pages(requests, keep_states=True)
 
@@ -182,9 +201,45 @@ class Recommender:
         snapshot, pages = self._snapshot, list[Page]()
         for begin in range(0, len(full), BATCH):
             part = full[begin : begin + BATCH]
-            questions = [question_of(snapshot, one, self._clock(), keep_states=keep_states) for one in part]
-            pages += answer(snapshot, questions)
+            questions = questions_of(snapshot, part, self._clock(), keep_states=keep_states)
+            for question in questions:
+                if not isinstance(question, Question):
+                    raise question
+            pages += answer(snapshot, [question for question in questions if isinstance(question, Question)])
         return pages
+
+    def recommend_each(self, requests: Sequence[Request]) -> list[Page | InputError | SourceUnavailable | Closed]:
+        """As :meth:`recommend_batch`, for requests of different people: one that is refused has its error in its place.
+
+        Args:
+            requests: checked one by one where they were made.
+        """
+        snapshot, results = self._snapshot, list[Any]()
+        for begin in range(0, len(requests), BATCH):
+            questions = questions_of(snapshot, requests[begin : begin + BATCH], self._clock())
+            pages = iter(answer(snapshot, [question for question in questions if isinstance(question, Question)]))
+            results += [next(pages) if isinstance(question, Question) else question for question in questions]
+        return results
+
+    def append_events(self, user_id: Any, events: Sequence[Event]) -> None:
+        """Add to a user's stored history; the next request that names the user sees it. Durable when it returns.
+
+        An event without a time happened now, where the data has a real clock. Give times where an append may be
+        repeated: equal events with a time count once.
+
+        Raises:
+            InputError: an id or event that cannot be meant, or the histories are the bundle's own, which stay as they
+                are.
+            SourceUnavailable: the source cannot be written now.
+        """
+        snapshot = self._snapshot
+        if snapshot.bundle.vocabulary.clock == "real" and isinstance(events, Sequence):
+            now = int(self._clock())
+            events = [
+                replace(event, timestamp=now) if isinstance(event, Event) and event.timestamp is None else event
+                for event in events
+            ]
+        source_of(snapshot).append(own_user_id(snapshot, user_id), events)
 
     def recommend_frame(
         self, users: Iterable[Any] | pl.DataFrame | None = None, k: int = 10, **settings: Any
@@ -207,7 +262,10 @@ class Recommender:
             given: Any = users
             column = given["user_id"] if hasattr(given, "columns") else given
             wanted = column.to_list() if hasattr(column, "to_list") else list(column)
-        histories = stored_histories(self._snapshot)
+        snapshot = self._snapshot
+        histories = snapshot.bundle.histories
+        if snapshot.source is None or (users is None and histories is None):
+            raise no_histories(snapshot.bundle)
         rows: list[tuple[Any, ...]] = []
         actions = self.actions if settings.get("rank", True) else ()
         explores = any(isinstance(rule, Explore) for rule in settings.get("rules", ()))
@@ -216,13 +274,12 @@ class Recommender:
             # Each user once: keeping their states would cost time and turn out those of users who do return.
             pages = self._pages([{**settings, "user_id": user, "k": k} for user in part], keep_states=False)
             for user, page in zip(part, pages, strict=True):
-                known = int(histories.users.index([user])[0])
-                shown = histories.users.take([known])[0] if known >= 0 else user
+                shown = own_user_id(snapshot, user)
                 for place, hit in enumerate(page, start=1):
                     chance = (hit.propensity,) if explores else ()
                     rows.append((shown, place, hit.item_id, hit.score, hit.retriever, *hit.actions.values(), *chance))
         schema: dict[str, Any] = {
-            "user_id": histories.users.dtype,
+            "user_id": pl.Series(wanted).dtype if histories is None else histories.users.dtype,
             "rank": pl.UInt32,
             "item_id": self.bundle.vocabulary.items.dtype,
             "score": pl.Float32,
