@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import Event
 from recsys.pipelines.export import export_model
+from recsys.retrieval.history_sources import SqliteHistories, over_bundle
 from recsys.retrieval.page import Page
 from recsys.retrieval.recommender import Recommender
 from recsys.state_store import StoreCounts
@@ -94,6 +96,17 @@ def test_a_returning_user_pays_for_new_events_alone(toy_bundle: Path, toy_datase
     assert rec.state_counts.hits == 2
     rec.states.forget([user_id, "session 5"])
     assert rec.states.num_states == 0
+
+
+def test_events_in_a_store_continue_a_kept_state(toy_bundle: Path, tmp_path: Path) -> None:
+    with closing(SqliteHistories(tmp_path / "events.sqlite")) as store:
+        rec = Recommender.load(toy_bundle, state_bytes=10**6, history_source=over_bundle(store))
+        plain = Recommender.load(toy_bundle, state_bytes=0, history_source=over_bundle(store))
+        for turn in range(5):
+            rec.append_events("u2", [Event(item_id=f"i{turn}", actions="like", timestamp=AT + turn)])
+            assert_same(rec.recommend("u2", at=AT + 50), plain.recommend("u2", at=AT + 50))
+    assert rec.state_counts.appended > 0
+    assert rec.states.num_states == 1
 
 
 def test_one_users_key_shows_nothing_of_another(toy_bundle: Path) -> None:
