@@ -190,7 +190,7 @@ class UnifiedModel(nn.Module):
             item_ID: ``items.table()`` where the caller keeps it, so that content is not projected again.
         """
         config, device = self.config, self.device
-        histories = self._seen(histories)
+        histories = self.seen(histories)
         first = np.array([config.first_visible(len(h)) for h in histories], dtype=np.int64)
         shown = np.array([len(h) for h in histories], dtype=np.int64) - first
         order = np.argsort(shown, kind="stable")
@@ -240,9 +240,7 @@ class UnifiedModel(nn.Module):
         if not config.reasoning_steps:
             return states
         states = replace(states, last_BD=self._reason_last(states))
-        if keep_cache:
-            return states
-        return replace(states, cache=[], time_BL=states.time_BL[:, :0], time_known_BL=states.time_known_BL[:, :0])
+        return states if keep_cache else states.without_cache()
 
     def _lookup(self, item_ID: Tensor | None) -> Callable[[Tensor], Tensor]:
         # The unknown item, −1, is the last row of the table.
@@ -250,7 +248,7 @@ class UnifiedModel(nn.Module):
 
     def num_visible(self, history: History) -> int:
         """Rows that encoding a history takes: those of the events in its window."""
-        num_events = len(self._seen([history])[0])
+        num_events = len(self.seen([history])[0])
         return (num_events - self.config.first_visible(num_events)) * self.layout.rows_per_event
 
     def user_vectors(self, num_users: int, user_BK: Tensor | NDArray[np.float32] | None) -> Tensor:
@@ -268,7 +266,8 @@ class UnifiedModel(nn.Module):
         counts_BX = history_counts(histories, self.config.num_actions, self.config.num_surfaces)
         return torch.from_numpy(counts_BX).to(self.device)
 
-    def _seen(self, histories: Sequence[History]) -> Sequence[History]:
+    def seen(self, histories: Sequence[History]) -> Sequence[History]:
+        """What the encoder sees of histories: all, or the positive events alone."""
         if not self.config.positives_only:
             return histories
         return [history.positives(self.config.positive_mask) for history in histories]
@@ -282,13 +281,16 @@ class UnifiedModel(nn.Module):
         ]
 
     @torch.no_grad()
-    def append(self, states: UserStates, new_events: Sequence[History]) -> UserStates:
+    def append(self, states: UserStates, new_events: Sequence[History], *, item_ID: Tensor | None = None) -> UserStates:
         """Continue cached states with later events: only the new rows are computed.
+
+        Args:
+            item_ID: ``items.table()`` where the caller keeps it, so that content is not projected again.
 
         Raises:
             ValueError: a window would move; encode the whole history instead (see :meth:`can_append`).
         """
-        new_events = self._seen(new_events)
+        new_events = self.seen(new_events)
         counts = [len(h) for h in new_events]
         for user, fits in enumerate(self.can_append(states, counts)):
             if not fits:
@@ -303,14 +305,13 @@ class UnifiedModel(nn.Module):
         count_B = batch.lengths_S
         sequence_T = torch.repeat_interleave(torch.arange(states.num_users, device=device), count_B)
         position_T = (states.num_events_B - states.first_B)[sequence_T] + batch.position_T
-        x_RD = self._tokens(batch, rows, self.items.rows, position_T, age_T)
+        x_RD = self._tokens(batch, rows, self._lookup(item_ID), position_T, age_T)
         columns = max(counts, default=0) * scale
-        row_place = torch.arange(len(x_RD), device=device) - (batch.offsets_S1[:-1] * scale).repeat_interleave(
-            count_B * scale
-        )
+        sequence_R = sequence_T.repeat_interleave(scale)
+        row_place = torch.arange(len(x_RD), device=device) - (batch.offsets_S1[:-1] * scale)[sequence_R]
         packing = CandidateRows(
             sequence_Q=torch.arange(states.num_users, device=device),
-            place_N=sequence_T.repeat_interleave(scale) * columns + row_place,
+            place_N=None if len(set(counts)) == 1 else sequence_R * columns + row_place,
             columns=columns,
             item_N=rows.item_R,
             time_N=batch.time_T,
@@ -324,14 +325,19 @@ class UnifiedModel(nn.Module):
             time_BN=time_BN, time_known_BN=known_BN, time_BL=states.time_BL, time_known_BL=states.time_known_BL,
         )  # fmt: skip
         num_rows_B = states.num_rows_B + count_B * scale
+        rows_before = states.num_rows_B.tolist()
+        width = max((old + scale * new for old, new in zip(rows_before, counts, strict=True)), default=0)
+        # Without padding on either side the new rows stand right after the old ones.
+        in_line = packing.place_N is None and set(rows_before) == {states.time_BL.shape[1]}
+        at_R = sequence_R * width + states.num_rows_B[sequence_R] + row_place
 
         def join(old_BL: Tensor, new_BN: Tensor) -> Tensor:
-            width = int(num_rows_B.max()) if len(num_rows_B) else 0
+            if in_line:
+                return torch.cat([old_BL, new_BN], 1)
             out = old_BL.new_zeros(old_BL.shape[0], width, *old_BL.shape[2:])
             keep = min(width, old_BL.shape[1])
             out[:, :keep] = old_BL[:, :keep]
-            at = states.num_rows_B[sequence_T.repeat_interleave(scale)] + row_place
-            out[sequence_T.repeat_interleave(scale), at] = packing.unpad(new_BN)
+            out.flatten(0, 1).index_copy_(0, at_R, packing.unpad(new_BN))
             return out
 
         has_new = count_B > 0
@@ -340,8 +346,10 @@ class UnifiedModel(nn.Module):
         def latest(old_B: Tensor, new_T: Tensor) -> Tensor:
             if not len(new_T):
                 return old_B
-            mask = has_new if old_B.dim() == 1 else has_new[:, None]
-            return torch.where(mask, new_T[end_B], old_B)
+            new_B = new_T[end_B]
+            if all(counts):
+                return new_B
+            return torch.where(has_new if old_B.dim() == 1 else has_new[:, None], new_B, old_B)
 
         recent_new_BM = recent_positives(new_events, self.config.positive_mask, self.config.recent).to(device)
         grown = UserStates(

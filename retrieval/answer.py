@@ -1,6 +1,6 @@
 """The stages of an answer on one snapshot: encode, search, rank, apply the rules, lay out the page.
 
-A history is encoded at most once; search and ranking read the same keys and values.
+A history is encoded at most once, or taken from the kept states; search and ranking read the same keys and values.
 
 Suffixes: B = requests, C = candidates of a request, E = exclusions, N = allowed items, A = actions, K = hits.
 """
@@ -72,10 +72,12 @@ def _encode(snapshot: Snapshot, questions: Sequence[Question], timings: BatchTim
     keep_cache = ranks or any(snapshot.retrievers[name].reads_cache for name in asked)
     user_BK = np.stack([question.user_K for question in questions])
     histories = [question.history for question in questions]
-    model = snapshot.bundle.model
-    # A store of states hands what it counted to ``timings.states`` instead.
-    timings.counts |= {"tokens_encoded": sum(map(model.num_visible, histories)), "tokens_reused": 0, "cache_hits": 0}
-    return model.encode(histories, keep_cache=keep_cache, user_BK=user_BK, item_ID=snapshot.item_ID)
+    keys = [question.state_key for question in questions]
+    states, counts = snapshot.states.states(
+        keys, histories, keep_cache=keep_cache, user_BK=user_BK, item_ID=snapshot.item_ID
+    )
+    timings.states(counts)
+    return states
 
 
 def _search(

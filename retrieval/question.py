@@ -18,7 +18,7 @@ from recsys.retrieval.history_sources.bundle import BundleHistories, no_historie
 from recsys.retrieval.history_sources.event_text import plain_id
 from recsys.retrieval.history_sources.reading import StoredHistory
 from recsys.retrieval.history_sources.source import HistorySource
-from recsys.retrieval.request import Request
+from recsys.retrieval.request import Request, is_cache_key
 from recsys.retrieval.rules.plan import RulePlan
 from recsys.retrieval.snapshot import Snapshot
 from recsys.retrieval.user_features import encoded_user
@@ -52,6 +52,8 @@ class Question:
     notes: list[str]
     user_K: NDArray[np.float32]
     """Features of the user, zeros where unknown."""
+    state_key: str | int | None
+    """Under which the user's state is kept; None = it is not."""
 
     @property
     def search_key(self) -> tuple[Any, ...]:
@@ -60,7 +62,7 @@ class Question:
 
 
 def questions_of(
-    snapshot: Snapshot, requests: Sequence[Request], now: float
+    snapshot: Snapshot, requests: Sequence[Request], now: float, *, keep_states: bool = True
 ) -> list[Question | InputError | SourceUnavailable | Closed]:
     """Translate requests, with one read of the source of histories; what is wrong with one stands in its place.
 
@@ -68,6 +70,7 @@ def questions_of(
         snapshot: what will answer them.
         requests: who asks, for what.
         now: seconds since 1970, for requests that name no time.
+        keep_states: False for users who are not expected again.
     """
     users: dict[int, Any] = {}
     results: list[Any] = [None] * len(requests)
@@ -86,13 +89,20 @@ def questions_of(
     for row, request in enumerate(requests):
         if results[row] is None:
             try:
-                results[row] = question_of(snapshot, request, now, stored.get(row))
+                results[row] = question_of(snapshot, request, now, stored.get(row), keep_states=keep_states)
             except InputError as error:
                 results[row] = error
     return results
 
 
-def question_of(snapshot: Snapshot, request: Request, now: float, stored: StoredHistory | None = None) -> Question:
+def question_of(
+    snapshot: Snapshot,
+    request: Request,
+    now: float,
+    stored: StoredHistory | None = None,
+    *,
+    keep_states: bool = True,
+) -> Question:
     """Translate a request.
 
     Args:
@@ -100,6 +110,7 @@ def question_of(snapshot: Snapshot, request: Request, now: float, stored: Stored
         request: who asks, for what.
         now: seconds since 1970, for a request that names no time.
         stored: what the source of histories says of the user; None for nobody or an unknown one.
+        keep_states: False for users who are not expected again.
 
     Raises:
         InputError: an unknown retriever or action.
@@ -163,6 +174,7 @@ def question_of(snapshot: Snapshot, request: Request, now: float, stored: Stored
         num_reachable=num_reachable,
         notes=notes,
         user_K=user_K,
+        state_key=_state_key(request) if keep_states else None,
     )
 
 
@@ -210,6 +222,14 @@ def _time(snapshot: Snapshot, request: Request, history: History, now: float) ->
     if words.clock == "real":
         return int(now)
     return int(history.timestamp[-1]) if len(history) else words.max_timestamp
+
+
+def _state_key(request: Request) -> str | int | None:
+    """The key the request names, else its user, where that is an id of reasonable size."""
+    if request.cache_key is not None:
+        return request.cache_key
+    user_id = int(request.user_id) if isinstance(request.user_id, np.integer) else request.user_id
+    return user_id if is_cache_key(user_id) else None
 
 
 def _known(index: Ints) -> Ints:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import torch
@@ -18,6 +18,7 @@ from recsys.bundle import Bundle
 from recsys.errors import Closed, InputError, SourceUnavailable
 from recsys.events import Event
 from recsys.kernels.topk import topk_smaller_id
+from recsys.model_hash import model_hash
 from recsys.retrieval.answer import answer, short_notes
 from recsys.retrieval.explain import MAX_EVENTS, Explanation, explained
 from recsys.retrieval.history_sources.bundle import no_histories
@@ -28,6 +29,8 @@ from recsys.retrieval.request_log import RequestLog
 from recsys.retrieval.rules import Explore, Rule
 from recsys.retrieval.snapshot import Snapshot, SourceChoice
 from recsys.retrieval.timings import BatchTimings, Observer
+from recsys.state_layout import Storage
+from recsys.state_store import StoreCounts, UserStateStore
 
 __all__ = ["Recommender"]
 
@@ -36,7 +39,10 @@ BATCH = 256
 
 
 class Recommender:
-    """Recommends from a bundle. Nothing in it changes after loading, so one instance serves all threads.
+    """Recommends from a bundle; one instance serves all threads.
+
+    What it made of a user's history is kept for the next request, which then pays for the new events alone; no answer
+    depends on what is kept.
 
     Example:
         >>> rec = Recommender.load("bundle/")                                               # doctest: +SKIP
@@ -45,7 +51,12 @@ class Recommender:
     """
 
     def __init__(
-        self, bundle: Bundle, *, clock: Callable[[], float] = time.time, history_source: SourceChoice = None
+        self,
+        bundle: Bundle,
+        *,
+        clock: Callable[[], float] = time.time,
+        history_source: SourceChoice = None,
+        states: UserStateStore | None = None,
     ) -> None:
         """Serve a loaded bundle.
 
@@ -54,13 +65,22 @@ class Recommender:
             clock: gives the seconds since 1970 of requests that name no time.
             history_source: where the events of a ``user_id`` come from and :meth:`append_events` puts them; None = the
                 bundle's histories, read-only. It stays the caller's to close.
+            states: keeps the states of returning users, for the bundle's model; None = as :meth:`load` does.
         """
         self._clock = clock
         self._observers: tuple[Observer, ...] = (RequestLog(),)
-        self._snapshot = Snapshot.of(bundle, history_source)
+        self._snapshot = Snapshot.of(bundle, history_source, _store(bundle) if states is None else states)
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "cpu", *, history_source: SourceChoice = None) -> Recommender:
+    def load(
+        cls,
+        path: Path | str,
+        device: str = "cpu",
+        *,
+        history_source: SourceChoice = None,
+        state_bytes: int | Literal["auto"] = "auto",
+        state_storage: Storage = "float32",
+    ) -> Recommender:
         """Open a bundle folder.
 
         Args:
@@ -69,11 +89,16 @@ class Recommender:
             history_source: where the events of a ``user_id`` come from: a
                 :class:`~recsys.retrieval.history_sources.source.HistorySource`, or ``over_bundle(source)`` for the
                 bundle's histories continued by one; None = the bundle's histories.
+            state_bytes: memory for states of returning users, who then pay for their new events only. ``auto`` = a
+                quarter of what is free on the device, and of the host's for what has to leave a GPU; 0 = none.
+            state_storage: ``int8`` keeps three to four times as many users, whose probabilities are then approximate.
 
         Raises:
-            InputError: a part of the bundle is missing, damaged or foreign; one line says which and what to do.
+            InputError: a part of the bundle is missing, damaged or foreign, or the memory is not there; one line says
+                which and what to do.
         """
-        return cls(Bundle.open(path, device), history_source=history_source)
+        bundle = Bundle.open(path, device)
+        return cls(bundle, history_source=history_source, states=_store(bundle, state_bytes, state_storage))
 
     def save(self, path: Path | str) -> None:
         """Write the bundle to another folder."""
@@ -105,6 +130,16 @@ class Recommender:
         histories = self.bundle.histories
         return pl.Series("user_id", [], dtype=pl.String) if histories is None else histories.users.ids
 
+    @property
+    def states(self) -> UserStateStore:
+        """What is kept of returning users; ``states.forget(keys)`` drops it."""
+        return self._snapshot.states
+
+    @property
+    def state_counts(self) -> StoreCounts:
+        """What all requests so far found kept, appended and encoded."""
+        return self._snapshot.states.counts
+
     # -- requests --------------------------------------------------------------------------------------------------
 
     def recommend(
@@ -126,6 +161,7 @@ class Recommender:
         user_features: Mapping[str, Any] | None = None,
         rules: Sequence[Rule] = (),
         max_candidates: int | None = None,
+        cache_key: str | int | None = None,
     ) -> Page:
         """Retrieve and rank for one user; both read the same keys and values of one pass over the history.
 
@@ -137,7 +173,8 @@ class Recommender:
 
         Args:
             user_id, history, new_events, k, retrievers, exclude, allow, exclude_history, at, surface, rank, rank_by,
-                candidates, user_features, rules, max_candidates: see :class:`recsys.retrieval.request.Request`.
+                candidates, user_features, rules, max_candidates, cache_key: see
+                :class:`recsys.retrieval.request.Request`.
 
         Raises:
             InputError: a request that cannot be meant (unknown retriever or action, k below 1, both user_id and
@@ -148,6 +185,7 @@ class Recommender:
             user_id=user_id, history=history, new_events=new_events, k=k, retrievers=retrievers, exclude=exclude,
             allow=allow, exclude_history=exclude_history, at=at, surface=surface, rank=rank, rank_by=rank_by,
             candidates=candidates, user_features=user_features, rules=rules, max_candidates=max_candidates,
+            cache_key=cache_key,
         )  # fmt: skip
         return self.recommend_batch([request])[0]
 
@@ -160,10 +198,14 @@ class Recommender:
         Raises:
             InputError, SourceUnavailable: of the first request that :meth:`recommend` would refuse.
         """
+        return self._pages(requests, keep_states=True)
+
+    def _pages(self, requests: Sequence[Request | Mapping[str, Any]], *, keep_states: bool) -> list[Page]:
         full = [request if isinstance(request, Request) else _request(request) for request in requests]
         snapshot, pages = self._snapshot, list[Page]()
         for begin in range(0, len(full), BATCH):
-            pages += self._answered(snapshot, full[begin : begin + BATCH], together=True)
+            part = full[begin : begin + BATCH]
+            pages += self._answered(snapshot, part, together=True, keep_states=keep_states)
         return pages
 
     def recommend_each(self, requests: Sequence[Request]) -> list[Page | InputError | SourceUnavailable | Closed]:
@@ -177,12 +219,14 @@ class Recommender:
             results += self._answered(snapshot, requests[begin : begin + BATCH], together=False)
         return results
 
-    def _answered(self, snapshot: Snapshot, requests: Sequence[Request], *, together: bool) -> list[Any]:
+    def _answered(
+        self, snapshot: Snapshot, requests: Sequence[Request], *, together: bool, keep_states: bool = True
+    ) -> list[Any]:
         """Pages, errors in the places of requests that are refused; ``together``: the first of these is raised."""
         timings = BatchTimings(requests)
         try:
             with timings.stage("history"):
-                questions = questions_of(snapshot, requests, self._clock())
+                questions = questions_of(snapshot, requests, self._clock(), keep_states=keep_states)
             refused = [question for question in questions if not isinstance(question, Question)]
             if refused and together:
                 raise refused[0]
@@ -261,7 +305,8 @@ class Recommender:
         explores = any(isinstance(rule, Explore) for rule in settings.get("rules", ()))
         for begin in range(0, len(wanted), BATCH):
             part = wanted[begin : begin + BATCH]
-            pages = self.recommend_batch([{**settings, "user_id": user, "k": k} for user in part])
+            # Each user once: keeping their states would cost time and turn out those of users who do return.
+            pages = self._pages([{**settings, "user_id": user, "k": k} for user in part], keep_states=False)
             for user, page in zip(part, pages, strict=True):
                 shown = own_user_id(snapshot, user)
                 for place, hit in enumerate(page, start=1):
@@ -340,6 +385,19 @@ class Recommender:
         ids = bundle.vocabulary.items.take(near_1K[0].tolist())
         hits = [Hit(name, score, {}, "similar") for name, score in zip(ids, best_1K[0].tolist(), strict=True)]
         return Page(tuple(hits), len(cosine_I) - 1, short_notes(num_hits, k, len(cosine_I) - 1))
+
+
+def _store(
+    bundle: Bundle, state_bytes: int | Literal["auto"] = "auto", state_storage: Storage = "float32"
+) -> UserStateStore:
+    if state_bytes != "auto" and (isinstance(state_bytes, bool) or not isinstance(state_bytes, int) or state_bytes < 0):
+        raise InputError(f"state_bytes must be 'auto' or a number of bytes, 0 for none, got {state_bytes!r}")
+    max_bytes = None if state_bytes == "auto" else state_bytes
+    host_bytes = 0 if state_bytes == 0 else None
+    return UserStateStore(
+        bundle.model, model_hash=model_hash(bundle.model), max_bytes=max_bytes, host_bytes=host_bytes,
+        storage=state_storage,
+    )  # fmt: skip
 
 
 def _request(fields: Mapping[str, Any]) -> Request:

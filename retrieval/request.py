@@ -11,7 +11,9 @@ from recsys.events import Event
 from recsys.retrieval.rules.plan import check_rules
 from recsys.retrieval.rules.rule import Rule, is_number
 
-__all__ = ["Request"]
+__all__ = ["Request", "is_cache_key"]
+
+_LONGEST_KEY = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,9 @@ class Request:
     max_candidates: int | None = None
     """Where caps and floors leave fewer than k items, more are retrieved, twice as many each time, up to this number;
     None = until the catalogue is exhausted."""
+    cache_key: str | int | None = None
+    """Under which the recommender keeps what it made of the history, so that the next request with this key pays for
+    new events only. None = ``user_id`` where one is named, else nothing is kept. No key changes a result."""
 
     def __post_init__(self) -> None:
         for name in ("k", "candidates", "max_candidates"):
@@ -76,6 +81,11 @@ class Request:
         if isinstance(self.rules, Rule) or not isinstance(self.rules, Sequence):
             raise InputError(f"rules must be a sequence of rules such as [Cap('category', n=2)], got {self.rules!r}")
         check_rules(self.rules, self.k)
+        if self.cache_key is not None and not is_cache_key(self.cache_key):
+            raise InputError(
+                f"cache_key must be an integer or a string of at most {_LONGEST_KEY} characters, got "
+                f"{str(self.cache_key)[:40]!r}"
+            )
         for name in ("exclude", "allow"):
             if isinstance(getattr(self, name), (str, bytes)):
                 raise InputError(
@@ -83,3 +93,10 @@ class Request:
                 )
             if isinstance(getattr(self, name), Iterator):  # would be empty when the request is asked again
                 object.__setattr__(self, name, list(getattr(self, name)))
+
+
+def is_cache_key(key: Any) -> bool:
+    """Whether something can be a key: keys are held beside the states, so that they must be small."""
+    if isinstance(key, str):
+        return len(key) <= _LONGEST_KEY
+    return isinstance(key, int) and key.bit_length() < 128

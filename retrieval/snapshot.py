@@ -15,6 +15,7 @@ from recsys.retrieval.history_sources.reader import HistoryReader
 from recsys.retrieval.history_sources.source import HistorySource
 from recsys.retrieval.protocol import Retriever
 from recsys.retrieval.rules.item_table import ItemTable
+from recsys.state_store import UserStateStore
 
 __all__ = ["Snapshot", "SourceChoice"]
 
@@ -31,6 +32,8 @@ class Snapshot:
     """By name."""
     length_I: Tensor
     """[I] float32 length of every item vector."""
+    states: UserStateStore
+    """Of the bundle's model; what it keeps may change, what it returns for a history never does."""
     reader: HistoryReader | None = None
     """Of the users' histories; None where a user id says nothing."""
     item_ID: Tensor | None = None
@@ -43,18 +46,26 @@ class Snapshot:
         object.__setattr__(self, "item_table", ItemTable(self.bundle.items))
 
     @classmethod
-    def of(cls, bundle: Bundle, history_source: SourceChoice = None) -> Snapshot:
-        """Prepare a bundle for requests."""
+    def of(cls, bundle: Bundle, history_source: SourceChoice = None, states: UserStateStore | None = None) -> Snapshot:
+        """Prepare a bundle for requests.
+
+        Args:
+            history_source: where users' histories come from.
+            states: a store for the bundle's model; None = no state is kept.
+        """
         source: HistorySource | None
         if history_source is None:
             source = None if bundle.histories is None else BundleHistories(bundle)
         else:
             source = history_source if isinstance(history_source, HistorySource) else history_source(bundle)
         reader = None if source is None else HistoryReader(source, bundle.vocabulary)
+        if states is None:
+            states = UserStateStore(bundle.model, model_hash="", max_bytes=0, host_bytes=0)
+        assert states.model is bundle.model
         model = bundle.model
         with torch.inference_mode():
             item_ID = model.items.table() if model.config.content_dim else None
-        return cls(bundle, bundle_retrievers(bundle), bundle.vectors.norm(dim=1), reader, item_ID)
+        return cls(bundle, bundle_retrievers(bundle), bundle.vectors.norm(dim=1), states, reader, item_ID)
 
     @property
     def source(self) -> HistorySource | None:

@@ -12,17 +12,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
-__all__ = ["BatchTimings", "Observer", "StateCounts"]
+from recsys.state_store import StoreCounts
 
-
-class StateCounts(Protocol):
-    """What a store of user states did for a batch."""
-
-    hits: int
-    appended: int
-    encoded: int
-    tokens_encoded: int
-    tokens_reused: int
+__all__ = ["BatchTimings", "Observer"]
 
 
 class Observer(Protocol):
@@ -99,7 +91,7 @@ class BatchTimings:
         self.stages.append(stage)
         return stage
 
-    def states(self, counts: StateCounts) -> None:
+    def states(self, counts: StoreCounts) -> None:
         """Take over what a store of user states counted."""
         self.counts |= {
             "cache_hits": counts.hits + counts.appended,

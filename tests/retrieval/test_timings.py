@@ -36,7 +36,10 @@ def test_a_page_tells_its_stages_and_counts(rec: Recommender):
     config = rec.bundle.model.config
     assert told["counts"] == {"history_events": len(history), "candidates": 5}
     visible = len(history) - config.first_visible(len(history))
-    assert told["batch_counts"] == {"tokens_encoded": visible, "tokens_reused": 0, "cache_hits": 0}
+    encoded = {"tokens_encoded": visible, "states_encoded": 1}
+    assert told["batch_counts"] == encoded | {"tokens_reused": 0, "cache_hits": 0, "states_appended": 0}
+    again = rec.recommend("u7", k=5, at=AT).timings["batch_counts"]
+    assert (again["cache_hits"], again["tokens_encoded"], again["tokens_reused"]) == (1, 0, visible)
     assert page == rec.recommend("u7", k=5, at=AT, retrievers=("dense", "memory"))  # times are no part of an answer
 
 
