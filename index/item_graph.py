@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recsys.index.edge_table import EdgeSpool, EdgeTable, ranges
-from recsys.index.graph_side import GraphSide
 from recsys.index.graph_search import neighbour_hits, neighbour_scores
+from recsys.index.graph_side import GraphSide
 from recsys.index.hits import Hits
 from recsys.index.parts import checked_parts, write_parts
 from recsys.index.relations import GAMMA, grown_texts, grown_transitions, text_edges, transition_edges, walk_edges
@@ -139,7 +139,9 @@ class ItemGraph:
             scratch: as in :meth:`build`.
         """
         if self.side is not None:
-            return self.compact().append(num_items, transitions=transitions, touched=touched, texts=texts, scratch=scratch)
+            return self.compact().append(
+                num_items, transitions=transitions, touched=touched, texts=texts, scratch=scratch
+            )
         if num_items < self.num_items:
             raise ValueError(f"{num_items} items are fewer than the {self.num_items} of the graph; build it again")
         tables: dict[str, EdgeTable] = {}

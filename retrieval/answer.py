@@ -116,7 +116,7 @@ def _page(snapshot: Snapshot, question: Question, found: Found, probability: NDA
         chances = {} if probability is None else dict(zip(snapshot.actions, probability[place].tolist(), strict=True))
         hits.append(Hit(name, found[place][1], chances, found[place][2]))
     notes = (*question.notes, *short_notes(len(hits), request.k, question.num_reachable))
-    return Page(tuple(hits), question.num_reachable, notes)
+    return Page(tuple(hits), question.num_reachable, notes, snapshot.version)
 
 
 def short_notes(num_hits: int, k: int, num_reachable: int) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -18,6 +19,7 @@ from recsys.errors import InputError
 from recsys.events import Event
 from recsys.kernels.topk import topk_smaller_id
 from recsys.retrieval.answer import answer, short_notes
+from recsys.retrieval.live_catalogue import LiveCatalogue
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.question import question_of, stored_histories
 from recsys.retrieval.request import Request
@@ -30,7 +32,7 @@ BATCH = 256
 
 
 class Recommender:
-    """Recommends from a bundle. Nothing in it changes after loading, so one instance serves all threads.
+    """Recommends from a bundle. One instance serves all threads: what answers is replaced as a whole, never changed.
 
     Example:
         >>> rec = Recommender.load("bundle/")                                               # doctest: +SKIP
@@ -41,7 +43,7 @@ class Recommender:
     def __init__(self, bundle: Bundle, *, clock: Callable[[], float] = time.time) -> None:
         """Serve a loaded bundle; ``clock`` gives the seconds since 1970 of requests that name no time."""
         self._clock = clock
-        self._snapshot = Snapshot.of(bundle)
+        self._live = LiveCatalogue(bundle)
 
     @classmethod
     def load(cls, path: Path | str, device: str = "cpu") -> Recommender:
@@ -53,8 +55,58 @@ class Recommender:
         return cls(Bundle.open(path, device))
 
     def save(self, path: Path | str) -> None:
-        """Write the bundle to another folder."""
-        self.bundle.save(path)
+        """Write a bundle to another folder that loads as what answers now, changes of the catalogue included.
+
+        Raises:
+            InputError: the files that this recommender was loaded from are gone or changed.
+        """
+        self._live.save(path)
+
+    def update_items(self, items: Any = None, *, withdraw: Iterable[Any] = (), restore: Iterable[Any] = ()) -> None:
+        """Change the catalogue under way; all of it holds for every request that begins after the call returns.
+
+        Items that the catalogue does not hold are new: they are known by their content until a model is trained with
+        them. Known ones get other values. Items that are withdrawn are never returned by anything, and their events
+        still count in histories. Requests under way are answered by what they began with.
+
+        Args:
+            items: a polars or pandas frame, or mappings, with ``item_id`` and columns of :attr:`items`; what a mapping
+                leaves out, or a frame has no column of, stays as it is, and is unknown of a new item. New items need
+                every vector column that the model reads. Where the bundle has semantic IDs, ``codes`` (or
+                ``parallel_codes``, ``set_codes``) states those of new items; otherwise its codebooks make them.
+            withdraw: ids of known items. restore: ids of withdrawn items that are to be returned again.
+
+        Raises:
+            InputError: an unknown column or id, an id twice, a value of another type; nothing has changed then.
+        """
+        self._live.update_items(items, withdraw, restore)
+
+    def swap(self, bundle: Path | str | Bundle, *, keep_updates: bool = True) -> None:
+        """Answer from another bundle. Going back is the same call with the old one.
+
+        The bundle is loaded beside the present one, checked, and asked something before it takes over, so that there
+        is memory needed for both. Requests under way end on the old one, which then goes.
+
+        Args:
+            bundle: a folder, or what was loaded from one.
+            keep_updates: make the changes of :meth:`update_items` to it as well, by the callers' ids: withdrawn items
+                stay withdrawn, new ones that it does not know are added, and values that were given replace its own.
+                False = take it as it is.
+
+        Raises:
+            InputError: it cannot be loaded or cannot answer; the present one goes on.
+        """
+        self._live.swap(bundle, keep_updates)
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        return self._live.snapshot
+
+    @property
+    def withdrawn(self) -> list[Any]:
+        """Ids of items that are never returned."""
+        bundle = self.bundle
+        return bundle.vocabulary.items.take(bundle.withdrawn_G)
 
     @property
     def bundle(self) -> Bundle:
@@ -131,8 +183,11 @@ class Recommender:
         Args:
             requests: :class:`Request` objects, or mappings of the same fields.
         """
+        return self._answered(self._snapshot, requests)
+
+    def _answered(self, snapshot: Snapshot, requests: Sequence[Request | Mapping[str, Any]]) -> list[Page]:
         full = [request if isinstance(request, Request) else _request(request) for request in requests]
-        snapshot, pages = self._snapshot, list[Page]()
+        pages = list[Page]()
         for begin in range(0, len(full), BATCH):
             part = full[begin : begin + BATCH]
             pages += answer(snapshot, [question_of(snapshot, request, self._clock()) for request in part])
@@ -152,18 +207,19 @@ class Recommender:
             Columns user_id, rank (from 1), item_id, score, retriever and prob_ACTION for every action (unless
             ``rank=False``); users in the order given, ids in the types of the data. A user without hits has no row.
         """
+        snapshot = self._snapshot
+        histories = stored_histories(snapshot)
         if users is None:
-            wanted = self.user_ids.to_list()
+            wanted = histories.users.ids.to_list()
         else:
             given: Any = users
             column = given["user_id"] if hasattr(given, "columns") else given
             wanted = column.to_list() if hasattr(column, "to_list") else list(column)
-        histories = stored_histories(self._snapshot)
         rows: list[tuple[Any, ...]] = []
-        actions = self.actions if settings.get("rank", True) else ()
+        actions = snapshot.actions if settings.get("rank", True) else ()
         for begin in range(0, len(wanted), BATCH):
             part = wanted[begin : begin + BATCH]
-            pages = self.recommend_batch([{**settings, "user_id": user, "k": k} for user in part])
+            pages = self._answered(snapshot, [{**settings, "user_id": user, "k": k} for user in part])
             for user, page in zip(part, pages, strict=True):
                 known = int(histories.users.index([user])[0])
                 shown = histories.users.take([known])[0] if known >= 0 else user
@@ -172,7 +228,7 @@ class Recommender:
         schema: dict[str, Any] = {
             "user_id": histories.users.dtype,
             "rank": pl.UInt32,
-            "item_id": self.bundle.vocabulary.items.dtype,
+            "item_id": snapshot.bundle.vocabulary.items.dtype,
             "score": pl.Float32,
             "retriever": pl.String,
         }
@@ -181,7 +237,8 @@ class Recommender:
 
     @torch.inference_mode()
     def similar_items(self, item_id: Any, k: int = 10) -> Page:
-        """The items nearest to one, by cosine of item vectors; equal ones by place in the catalogue.
+        """The items nearest to one, by cosine of item vectors; equal ones by place in the catalogue. The one may be
+        withdrawn.
 
         Raises:
             InputError: the catalogue does not hold the item.
@@ -195,12 +252,15 @@ class Recommender:
             raise InputError(f"item {item_id!r} is not in the catalogue of {bundle.path}")
         cosine_I = (bundle.vectors @ (bundle.vectors[item] / length_I[item])) / length_I
         cosine_I[item] = -torch.inf
-        num_hits = min(k, len(cosine_I) - 1)
+        num_left = len(cosine_I) - len(np.union1d(bundle.withdrawn_G, [item]))
+        if bundle.index.gone_I is not None:
+            cosine_I.masked_fill_(bundle.index.gone_I, -torch.inf)
+        num_hits = min(k, num_left)
         every_I = torch.arange(len(cosine_I), device=snapshot.device)
         best_1K, near_1K = topk_smaller_id(cosine_I[None], every_I[None], num_hits)
         ids = bundle.vocabulary.items.take(near_1K[0].tolist())
         hits = [Hit(name, score, {}, "similar") for name, score in zip(ids, best_1K[0].tolist(), strict=True)]
-        return Page(tuple(hits), len(cosine_I) - 1, short_notes(num_hits, k, len(cosine_I) - 1))
+        return Page(tuple(hits), num_left, short_notes(num_hits, k, num_left), snapshot.version)
 
 
 def _request(fields: Mapping[str, Any]) -> Request:
