@@ -1,4 +1,4 @@
-"""Edges that came to an item graph after it was laid out: the rows that items bring, and places they take in older rows.
+"""Edges that came to an item graph after it was laid out: rows that items bring, and places they take in older rows.
 
 The table of a large catalogue is not copied for a few new items: what they change lies beside it. A row is then the
 best edges of the table that were kept, and the edges beside it. Since both are cut from one order (larger value first,

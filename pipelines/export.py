@@ -26,6 +26,7 @@ from recsys.pipelines.hybrid_choice import code_trie
 from recsys.pipelines.item_graphs import item_graphs, weighted_relations
 from recsys.pipelines.made_codes import write_tokenizers
 from recsys.retrieval.bundle_retrievers import code_retriever_names
+from recsys.sparse_rows import write_sparse
 
 __all__ = ["export", "export_model"]
 
@@ -137,7 +138,7 @@ def export_model(
         if dataset.text_transform is not None:
             shutil.copytree(dataset.text_transform, folder / "text")
         if dataset.sparse_text is not None and "text" in graphs[0].relations:
-            shutil.copyfile(dataset.path / SPARSE_TEXT, folder / SPARSE_TEXT)
+            write_sparse(dataset.sparse_text, folder / SPARSE_TEXT)
         if model.config.content_dim and dataset.content is not None:
             ContentMap.fit(dataset.content, model.items.content_IC).save(folder / "content_map.safetensors")
         if not calibration.is_identity:

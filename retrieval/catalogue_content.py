@@ -18,7 +18,6 @@ import scipy.sparse
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from recsys.bundle import SPARSE_TEXT, Bundle, checked_manifest
@@ -28,6 +27,7 @@ from recsys.files import read_json, sha256_file
 from recsys.index.item_graph import TRANSITION
 from recsys.index.relation_rows import RelationRows
 from recsys.index.walks import WALKS
+from recsys.sparse_rows import read_sparse
 from recsys.tokenizers.item_content import ItemContent, ItemRows
 from recsys.tokenizers.item_tokenizer import FusedTokenizer, load_item_tokenizer
 from recsys.tokenizers.modalities import SeparateTokenizers
@@ -149,9 +149,10 @@ class CatalogueContent:
     def _sparse_text(self) -> scipy.sparse.csr_matrix | None:
         if SPARSE_TEXT not in self.bundle.manifest["files"]:
             return None
-        parts = load_file(self.bundle.path / SPARSE_TEXT)
-        shape = tuple(int(size) for size in parts["shape"])
-        return scipy.sparse.csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=shape)
+        rows_IV = read_sparse(self.bundle.path / SPARSE_TEXT)
+        if rows_IV.shape[0] != len(self.bundle.items):
+            raise InputError(f"{self.bundle.path}: {SPARSE_TEXT} is of {rows_IV.shape[0]} items; copy the bundle again")
+        return rows_IV
 
     def _directions(self, name: str) -> NDArray[np.float32] | None:
         """A block of the content as the model holds it; None where the model reads other axes."""

@@ -8,10 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import polars as pl
-import scipy.sparse
-from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 from recsys.bundle import SPARSE_TEXT, WITHDRAWN, new_bundle
@@ -19,6 +16,7 @@ from recsys.errors import InputError
 from recsys.files import sha256_file
 from recsys.grown_items import whole_model
 from recsys.retrieval.catalogue_update import CatalogueState
+from recsys.sparse_rows import write_sparse
 
 __all__ = ["save_state"]
 
@@ -63,14 +61,7 @@ def save_state(state: CatalogueState, path: Path) -> None:
         if bundle.trie is not None:
             bundle.trie.whole().save(folder / "trie")
         if SPARSE_TEXT in bundle.manifest["files"] and state.relations is not None:
-            rows_IV = scipy.sparse.csr_matrix(state.relations["text"].rows())
-            arrays = {
-                "indptr": rows_IV.indptr.astype(np.int64),
-                "indices": rows_IV.indices.astype(np.int32),
-                "data": rows_IV.data.astype(np.float32),
-                "shape": np.asarray(rows_IV.shape, dtype=np.int64),
-            }
-            save_arrays(arrays, folder / SPARSE_TEXT)
+            write_sparse(state.relations["text"].rows(), folder / SPARSE_TEXT)
         if len(bundle.withdrawn_G):
             ids = bundle.vocabulary.items.ids.gather(bundle.withdrawn_G)
             pl.DataFrame({"item_id": ids}).write_parquet(folder / WITHDRAWN)
