@@ -37,7 +37,7 @@ def save_state(state: CatalogueState, path: Path) -> None:
     """
     snapshot = state.snapshot
     bundle = snapshot.bundle
-    if not snapshot.num_updates:
+    if state.as_loaded:
         bundle.save(path)
         return
     if path.absolute() == bundle.path.absolute():

@@ -38,6 +38,8 @@ class CatalogueState:
     """A snapshot, and what its next change needs beside it."""
 
     snapshot: Snapshot
+    as_loaded: bool = True
+    """Whether nothing of the bundle changed since it was loaded."""
     content: CatalogueContent | None = None
     """None until an item comes or changes."""
     relations: Mapping[str, RelationRows] | None = None
@@ -61,7 +63,7 @@ def changed_state(state: CatalogueState, change: CatalogueChange) -> CatalogueSt
         if np.array_equal(change.withdrawn, snapshot.bundle.withdrawn_G):
             return state
         bundle = snapshot.bundle.without(change.withdrawn)
-        return replace(state, snapshot=snapshot.next(bundle, snapshot.state_hash))
+        return replace(state, snapshot=snapshot.next(bundle, snapshot.state_hash), as_loaded=False)
     with torch.inference_mode(False), torch.no_grad():
         return _with_items(state, change)
 
@@ -97,7 +99,7 @@ def _with_items(state: CatalogueState, change: CatalogueChange) -> CatalogueStat
         num_changed = len(moved_numbers) - num_new
         if num_changed:
             state_hash = _hash(state_hash, moved_numbers[:num_changed], content_JC[:num_changed])
-    return CatalogueState(snapshot.next(grown.without(change.withdrawn), state_hash), content, relations)
+    return CatalogueState(snapshot.next(grown.without(change.withdrawn), state_hash), False, content, relations)
 
 
 def _table(items: pl.DataFrame, change: CatalogueChange) -> pl.DataFrame:

@@ -96,7 +96,7 @@ class LiveCatalogue:
         with self._lock:
             before = self.snapshot
             loaded = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, before.device)
-            state, journal = CatalogueState(Snapshot.of(loaded)), UpdateJournal()
+            state, journal = CatalogueState(replace(Snapshot.of(loaded), number=before.number + 1)), UpdateJournal()
             if self._items_came:
                 # Numbers beyond a bundle's items may now stand for others: no user state of before may be taken.
                 token = f"{state.snapshot.state_hash} swap {self._num_swaps + 1}"

@@ -24,8 +24,8 @@ class Snapshot:
     """By name."""
     length_I: Tensor
     """[I] float32 length of every item vector."""
-    num_updates: int = 0
-    """Changes of the catalogue since the bundle was loaded."""
+    number: int = 0
+    """Snapshots that stood here before: every update and every swap gives the next one."""
     state_hash: str = ""
     """Equal for snapshots whose encoder makes equal states of equal histories in internal numbers: the hash of the
     model, and of what the encoder reads of known items that changed. Items that are new or withdrawn leave it as it
@@ -46,14 +46,14 @@ class Snapshot:
             bundle=bundle,
             retrievers=bundle_retrievers(bundle),
             length_I=self.length_I if same else bundle.vectors.norm(dim=1),
-            num_updates=self.num_updates + 1,
+            number=self.number + 1,
             state_hash=state_hash,
         )
 
     @property
     def version(self) -> str:
         """What :attr:`recsys.retrieval.page.Page.version` says: hash of the bundle and number of the update."""
-        return f"{self.bundle.manifest['checksum'][:16]}.{self.num_updates}"
+        return f"{self.bundle.manifest['checksum'][:16]}.{self.number}"
 
     @property
     def device(self) -> torch.device:

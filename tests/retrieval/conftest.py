@@ -25,6 +25,7 @@ from recsys.pipelines.made_codes import MadeCodes, make_codes
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.tokenizers.item_content import ItemContent
 from recsys.tokenizers.new_item_blocks import blocks_of_new_items
+from recsys.vocabulary import IdMap
 
 
 @dataclass
@@ -121,8 +122,6 @@ def grown_bundle(full_world: World) -> Callable[..., Path]:
             "sparse_text": scipy.sparse.csr_matrix(rows.sparse_text_IV),
         }
         grown.__dict__.update(parts)
-        from recsys.vocabulary import IdMap
-
         grown.__dict__["_item_map"] = IdMap(whole["item_id"])
         count = model.config.num_items
         bigger = UnifiedModel(replace(model.config, num_items=whole.height))
