@@ -5,7 +5,7 @@ best edges of the table that were kept, and the edges beside it. Since both are 
 of equal ones the smaller id), the kept ones are always the first of the table's row.
 
 Suffixes: X = rows of a graph (item · relations + relation), T = edges, I = items, J = items that move, B = a block of
-those.
+those, N = items whose rows change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from recsys.kernels.topk import topk_smaller_id
 if TYPE_CHECKING:
     from recsys.index.item_graph import ItemGraph
 
-__all__ = ["GraphSide", "moved"]
+__all__ = ["Cosines", "GraphSide", "moved"]
 
 _CELLS_AT_ONCE = 2**22
 """Cosines held at once."""
@@ -127,21 +127,36 @@ def _with_relation(graph: ItemGraph, at: int, moved_J: Tensor, cosines: Cosines)
         rows.append(to_X)
         ids.append(item_B[bring_B][from_X])
         values.append(cosine_BI[bring_B][from_X, to_X])
-    owner_T, edge_T = ranges(low_I, side_count_I)
-    item_T = torch.cat([owner_T, *rows])
+    touched_I = again_I.clone()
+    touched_I[torch.cat([again_N[:0], *rows])] = True
+    touched_N = touched_I.nonzero().flatten()
+    owner_T, edge_T = ranges(low_I[touched_N], side_count_I[touched_N])
+    item_T = torch.cat([touched_N[owner_T], *rows])
     id_T = torch.cat([side.neighbours[edge_T].long(), *ids])
     value_T = torch.cat([side.values[edge_T], *values])
-    order_T = id_T.argsort(stable=True)
-    order_T = order_T[value_T[order_T].argsort(descending=True, stable=True)]
-    order_T = order_T[item_T[order_T].argsort(stable=True)]
+    order_T = _in_order(item_T, id_T, value_T)
     item_T, id_T, value_T = item_T[order_T], id_T[order_T], value_T[order_T]
     count_I = torch.bincount(item_T, minlength=num_items)
     place_T = torch.arange(len(item_T), device=device) - (count_I.cumsum(0) - count_I)[item_T]
-    stays_T = place_T + _better(graph, kept_X, item_T * num_relations + at, id_T, value_T) < most
+    # Only where table and side are more than a row holds does it matter where they meet.
+    stays_T = place_T < most
+    kept_I = kept_X[row_I].long()
+    crowded_T = ((kept_I > 0) & (kept_I + count_I > most))[item_T].nonzero().flatten()
+    rank_T = _better(graph, kept_X, row_I[item_T[crowded_T]], id_T[crowded_T], value_T[crowded_T])
+    stays_T[crowded_T] = place_T[crowded_T] + rank_T < most
     item_T, id_T, value_T = item_T[stays_T], id_T[stays_T], value_T[stays_T]
-    count_I = torch.bincount(item_T, minlength=num_items)
-    kept_X[row_I] = torch.minimum(kept_X[row_I], (most - count_I).int())
-    return _laid_out(side, kept_X, row_I, count_I, id_T.int(), value_T)
+    count_N = torch.bincount(item_T, minlength=num_items)[touched_N]
+    row_N = row_I[touched_N]
+    kept_X[row_N] = torch.minimum(kept_X[row_N], (most - count_N).int())
+    return _laid_out(side, kept_X, row_N, count_N, id_T.int(), value_T)
+
+
+def _in_order(item_T: Tensor, id_T: Tensor, value_T: Tensor) -> Tensor:
+    """The order of edges by item, value (larger first) and id."""
+    order_T = id_T.argsort(stable=True)
+    # Positive floats sort like their bits.
+    key_T = (item_T << 32) - value_T.contiguous().view(torch.int32).long()
+    return order_T[key_T[order_T].argsort(stable=True)]
 
 
 def _holders(graph: ItemGraph, at: int, is_moved_I: Tensor) -> Tensor:
@@ -197,20 +212,20 @@ def _better(graph: ItemGraph, kept_X: Tensor, row_T: Tensor, id_T: Tensor, value
 
 
 def _laid_out(
-    side: GraphSide, kept_X: Tensor, row_I: Tensor, count_I: Tensor, id_T: Tensor, value_T: Tensor
+    side: GraphSide, kept_X: Tensor, row_N: Tensor, count_N: Tensor, id_T: Tensor, value_T: Tensor
 ) -> GraphSide:
-    """The side with the rows of one relation replaced."""
+    """The side with some rows, rising, replaced."""
     count_X = side.indptr_X1.diff()
     rest_X = count_X.clone()
-    rest_X[row_I] = 0
+    rest_X[row_N] = 0
     count_X = rest_X.clone()
-    count_X[row_I] = count_I
+    count_X[row_N] = count_N
     indptr_X1 = torch.nn.functional.pad(count_X.cumsum(0), (1, 0))
     neighbours = torch.empty(int(indptr_X1[-1]), dtype=torch.int32, device=id_T.device)
     values = torch.empty(len(neighbours), device=id_T.device)
     _, from_T = ranges(side.indptr_X1[:-1], rest_X)
     _, to_T = ranges(indptr_X1[:-1], rest_X)
     neighbours[to_T], values[to_T] = side.neighbours[from_T], side.values[from_T]
-    _, to_T = ranges(indptr_X1[row_I], count_I)
+    _, to_T = ranges(indptr_X1[row_N], count_N)
     neighbours[to_T], values[to_T] = id_T, value_T
     return GraphSide(kept_X, indptr_X1, neighbours, values)

@@ -276,10 +276,14 @@ class ItemGraph:
 
     def to(self, device: str | torch.device) -> ItemGraph:
         """The same graph on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("indptr", "neighbours", "values")}
-        side = None if self.side is None else self.side.to(device)
-        gone_I = None if self.gone_I is None else self.gone_I.to(device)
-        return replace(self, **moved, side=side, gone_I=gone_I)
+        return replace(
+            self,
+            indptr=self.indptr.to(device),
+            neighbours=self.neighbours.to(device),
+            values=self.values.to(device),
+            side=None if self.side is None else self.side.to(device),
+            gone_I=None if self.gone_I is None else self.gone_I.to(device),
+        )
 
     def save(self, folder: Path) -> None:
         """Write the edges and ``graph.json`` with their hash into ``folder``; which items are gone is not written."""

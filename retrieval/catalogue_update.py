@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.grown_items import moved_items
 from recsys.index.code_trie import CodeTrie
-from recsys.index.graph_side import moved
+from recsys.index.graph_side import Cosines, moved
 from recsys.index.relation_rows import RelationRows
 from recsys.model import UnifiedModel
 from recsys.retrieval.catalogue_change import CatalogueChange
@@ -92,10 +93,14 @@ def _with_items(state: CatalogueState, change: CatalogueChange) -> CatalogueStat
         relations = {
             name: one.moved(num_items, moved_numbers, relation_rows(rows, name)) for name, one in relations.items()
         }
-        cosines = {name: one.cosines for name, one in relations.items()}
+        cosines: dict[str, Cosines] = {name: one.cosines for name, one in relations.items()}
         # Which items are gone is said anew below, for a catalogue of another size.
-        graphs = {name: replace(getattr(bundle, name), gone_I=None) for name in ("graph_now", "graph_train")}
-        grown = replace(grown, **{name: moved(graph, num_items, moved_J, cosines) for name, graph in graphs.items()})
+        now, train = (replace(graph, gone_I=None) for graph in (bundle.graph_now, bundle.graph_train))
+        grown = replace(
+            grown,
+            graph_now=moved(now, num_items, moved_J, cosines),
+            graph_train=moved(train, num_items, moved_J, cosines),
+        )
         num_changed = len(moved_numbers) - num_new
         if num_changed:
             state_hash = _hash(state_hash, moved_numbers[:num_changed], content_JC[:num_changed])
@@ -203,7 +208,7 @@ def _appended(trie: CodeTrie, new_NL: Tensor) -> CodeTrie:
         raise InputError(f"items, column codes: {error}") from error
 
 
-def _hash(before: str, numbers: np.ndarray, content_JC: Tensor) -> str:
+def _hash(before: str, numbers: NDArray[np.int64], content_JC: Tensor) -> str:
     digest = hashlib.sha256(before.encode())
     digest.update(numbers.astype("<i8").tobytes())
     digest.update(content_JC.cpu().contiguous().numpy().tobytes())
