@@ -17,6 +17,7 @@ import torch
 
 from recsys.errors import InputError
 from recsys.events import Event
+from recsys.retrieval.live_catalogue import LiveCatalogue
 from recsys.retrieval.page import Page
 from recsys.retrieval.recommender import Recommender
 
@@ -146,6 +147,21 @@ def test_withdrawn_items_are_as_excluded_by_every_request(loaded: Callable[[], R
     assert_same(ask(rec), ask(plain))
 
 
+def test_merging_with_an_approximate_index_knows_the_changes_too(full_world: Any, tmp_path: Path) -> None:
+    pytest.importorskip("faiss", reason="the extra `faiss` is not installed")
+    full_world.extra["index"] = "flat"  # neighbours are then merged with hits instead of scored with everything
+    try:
+        full_world.export(full_world.dataset, full_world.model, tmp_path / "flat")
+    finally:
+        del full_world.extra["index"]
+    recs = [Recommender.load(path) for path in (tmp_path / "flat", full_world.bundle)]
+    for rec in recs:
+        rec.update_items(NEW)
+        rec.update_items([{"item_id": "i3", "text": "steel ship"}], withdraw=["i4", "n0", "i7"])
+    assert recs[0].bundle.index.kind == "flat"
+    assert_same(ask(recs[0]), ask(recs[1]))
+
+
 def test_a_withdrawn_item_still_counts_as_an_event(loaded: Callable[[], Recommender]) -> None:
     rec = loaded()
     history = [Event(item_id="i3", actions="click", timestamp=AT - 50)]
@@ -229,6 +245,38 @@ def test_nothing_is_copied_that_stays(loaded: Callable[[], Recommender]) -> None
     assert after.model.items.base is before.model.items  # type: ignore[attr-defined]
     rec.update_items(withdraw=["n0"])
     assert rec.bundle.vectors is after.vectors and rec.bundle.model is after.model
+
+
+def test_a_change_is_one_assignment_of_parts_that_belong_together(loaded: Callable[[], Recommender]) -> None:
+    rec, seen = loaded(), list[Any]()
+
+    class Watched(LiveCatalogue):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "_state":
+                seen.append(value)
+            super().__setattr__(name, value)
+
+    rec._live.__class__ = Watched
+    rec.update_items(NEW, withdraw=["i3"])
+    rec.update_items(withdraw=["n0"])
+    rec.swap(rec.bundle.path)
+    assert len(seen) == 3
+    for state in seen:
+        snapshot, bundle = state.snapshot, state.snapshot.bundle
+        counts = [len(bundle.items), len(bundle.vocabulary.items), len(bundle.vectors), bundle.index.num_items]
+        counts += [bundle.graph_now.num_items, bundle.graph_train.num_items, bundle.trie.num_items]
+        counts += [
+            bundle.model.config.num_items,
+            len(snapshot.length_I),
+            len(snapshot.retrievers["set"].catalogue.code_IJ),
+        ]
+        assert counts == [36] * len(counts)
+        assert snapshot.retrievers["dense"].index is bundle.index
+        assert snapshot.retrievers["memory"].graph is bundle.graph_now
+        assert snapshot.retrievers["generative"].trie is bundle.trie
+        for gone_I in (bundle.index.gone_I, bundle.graph_now.gone_I, snapshot.retrievers["set"].catalogue.gone_I):
+            assert gone_I.nonzero().flatten().tolist() == bundle.withdrawn_G.tolist()
+        assert bundle.trie.num_left == 36 - len(bundle.withdrawn_G)
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------
