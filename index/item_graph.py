@@ -309,7 +309,8 @@ class ItemGraph:
         """
         header = checked_parts(folder, _MANIFEST, format=_FORMAT, format_version=_FORMAT_VERSION, parts=(_EDGES,))
         tensors = load_file(folder / _EDGES, device=str(device))
-        graph = cls(tuple(header["relations"]), header["max_neighbours"], **tensors)
+        parts = tensors["indptr"], tensors["neighbours"], tensors["values"]
+        graph = cls(tuple(header["relations"]), header["max_neighbours"], *parts)
         if (graph.num_items, graph.num_edges) != (header["num_items"], header["num_edges"]):
             raise ValueError(
                 f"{folder / _EDGES} holds {graph.num_edges} edges of {graph.num_items} items, {_MANIFEST} says "

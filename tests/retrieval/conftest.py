@@ -82,7 +82,7 @@ def full_world(toy_frames: dict[str, Any], tmp_path_factory: pytest.TempPathFact
         model = UnifiedModel(config)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter.add_(0.1 * torch.randn_like(parameter))
     model.items.set_catalogue(torch.from_numpy(dataset.content), torch.from_numpy(dataset.train_item_counts()) > 0)
     model.codes.fill(codes.codes)
     weights = MemoryWeights(

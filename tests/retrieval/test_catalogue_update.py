@@ -242,7 +242,7 @@ def test_nothing_is_copied_that_stays(loaded: Callable[[], Recommender]) -> None
     after = rec.bundle
     assert after.graph_now.neighbours is before.graph_now.neighbours
     assert after.model.encoder is before.model.encoder
-    assert after.model.items.base is before.model.items  # type: ignore[attr-defined]
+    assert after.model.items.base is before.model.items
     rec.update_items(withdraw=["n0"])
     assert rec.bundle.vectors is after.vectors and rec.bundle.model is after.model
 
