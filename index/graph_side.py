@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from recsys.index.edge_table import ranges
-from recsys.kernels.topk import topk_smaller_id
+from recsys.kernels.topk import largest
 
 if TYPE_CHECKING:
     from recsys.index.item_graph import ItemGraph
@@ -27,6 +27,8 @@ __all__ = ["Cosines", "GraphSide", "moved"]
 
 _CELLS_AT_ONCE = 2**22
 """Cosines held at once."""
+_LEAST = 1e-30
+"""The smallest cosine that makes an edge; what is smaller is rounding of nothing in common."""
 
 Cosines = Callable[[Tensor], Tensor]
 """[B] int64 items to [B, I] float32 cosines with every item of the catalogue as it is now, at most 1."""
@@ -105,28 +107,25 @@ def _with_relation(graph: ItemGraph, at: int, moved_J: Tensor, cosines: Cosines)
     kept_X[row_I[again_N]] = 0
     low_I = side.indptr_X1[row_I]
     side_count_I = (side.indptr_X1[row_I + 1] - low_I).masked_fill(again_I, 0)
-    tail_I = _tail(graph, at, side_count_I)
+    tail_I = _tail(graph, at, side_count_I).clamp_min(_LEAST).masked_fill(again_I, torch.inf)
     rows, ids, values = [], [], []
     step = max(1, _CELLS_AT_ONCE // max(1, num_items))
-    every_I = torch.arange(num_items, device=device)
     for low in range(0, len(again_N), step):
         item_B = again_N[low : low + step]
         cosine_BI = cosines(item_B)
         cosine_BI[torch.arange(len(item_B), device=device), item_B] = -torch.inf
-        value_BM, id_BM = topk_smaller_id(
-            cosine_BI.masked_fill(cosine_BI <= 0, -torch.inf), every_I.expand_as(cosine_BI), min(most, num_items)
-        )
-        place_B, place_M = (id_BM >= 0).nonzero(as_tuple=True)
-        rows.append(item_B[place_B])
-        ids.append(id_BM[place_B, place_M])
-        values.append(value_BM[place_B, place_M])
+        # Of equal ones at the end of a row too many are taken here; the order below cuts them.
+        weakest_B = largest(cosine_BI, min(most, num_items))[0].amin(1).clamp_min(_LEAST)
+        from_X, to_X = (cosine_BI >= weakest_B[:, None]).nonzero(as_tuple=True)
+        rows.append(item_B[from_X])
+        ids.append(to_X)
+        values.append(cosine_BI[from_X, to_X])
         # As neighbours of the others: those that would not come last of a full row.
         bring_B = is_moved_I[item_B].nonzero().flatten()
-        enters_BI = (cosine_BI[bring_B] >= tail_I) & (cosine_BI[bring_B] > 0) & ~again_I
-        from_X, to_X = enters_BI.nonzero(as_tuple=True)
+        from_X, to_X = (cosine_BI[bring_B] >= tail_I).nonzero(as_tuple=True)
         rows.append(to_X)
         ids.append(item_B[bring_B][from_X])
-        values.append(cosine_BI[bring_B][from_X, to_X])
+        values.append(cosine_BI[bring_B[from_X], to_X])
     touched_I = again_I.clone()
     touched_I[torch.cat([again_N[:0], *rows])] = True
     touched_N = touched_I.nonzero().flatten()
