@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,10 @@ class UpdateJournal:
 class LiveCatalogue:
     """Holds the present snapshot. Reading it takes no lock; changes wait for each other."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._lock = threading.Lock()
-        self._state = CatalogueState(Snapshot.of(bundle))
+    def __init__(self, bundle: Bundle, prepare: Callable[[Bundle], Snapshot] = Snapshot.of) -> None:
+        """Serve a loaded bundle; ``prepare`` makes the first snapshot of it and of those that are swapped in."""
+        self._lock, self._prepare = threading.Lock(), prepare
+        self._state = CatalogueState(prepare(bundle))
         self._journal = UpdateJournal()
         self._num_swaps = 0
         self._items_came = False
@@ -96,7 +97,7 @@ class LiveCatalogue:
         with self._lock:
             before = self.snapshot
             loaded = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, before.device)
-            state, journal = CatalogueState(replace(Snapshot.of(loaded), number=before.number + 1)), UpdateJournal()
+            state, journal = CatalogueState(replace(self._prepare(loaded), number=before.number + 1)), UpdateJournal()
             if self._items_came:
                 # Numbers beyond a bundle's items may now stand for others: no user state of before may be taken.
                 token = f"{state.snapshot.state_hash} swap {self._num_swaps + 1}"
