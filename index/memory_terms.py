@@ -147,13 +147,8 @@ class MemoryTerms:
         live_BMR = (recent_BM >= 0)[:, :, None] & (self.weight_MR[:places] > 0)
         user_X, place_X, relation_X = live_BMR.nonzero(as_tuple=True)
         row_X = recent_BM[user_X, place_X] * num_relations + relation_X
-        start_X = graph.indptr[row_X]
-        count_X = graph.indptr[row_X + 1] - start_X
-        owner_T = torch.repeat_interleave(count_X)
-        shift_X = start_X - (count_X.cumsum(0) - count_X)
-        edge_T = torch.arange(len(owner_T), device=owner_T.device) + shift_X[owner_T]
-        term_T = graph.values[edge_T] * self.weight_MR[place_X, relation_X][owner_T]
-        item_T = graph.neighbours[edge_T].long()
+        owner_T, item_T, value_T = graph.edges(row_X)
+        term_T = value_T * self.weight_MR[place_X, relation_X][owner_T]
         if self._factor_I is not None:
             term_T = torch.where(self._is_content_R[relation_X][owner_T], term_T * self._factor_I[item_T], term_T)
         user_T, num_starts = user_X[owner_T], len(self._start_P)

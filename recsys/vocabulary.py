@@ -87,6 +87,20 @@ class IdMap:
         numbers = [_as_integer(value) for value in plain]
         return pl.Series(numbers, dtype=pl.Int128).cast(self.dtype, strict=False)
 
+    def grown(self, new_ids: pl.Series) -> IdMap:
+        """The map with more ids, which get the next numbers.
+
+        Args:
+            new_ids: of this map's type, none known, none twice.
+        """
+        other = object.__new__(IdMap)
+        other.ids = pl.concat([self.ids, new_ids.rename(self.ids.name)], rechunk=True)
+        order_M = new_ids.arg_sort().to_numpy().astype(np.int64)
+        place_M = self._sorted.search_sorted(new_ids.gather(order_M)).to_numpy().astype(np.int64)
+        other._order_N = np.insert(self._order_N, place_M, order_M + len(self.ids))
+        other._sorted = other.ids.gather(other._order_N)
+        return other
+
     def take(self, index: Iterable[int]) -> list[Any]:
         """Callers' ids of internal ids."""
         taken: list[Any] = self.ids[pl.Series(np.asarray(list(index), dtype=np.int64))].to_list()

@@ -160,7 +160,7 @@ def _page(snapshot: Snapshot, question: Question, chosen: Chosen) -> Page:
     if chosen.notes and question.num_reachable >= question.request.k:
         short = ()  # the rules say why
     notes = (*question.notes, *chosen.notes, *short)
-    return Page(tuple(hits), question.num_reachable, notes)
+    return Page(tuple(hits), question.num_reachable, notes, snapshot.version)
 
 
 def short_notes(num_hits: int, k: int, num_reachable: int) -> tuple[str, ...]:

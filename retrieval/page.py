@@ -35,6 +35,8 @@ class Page(Sequence[Hit]):
     """Items that the request's exclusions, allow list and history filter left to choose from."""
     notes: tuple[str, ...] = ()
     """Sentences about this answer: why it is short, what was not known."""
+    version: str = ""
+    """What answered: the hash of the bundle and the number of the update; no page mixes two."""
     timings: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Milliseconds by stage, and counts; see :meth:`recsys.retrieval.timings.BatchTimings.of`."""
 

@@ -145,9 +145,12 @@ def question_of(
     exclude_E = _known(words.items.index(request.exclude))
     if request.exclude_history:
         exclude_E = _known(np.concatenate([exclude_E, history.item]))
-    allow_N, num_reachable = None, len(words.items) - len(exclude_E)
+    withdrawn_G = bundle.withdrawn_G
+    allow_N, num_reachable = None, len(words.items) - len(withdrawn_G) - int((~_among(exclude_E, withdrawn_G)).sum())
     if request.allow is not None:
         asked = words.items.index(request.allow)
+        if len(withdrawn_G):
+            asked = np.where(_among(asked, withdrawn_G), -1, asked)
         allow_N = _known(asked)
         num_reachable = len(np.setdiff1d(allow_N, exclude_E, assume_unique=True))
         if (asked < 0).any():
@@ -230,6 +233,13 @@ def _state_key(request: Request) -> str | int | None:
         return request.cache_key
     user_id = int(request.user_id) if isinstance(request.user_id, np.integer) else request.user_id
     return user_id if is_cache_key(user_id) else None
+
+
+def _among(index: Ints, sorted_G: Ints) -> NDArray[np.bool_]:
+    if not len(sorted_G):
+        return np.zeros(len(index), dtype=np.bool_)
+    found: NDArray[np.bool_] = sorted_G[np.searchsorted(sorted_G, index).clip(max=len(sorted_G) - 1)] == index
+    return found
 
 
 def _known(index: Ints) -> Ints:

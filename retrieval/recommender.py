@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -18,10 +19,10 @@ from recsys.bundle import Bundle
 from recsys.errors import Closed, InputError, SourceUnavailable
 from recsys.events import Event
 from recsys.kernels.topk import topk_smaller_id
-from recsys.model_hash import model_hash
 from recsys.retrieval.answer import answer, short_notes
 from recsys.retrieval.explain import MAX_EVENTS, Explanation, explained
 from recsys.retrieval.history_sources.bundle import no_histories
+from recsys.retrieval.live_catalogue import LiveCatalogue
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.question import Question, own_user_id, questions_of, source_of
 from recsys.retrieval.request import Request
@@ -39,7 +40,7 @@ BATCH = 256
 
 
 class Recommender:
-    """Recommends from a bundle; one instance serves all threads.
+    """Recommends from a bundle. One instance serves all threads: what answers is replaced as a whole, never changed.
 
     What it made of a user's history is kept for the next request, which then pays for the new events alone; no answer
     depends on what is kept.
@@ -69,7 +70,8 @@ class Recommender:
         """
         self._clock = clock
         self._observers: tuple[Observer, ...] = (RequestLog(),)
-        self._snapshot = Snapshot.of(bundle, history_source, _store(bundle) if states is None else states)
+        kept = _store(bundle) if states is None else states
+        self._live = LiveCatalogue(Snapshot.of(bundle, history_source, kept))
 
     @classmethod
     def load(
@@ -101,8 +103,58 @@ class Recommender:
         return cls(bundle, history_source=history_source, states=_store(bundle, state_bytes, state_storage))
 
     def save(self, path: Path | str) -> None:
-        """Write the bundle to another folder."""
-        self.bundle.save(path)
+        """Write a bundle to another folder that loads as what answers now, changes of the catalogue included.
+
+        Raises:
+            InputError: the files that this recommender was loaded from are gone or changed.
+        """
+        self._live.save(path)
+
+    def update_items(self, items: Any = None, *, withdraw: Iterable[Any] = (), restore: Iterable[Any] = ()) -> None:
+        """Change the catalogue under way; all of it holds for every request that begins after the call returns.
+
+        Items that the catalogue does not hold are new: they are known by their content until a model is trained with
+        them. Known ones get other values. Items that are withdrawn are never returned by anything, and their events
+        still count in histories. Requests under way are answered by what they began with.
+
+        Args:
+            items: a polars or pandas frame, or mappings, with ``item_id`` and columns of :attr:`items`; what a mapping
+                leaves out, or a frame has no column of, stays as it is, and is unknown of a new item. New items need
+                every vector column that the model reads. Where the bundle has semantic IDs, ``codes`` (or
+                ``parallel_codes``, ``set_codes``) states those of new items; otherwise its codebooks make them.
+            withdraw: ids of known items. restore: ids of withdrawn items that are to be returned again.
+
+        Raises:
+            InputError: an unknown column or id, an id twice, a value of another type; nothing has changed then.
+        """
+        self._live.update_items(items, withdraw, restore)
+
+    def swap(self, bundle: Path | str | Bundle, *, keep_updates: bool = True) -> None:
+        """Answer from another bundle. Going back is the same call with the old one.
+
+        The bundle is loaded beside the present one, checked, and asked something before it takes over, so that there
+        is memory needed for both. Requests under way end on the old one, which then goes.
+
+        Args:
+            bundle: a folder, or what was loaded from one.
+            keep_updates: make the changes of :meth:`update_items` to it as well, by the callers' ids: withdrawn items
+                stay withdrawn, new ones that it does not know are added, and values that were given replace its own.
+                False = take it as it is.
+
+        Raises:
+            InputError: it cannot be loaded or cannot answer; the present one goes on.
+        """
+        self._live.swap(bundle, keep_updates)
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        return self._live.snapshot
+
+    @property
+    def withdrawn(self) -> list[Any]:
+        """Ids of items that are never returned."""
+        bundle = self.bundle
+        return bundle.vocabulary.items.take(bundle.withdrawn_G)
 
     @property
     def bundle(self) -> Bundle:
@@ -198,11 +250,13 @@ class Recommender:
         Raises:
             InputError, SourceUnavailable: of the first request that :meth:`recommend` would refuse.
         """
-        return self._pages(requests, keep_states=True)
+        return self._pages(self._snapshot, requests, keep_states=True)
 
-    def _pages(self, requests: Sequence[Request | Mapping[str, Any]], *, keep_states: bool) -> list[Page]:
+    def _pages(
+        self, snapshot: Snapshot, requests: Sequence[Request | Mapping[str, Any]], *, keep_states: bool
+    ) -> list[Page]:
         full = [request if isinstance(request, Request) else _request(request) for request in requests]
-        snapshot, pages = self._snapshot, list[Page]()
+        pages = list[Page]()
         for begin in range(0, len(full), BATCH):
             part = full[begin : begin + BATCH]
             pages += self._answered(snapshot, part, together=True, keep_states=keep_states)
@@ -290,23 +344,25 @@ class Recommender:
             ``rank=False``), and propensity where a rule explores; users in the order given, ids in the types of the
             data. A user without hits has no row.
         """
-        if users is None:
-            wanted = self.user_ids.to_list()
-        else:
-            given: Any = users
-            column = given["user_id"] if hasattr(given, "columns") else given
-            wanted = column.to_list() if hasattr(column, "to_list") else list(column)
         snapshot = self._snapshot
         histories = snapshot.bundle.histories
         if snapshot.source is None or (users is None and histories is None):
             raise no_histories(snapshot.bundle)
+        if users is None:
+            assert histories is not None
+            wanted = histories.users.ids.to_list()
+        else:
+            given: Any = users
+            column = given["user_id"] if hasattr(given, "columns") else given
+            wanted = column.to_list() if hasattr(column, "to_list") else list(column)
         rows: list[tuple[Any, ...]] = []
-        actions = self.actions if settings.get("rank", True) else ()
+        actions = snapshot.actions if settings.get("rank", True) else ()
         explores = any(isinstance(rule, Explore) for rule in settings.get("rules", ()))
         for begin in range(0, len(wanted), BATCH):
             part = wanted[begin : begin + BATCH]
             # Each user once: keeping their states would cost time and turn out those of users who do return.
-            pages = self._pages([{**settings, "user_id": user, "k": k} for user in part], keep_states=False)
+            asked = [{**settings, "user_id": user, "k": k} for user in part]
+            pages = self._pages(snapshot, asked, keep_states=False)
             for user, page in zip(part, pages, strict=True):
                 shown = own_user_id(snapshot, user)
                 for place, hit in enumerate(page, start=1):
@@ -315,7 +371,7 @@ class Recommender:
         schema: dict[str, Any] = {
             "user_id": pl.Series(wanted).dtype if histories is None else histories.users.dtype,
             "rank": pl.UInt32,
-            "item_id": self.bundle.vocabulary.items.dtype,
+            "item_id": snapshot.bundle.vocabulary.items.dtype,
             "score": pl.Float32,
             "retriever": pl.String,
         }
@@ -365,7 +421,8 @@ class Recommender:
 
     @torch.inference_mode()
     def similar_items(self, item_id: Any, k: int = 10) -> Page:
-        """The items nearest to one, by cosine of item vectors; equal ones by place in the catalogue.
+        """The items nearest to one, by cosine of item vectors; equal ones by place in the catalogue. The one may be
+        withdrawn.
 
         Raises:
             InputError: the catalogue does not hold the item.
@@ -379,12 +436,15 @@ class Recommender:
             raise InputError(f"item {item_id!r} is not in the catalogue of {bundle.path}")
         cosine_I = (bundle.vectors @ (bundle.vectors[item] / length_I[item])) / length_I
         cosine_I[item] = -torch.inf
-        num_hits = min(k, len(cosine_I) - 1)
+        num_left = len(cosine_I) - len(np.union1d(bundle.withdrawn_G, [item]))
+        if bundle.index.gone_I is not None:
+            cosine_I.masked_fill_(bundle.index.gone_I, -torch.inf)
+        num_hits = min(k, num_left)
         every_I = torch.arange(len(cosine_I), device=snapshot.device)
         best_1K, near_1K = topk_smaller_id(cosine_I[None], every_I[None], num_hits)
         ids = bundle.vocabulary.items.take(near_1K[0].tolist())
         hits = [Hit(name, score, {}, "similar") for name, score in zip(ids, best_1K[0].tolist(), strict=True)]
-        return Page(tuple(hits), len(cosine_I) - 1, short_notes(num_hits, k, len(cosine_I) - 1))
+        return Page(tuple(hits), num_left, short_notes(num_hits, k, num_left), snapshot.version)
 
 
 def _store(
@@ -395,7 +455,7 @@ def _store(
     max_bytes = None if state_bytes == "auto" else state_bytes
     host_bytes = 0 if state_bytes == 0 else None
     return UserStateStore(
-        bundle.model, model_hash=model_hash(bundle.model), max_bytes=max_bytes, host_bytes=host_bytes,
+        bundle.model, model_hash=bundle.model_hash, max_bytes=max_bytes, host_bytes=host_bytes,
         storage=state_storage,
     )  # fmt: skip
 

@@ -68,7 +68,7 @@ def choose_pages(snapshot: Snapshot, questions: Sequence[Question], look: Look) 
         questions: of one batch.
         look: searches and ranks.
     """
-    pinned = _pinned(questions, look)
+    pinned = _pinned(snapshot, questions, look)
     chosen: dict[int, Chosen] = {}
     asked = dict(enumerate(questions))
     together = len(asked)
@@ -99,11 +99,12 @@ def _most(question: Question) -> int:
     return question.num_reachable if limit is None else min(question.num_reachable, max(limit, question.request.k))
 
 
-def _pinned(questions: Sequence[Question], look: Look) -> dict[int, _Pool]:
+def _pinned(snapshot: Snapshot, questions: Sequence[Question], look: Look) -> dict[int, _Pool]:
     """The pinned items of the questions that have some, as their retrievers or else ``dense`` score them."""
     asked: dict[int, Question] = {}
     for row, question in enumerate(questions):
         items = np.setdiff1d(np.array(list(question.rules.pins.values()), dtype=np.int64), question.exclude_E)
+        items = np.setdiff1d(items, snapshot.bundle.withdrawn_G)
         if question.allow_N is not None:
             items = np.intersect1d(items, question.allow_N)
         if len(items):
