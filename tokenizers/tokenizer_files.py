@@ -21,7 +21,12 @@ __all__ = ["ARRAYS_FILE", "CONFIG_FILE", "read_tokenizer", "write_tokenizer"]
 
 CONFIG_FILE = "tokenizer.json"
 ARRAYS_FILE = "tokenizer.safetensors"
+_MOST_JSON_BYTES = 64 * 2**20
 _REMEDY = "copy the folder again from where it was saved, or fit and save it again"
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
 
 
 def _sha256(path: Path) -> str:
@@ -73,10 +78,12 @@ def read_tokenizer(folder: Path, *, format: str, format_version: int) -> tuple[d
     """
     config, arrays = folder / CONFIG_FILE, folder / ARRAYS_FILE
     try:
-        header = json.loads(config.read_text(encoding="utf-8"))
+        if config.stat().st_size > _MOST_JSON_BYTES:
+            raise ValueError(f"it has more than {_MOST_JSON_BYTES} bytes")
+        header = json.loads(config.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError:
         raise ValueError(f"{config} is missing; {_REMEDY}") from None
-    except ValueError as error:  # of JSON or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
         raise ValueError(f"{config} is not valid JSON ({error}); {_REMEDY}") from None
     if not isinstance(header, dict) or header.get("format") != format:
         raise ValueError(f"{config} does not describe a {format}; {_REMEDY}")
@@ -89,7 +96,7 @@ def read_tokenizer(folder: Path, *, format: str, format_version: int) -> tuple[d
         raise ValueError(f"{config} was changed after it was written; {_REMEDY}")
     if not arrays.is_file():
         raise ValueError(f"{arrays} is missing; {_REMEDY}")
-    if _sha256(arrays) != header["arrays_sha256"]:
+    if _sha256(arrays) != header.get("arrays_sha256"):
         raise ValueError(f"{arrays} does not have the SHA-256 that {CONFIG_FILE} lists (damaged or foreign); {_REMEDY}")
     try:
         return header, load_file(arrays)
