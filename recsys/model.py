@@ -6,7 +6,7 @@ Suffixes: B = users, C = candidates, D = width, I = items, A = actions, T = pack
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -497,13 +497,39 @@ class UnifiedModel(nn.Module):
             raise InputError(
                 f"{folder / 'model.safetensors'} cannot be read ({error}); export the bundle again"
             ) from None
+        return cls.of_weights(config, weights, str(folder), "export the bundle again").to(device)
+
+    @classmethod
+    def of_weights(cls, config: ModelConfig, weights: Mapping[str, Tensor], where: str, remedy: str) -> UnifiedModel:
+        """A model of stored weights, in evaluation mode.
+
+        Names and shapes are compared before memory of the size that the configuration names is taken.
+
+        Args:
+            where, remedy: the beginning and the end of the message.
+
+        Raises:
+            InputError: the weights are those of another configuration, or not finite.
+        """
+        with torch.device("meta"):
+            expected = {name: tuple(weight.shape) for name, weight in cls(config).state_dict().items()}
+        for name in sorted({*expected, *weights}):
+            there = tuple(weights[name].shape) if name in weights else "nothing"
+            if there != expected.get(name):
+                raise InputError(
+                    f"{where} holds weights of another model ({name[:80]} is {there} instead of "
+                    f"{expected.get(name, 'nothing')}); {remedy}"
+                )
+            found = weights[name]
+            if found.layout != torch.strided or found.numel() * found.element_size() > found.untyped_storage().nbytes():
+                raise InputError(f"{where}: {name} has fewer numbers than it declares; {remedy}")
+            if found.is_floating_point() and not bool(torch.isfinite(found.sum(dtype=torch.float64))):
+                raise InputError(f"{where}: {name} holds numbers that are not finite; {remedy}")
         model = cls(config)
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            line = str(error).splitlines()[-1].strip()
-            raise InputError(f"{folder} holds weights of another model ({line}); export the bundle again") from None
-        return model.to(device).eval()
+        model.load_state_dict(dict(weights))
+        for kind in model.codes.sizes:
+            model.codes.check(kind, model.codes.of(kind))
+        return model.eval()
 
 
 def _gap(at_B: Tensor, last_time_B: Tensor) -> Tensor:

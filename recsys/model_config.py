@@ -17,6 +17,16 @@ SoftmaxFactors = Literal["float32", "bfloat16"]
 TimeEncoding = Literal["bias", "rotary", "both", "none"]
 
 
+_MOST = {
+    "num_items": 2**31 - 1, "num_surfaces": 2**16, "content_dim": 2**20, "user_dim": 2**20, "dim": 2**16,
+    "num_blocks": 256, "num_heads": 2**12, "ffn_factor": 256, "window": 2**20, "recent": 2**12,
+    "reasoning_steps": 256, "code_blocks": 64, "set_blocks": 64, "cross_layers": 64, "cross_rank": 2**16,
+    "max_shown_rank": 2**20, "code_sizes": 2**20, "parallel_sizes": 2**20, "set_sizes": 2**20,
+}  # fmt: skip
+"""Largest values, so that a foreign file cannot ask for a model that no machine holds."""
+_MOST_LEVELS = 1024
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """One unified model. What depends on the data set has no default."""
@@ -144,6 +154,14 @@ class ModelConfig:
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"model.{name} must be positive, got {getattr(self, name)!r}")
+        for name, most in _MOST.items():
+            given = getattr(self, name)
+            for value in given if isinstance(given, tuple) else (given,):
+                if type(value) is not int or value > most:
+                    raise InputError(f"model.{name} must be an integer of at most {most}, got {str(value)[:40]!r}")
+        for name in ("code_sizes", "parallel_sizes", "set_sizes", "relations"):
+            if len(getattr(self, name)) > _MOST_LEVELS:
+                raise InputError(f"model.{name} names {len(getattr(self, name))} parts, more than {_MOST_LEVELS}")
         if self.dim % self.num_heads:
             raise InputError(f"model.dim = {self.dim} must be a multiple of model.num_heads = {self.num_heads}")
         if self.window % 4:

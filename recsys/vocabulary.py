@@ -13,12 +13,17 @@ from numpy.typing import NDArray
 from recsys.errors import InputError
 from recsys.events import UNKNOWN_ITEM, Event, History
 
-__all__ = ["EXPOSURE_NAMES", "IdMap", "Vocabulary", "empty_history"]
+__all__ = ["EXPOSURE_NAMES", "IdMap", "Vocabulary", "empty_history", "is_id_type"]
 
 EXPOSURE_NAMES = frozenset({"", "none", "exposure", "impression", "shown"})
 """Words that a log uses for "shown, and nothing happened"; they never name an action."""
 
 Ints = NDArray[np.int64]
+
+
+def is_id_type(dtype: pl.DataType) -> bool:
+    """Whether a column of this type may hold callers' ids."""
+    return dtype.is_integer() or dtype == pl.String
 
 
 class IdMap:
@@ -29,7 +34,7 @@ class IdMap:
     """
 
     def __init__(self, ids: pl.Series) -> None:
-        if not (ids.dtype.is_integer() or ids.dtype == pl.String):
+        if not is_id_type(ids.dtype):
             raise ValueError(f"ids must be integers or strings, got {ids.dtype}")
         self.ids = ids
         self._order_N = ids.arg_sort().to_numpy().astype(np.int64)
