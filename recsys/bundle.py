@@ -116,6 +116,8 @@ class StoredHistories:
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
         names = ["item", "timestamp", "yes", "known", "surface"]
         rows = frame.filter(pl.Series(lengths > 0)).select(*names, "time_known").explode(*names, "time_known")
+        if rows.null_count().sum_horizontal().item():
+            raise ValueError(f"{path.name} holds events without all of their values")
         ints = {name: rows[name].to_numpy().astype(np.int64) for name in names}
         events = EventLog(
             offsets=offsets,
@@ -215,8 +217,10 @@ class Bundle:
             )
         check_rows(path / "items.parquet", num_items, {"item_id": is_id_type})
         items = pl.read_parquet(path / "items.parquet", glob=False)
+        item_map = IdMap(items["item_id"])
+        item_map.check_unique()
         vocabulary = Vocabulary(
-            items=IdMap(items["item_id"]),
+            items=item_map,
             actions=tuple(manifest["actions"]),
             surfaces=tuple(manifest["surfaces"]),
             clock=str(manifest["clock"]),
@@ -236,6 +240,7 @@ class Bundle:
         if "histories.parquet" in manifest["files"]:
             check_rows(path / "histories.parquet", manifest["num_users"], STORED_TYPES)
             histories = StoredHistories.read(path / "histories.parquet")
+            histories.users.check_unique()
             check_events(histories.events, model.config)
         calibration = Calibration.identity(model.config.num_actions)
         if "calibration.safetensors" in manifest["files"]:

@@ -37,6 +37,7 @@ from recsys.set_codes import SetCodes
 from recsys.target_aware import TargetAware
 from recsys.time_features import UNKNOWN_GAP
 from recsys.user_state import UserStates, pad_packed
+from recsys.weight_shapes import check_shapes
 
 __all__ = ["UnifiedModel"]
 
@@ -511,22 +512,13 @@ class UnifiedModel(nn.Module):
         Raises:
             InputError: the weights are those of another configuration, or not finite.
         """
-        with torch.device("meta"):
-            expected = {name: tuple(weight.shape) for name, weight in cls(config).state_dict().items()}
-        for name in sorted({*expected, *weights}):
-            there = tuple(weights[name].shape) if name in weights else "nothing"
-            if there != expected.get(name):
-                raise InputError(
-                    f"{where} holds weights of another model ({name[:80]} is {there} instead of "
-                    f"{expected.get(name, 'nothing')}); {remedy}"
-                )
-            found = weights[name]
-            if found.layout != torch.strided or found.numel() * found.element_size() > found.untyped_storage().nbytes():
-                raise InputError(f"{where}: {name} has fewer numbers than it declares; {remedy}")
-            if found.is_floating_point() and not bool(torch.isfinite(found.sum(dtype=torch.float64))):
-                raise InputError(f"{where}: {name} holds numbers that are not finite; {remedy}")
+        check_shapes(config, weights, where, remedy)
         model = cls(config)
-        model.load_state_dict(dict(weights))
+        try:
+            model.load_state_dict(dict(weights))
+        except RuntimeError as error:
+            line = str(error).splitlines()[-1].strip()[:200]
+            raise InputError(f"{where} holds weights of another model ({line}); {remedy}") from None
         for kind in model.codes.sizes:
             model.codes.check(kind, model.codes.of(kind))
         return model.eval()

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.bundle import StoredHistories
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 from recsys.events import UNKNOWN_ITEM, History
+from recsys.retrieval.limits import Limits
 from recsys.retrieval.request import Request
 from recsys.retrieval.snapshot import Snapshot
 from recsys.retrieval.user_features import encoded_user
@@ -50,23 +51,26 @@ class Question:
         return (self.num_wanted, allow)
 
 
-def question_of(snapshot: Snapshot, request: Request, now: float) -> Question:
+def question_of(snapshot: Snapshot, request: Request, now: float, limits: Limits | None = None) -> Question:
     """Translate a request.
 
     Args:
         snapshot: what will answer it.
         request: who asks, for what.
         now: seconds since 1970, for a request that names no time.
+        limits: of its size; None = the default ones.
 
     Raises:
-        InputError: an unknown retriever or action, or a user id where the bundle holds no histories.
+        InputError: a request beyond the limits, an unknown retriever or action, or a user id where the bundle holds no
+            histories.
     """
+    (limits or Limits()).check(request)
     bundle, notes = snapshot.bundle, list[str]()
     words = bundle.vocabulary
     for name in request.retrievers:
         if name not in snapshot.retrievers:
             there = ", ".join(snapshot.retrievers)
-            raise InputError(f"there is no retriever {name!r} in this bundle; it has {there}")
+            raise InputError(f"there is no retriever {shown(name)} in this bundle; it has {there}")
     action_weights(snapshot, request)
     start, user_K = empty_history(), np.zeros(bundle.model.config.user_dim, dtype=np.float32)
     if request.user_id is not None:
@@ -77,7 +81,7 @@ def question_of(snapshot: Snapshot, request: Request, now: float) -> Question:
             if bundle.user_features_UK is not None:
                 user_K = bundle.user_features_UK[user].cpu().numpy()
         else:
-            notes.append(f"user {request.user_id!r} is not in this bundle; answered as for a new user")
+            notes.append(f"user {shown(request.user_id)} is not in this bundle; answered as for a new user")
     if request.user_features is not None:
         user_K = encoded_user(bundle, request.user_features)
     history = words.history([*(request.history or ()), *request.new_events], after=start)
@@ -131,7 +135,7 @@ def action_weights(snapshot: Snapshot, request: Request) -> list[float]:
     given = {request.rank_by: 1.0} if isinstance(request.rank_by, str) else dict(request.rank_by or {})
     for name in given:
         if name not in snapshot.actions:
-            raise InputError(f"rank_by: this model ranks by {list(snapshot.actions)}, not by {name!r}")
+            raise InputError(f"rank_by: this model ranks by {list(snapshot.actions)}, not by {shown(name)}")
     return [float(given.get(name, 0.0)) for name in snapshot.actions]
 
 

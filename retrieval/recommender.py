@@ -6,7 +6,7 @@ Suffixes: I = items, K = hits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import polars as pl
 import torch
 
 from recsys.bundle import Bundle
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 from recsys.events import Event
 from recsys.kernels.topk import topk_smaller_id
 from recsys.retrieval.answer import answer, short_notes
+from recsys.retrieval.limits import Limits
 from recsys.retrieval.page import Hit, Page
-from recsys.retrieval.question import question_of, stored_histories
+from recsys.retrieval.question import Question, question_of, stored_histories
 from recsys.retrieval.request import Request
 from recsys.retrieval.snapshot import Snapshot
 
@@ -27,6 +28,10 @@ __all__ = ["Recommender"]
 
 BATCH = 256
 """Requests encoded together; bounds the memory of :meth:`Recommender.recommend_batch`, not its results."""
+
+
+MOST_EXCLUSIONS = 1 << 23
+"""Places of the matrix of excluded items of requests answered together."""
 
 
 class Recommender:
@@ -38,19 +43,24 @@ class Recommender:
         >>> [(hit.item_id, hit.score, hit.actions) for hit in page]                         # doctest: +SKIP
     """
 
-    def __init__(self, bundle: Bundle, *, clock: Callable[[], float] = time.time) -> None:
-        """Serve a loaded bundle; ``clock`` gives the seconds since 1970 of requests that name no time."""
-        self._clock = clock
+    def __init__(self, bundle: Bundle, *, clock: Callable[[], float] = time.time, limits: Limits | None = None) -> None:
+        """Serve a loaded bundle.
+
+        Args:
+            clock: gives the seconds since 1970 of requests that name no time.
+            limits: of the size of a request; None = the default ones.
+        """
+        self._clock, self.limits = clock, limits or Limits()
         self._snapshot = Snapshot.of(bundle)
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "cpu") -> Recommender:
-        """Open a bundle folder.
+    def load(cls, path: Path | str, device: str = "cpu", *, limits: Limits | None = None) -> Recommender:
+        """Open a bundle folder; ``limits`` of the size of a request, None = the default ones.
 
         Raises:
             InputError: a part of the bundle is missing, damaged or foreign; one line says which and what to do.
         """
-        return cls(Bundle.open(path, device))
+        return cls(Bundle.open(path, device), limits=limits)
 
     def save(self, path: Path | str) -> None:
         """Write the bundle to another folder."""
@@ -116,7 +126,7 @@ class Recommender:
 
         Raises:
             InputError: a request that cannot be meant (unknown retriever or action, k below 1, both user_id and
-                history), or a user id where the bundle holds no histories.
+                history) or is larger than :attr:`limits`, or a user id where the bundle holds no histories.
         """
         request = Request(
             user_id=user_id, history=history, new_events=new_events, k=k, retrievers=retrievers, exclude=exclude,
@@ -135,7 +145,9 @@ class Recommender:
         snapshot, pages = self._snapshot, list[Page]()
         for begin in range(0, len(full), BATCH):
             part = full[begin : begin + BATCH]
-            pages += answer(snapshot, [question_of(snapshot, request, self._clock()) for request in part])
+            questions = [question_of(snapshot, request, self._clock(), self.limits) for request in part]
+            for few in _portions(questions):
+                pages += answer(snapshot, few)
         return pages
 
     def recommend_frame(
@@ -187,12 +199,14 @@ class Recommender:
             InputError: the catalogue does not hold the item.
         """
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise InputError(f"k must be a positive integer, got {k!r}")
+            raise InputError(f"k must be a positive integer, got {shown(k)}")
+        if k > self.limits.k:
+            raise InputError(f"k {shown(k)}, more than the {self.limits.k:,} that are answered (Limits.k)")
         snapshot = self._snapshot
         bundle, length_I = snapshot.bundle, snapshot.length_I.clamp_min(1e-12)
         item = int(bundle.vocabulary.items.index([item_id])[0])
         if item < 0:
-            raise InputError(f"item {item_id!r} is not in the catalogue of {bundle.path}")
+            raise InputError(f"item {shown(item_id)} is not in the catalogue of {bundle.path}")
         cosine_I = (bundle.vectors @ (bundle.vectors[item] / length_I[item])) / length_I
         cosine_I[item] = -torch.inf
         num_hits = min(k, len(cosine_I) - 1)
@@ -203,8 +217,26 @@ class Recommender:
         return Page(tuple(hits), len(cosine_I) - 1, short_notes(num_hits, k, len(cosine_I) - 1))
 
 
-def _request(fields: Mapping[str, Any]) -> Request:
-    unknown = sorted(set(fields) - set(Request.__dataclass_fields__))
+def _portions(questions: Sequence[Question]) -> Iterator[list[Question]]:
+    """Questions that are answered together; few of them where their exclusions are many."""
+    few: list[Question] = []
+    most = 0
+    for question in questions:
+        most = max(most, len(question.exclude_E))
+        if few and (len(few) + 1) * most > MOST_EXCLUSIONS:
+            yield few
+            few, most = [], len(question.exclude_E)
+        few.append(question)
+    if few:
+        yield few
+
+
+def _request(fields: Any) -> Request:
+    if not isinstance(fields, Mapping):
+        raise InputError(f"a request must be a Request or a mapping of its fields, got {shown(fields)}")
+    unknown = sorted(map(str, set(fields) - set(Request.__dataclass_fields__)))
     if unknown:
-        raise InputError(f"a request has no field {unknown[0]!r}; its fields are {list(Request.__dataclass_fields__)}")
+        raise InputError(
+            f"a request has no field {shown(unknown[0])}; its fields are {list(Request.__dataclass_fields__)}"
+        )
     return Request(**fields)
