@@ -148,7 +148,7 @@ class Workplace:
         chosen(choices)
         return chosen.__name__
 
-    # -- each damage; hashes are repaired most of the time, as somebody would who means harm ------------------------------
+    # Each damage. Hashes are repaired most of the time, as somebody would who means harm.
 
     def _bytes(self, choices: Choices) -> None:
         file = self.folder / pick(choices, self.names)
