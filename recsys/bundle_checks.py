@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 from recsys.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_counts", "check_events", "check_plain_files", "check_rows", "check_words", "inside"]
 
+_LONGEST = 1_000
+"""Characters of the name of a part."""
 MOST_FILES = 10_000
 """Files of a bundle or data set."""
 
@@ -39,8 +41,14 @@ def inside(folder: Path, name: str, remedy: str) -> Path:
         InputError: it leads out of the folder, is missing, or is no plain file; links are not followed.
     """
     parts = PurePosixPath(name).parts
-    if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or not name.isprintable():
-        raise InputError(f"{folder} names {name!r}, a file outside the bundle; {remedy}")
+    if (
+        not parts
+        or PurePosixPath(name).is_absolute()
+        or ".." in parts
+        or not name.isprintable()
+        or len(name) > _LONGEST
+    ):
+        raise InputError(f"{folder} names {shown(name)}, a file outside the bundle; {remedy}")
     path = folder
     for part in parts:
         path = path / part
