@@ -48,7 +48,7 @@ def inside(folder: Path, name: str, remedy: str) -> Path:
         or not name.isprintable()
         or len(name) > _LONGEST
     ):
-        raise InputError(f"{folder} names {shown(name)}, a file outside the bundle; {remedy}")
+        raise InputError(f"{folder} names {shown(name)}, a file outside of it; {remedy}")
     path = folder
     for part in parts:
         path = path / part

@@ -151,7 +151,7 @@ def test_other_format_versions_name_what_to_do(copy: Path):
 
 def test_files_outside_the_bundle_are_never_read(copy: Path):
     rewrite(copy, lambda m: m["files"].update({"../secret": "0"}))
-    with pytest.raises(InputError, match="a file outside the bundle"):
+    with pytest.raises(InputError, match="a file outside of it"):
         Bundle.open(copy)
 
 

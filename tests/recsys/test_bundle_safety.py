@@ -82,7 +82,7 @@ def test_a_part_outside_of_the_folder_is_never_opened(copy: Path):
     outside.write_text("secret")
     for name in ("../outside.txt", "model/../../outside.txt", str(outside)):
         sign(copy, lambda m, name=name: m["files"].update({name: sha256_file(outside)}))
-        refused(copy, "a file outside the bundle")
+        refused(copy, "a file outside of it")
         sign(copy, lambda m, name=name: m["files"].pop(name))
     Bundle.open(copy)
 
@@ -90,7 +90,7 @@ def test_a_part_outside_of_the_folder_is_never_opened(copy: Path):
 @pytest.mark.parametrize("name", ["", ".", "\0", "x" * 5000, "nul\nline", "\ud800"])
 def test_a_name_that_no_file_has_is_one_line(copy: Path, name: str):
     sign(copy, lambda m: m["files"].update({name: "0" * 64}))
-    refused(copy, "outside the bundle|is missing|is not valid JSON")
+    refused(copy, "outside of it|is missing|is not valid JSON")
 
 
 def test_pipes_and_devices_are_refused_without_opening_them(copy: Path):
