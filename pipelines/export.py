@@ -101,7 +101,8 @@ def export_model(
         )
     model.eval()
     graphs = item_graphs(dataset, weighted_relations(memory_weights, model.config.relations))
-    calibration = fit_calibration(model, dataset, graphs[0])
+    fitted = fit_calibration(model, dataset, graphs[0])
+    calibration = fitted.calibration
     about = {
         "data_hash": manifest.data_hash,
         "num_items": dataset.num_items,
@@ -120,6 +121,7 @@ def export_model(
         "hybrid_weights": hybrid_weights,
         "text": manifest.text,
         "content": dataset.content_blocks,
+        "calibration": {manifest.actions[action]: figures for action, figures in fitted.figures.items()},
         "user_content": dataset.user_blocks if model.config.user_dim else [],
     }
     with new_bundle(output, about) as folder:

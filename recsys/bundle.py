@@ -16,7 +16,7 @@
     user_features.safetensors    what the model reads of the users in histories.parquet, where it reads something
     histories.parquet      the events of every user in internal numbers, where asked for
     past_counts.safetensors    how often each action followed so far, where the model reads past rates
-    calibration.safetensors    temperature and offset of every action, where there were slates to fit them on
+    calibration.safetensors    temperature and offset of every action, curves of some, where slates were there to fit on
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The stages of an answer on one snapshot: encode, search, rank, lay out the page.
+"""The stages of an answer on one snapshot: encode, search, rank, apply the rules, lay out the page.
 
 A history is encoded at most once; search and ranking read the same keys and values.
 
@@ -13,21 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.errors import InputError
 from recsys.index.hits import SourcedHits
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.protocol import source_labels
-from recsys.retrieval.question import Ints, Question, action_weights
+from recsys.retrieval.question import Found, Ints, Question
+from recsys.retrieval.rules.apply import Chosen, Probabilities, choose_pages
 from recsys.retrieval.snapshot import Snapshot
 from recsys.user_state import UserStates
 
 __all__ = ["answer", "short_notes"]
-
-Found = list[tuple[int, float, str]]
-"""Internal item id, retrieval score, retriever; best first."""
 
 
 def answer(snapshot: Snapshot, questions: Sequence[Question]) -> list[Page]:
@@ -36,9 +33,14 @@ def answer(snapshot: Snapshot, questions: Sequence[Question]) -> list[Page]:
         return []
     with torch.inference_mode():
         states = _encode(snapshot, questions)
-        found = _search(snapshot, states, questions)
-        probability = _rank(snapshot, states, questions, found)
-    return [_page(snapshot, *row) for row in zip(questions, found, probability, strict=True)]
+
+        def look(rows: list[int], asked: list[Question]) -> tuple[list[Found], list[Probabilities]]:
+            mine = states if len(rows) == states.num_users else states.select(_tensor(snapshot, rows))
+            found = _search(snapshot, mine, asked)
+            return found, _rank(snapshot, mine, asked, found)
+
+        chosen = choose_pages(snapshot, questions, look)
+    return [_page(snapshot, *row) for row in zip(questions, chosen, strict=True)]
 
 
 def _encode(snapshot: Snapshot, questions: Sequence[Question]) -> UserStates:
@@ -87,11 +89,11 @@ def _search(snapshot: Snapshot, states: UserStates, questions: Sequence[Question
 
 def _rank(
     snapshot: Snapshot, states: UserStates, questions: Sequence[Question], found: Sequence[Found]
-) -> list[NDArray[np.float32] | None]:
+) -> list[Probabilities]:
     """[C, A] probabilities of every question's candidates; None where none were asked for."""
     bundle = snapshot.bundle
     rows = [row for row, question in enumerate(questions) if question.request.rank and found[row]]
-    result: list[NDArray[np.float32] | None] = [None] * len(questions)
+    result: list[Probabilities] = [None] * len(questions)
     if rows and snapshot.actions:
         items = [np.array([hit[0] for hit in found[row]], dtype=np.int64) for row in rows]
         item_BC = _tensor(snapshot, _padded(items))
@@ -109,19 +111,17 @@ def _rank(
     return result
 
 
-def _page(snapshot: Snapshot, question: Question, found: Found, probability: NDArray[np.float32] | None) -> Page:
-    request = question.request
-    order = np.arange(len(found))
-    if request.rank_by is not None and probability is not None:
-        weights = np.array(action_weights(snapshot, request), dtype=np.float32)
-        order = np.argsort(-(probability @ weights), kind="stable")
-    order = order[: request.k]
-    names = snapshot.bundle.vocabulary.items.take([found[place][0] for place in order])
+def _page(snapshot: Snapshot, question: Question, chosen: Chosen) -> Page:
+    names = snapshot.bundle.vocabulary.items.take([item for item, _, _ in chosen.found])
     hits = []
-    for place, name in zip(order, names, strict=True):
-        chances = {} if probability is None else dict(zip(snapshot.actions, probability[place].tolist(), strict=True))
-        hits.append(Hit(name, found[place][1], chances, found[place][2]))
-    notes = (*question.notes, *short_notes(len(hits), request.k, question.num_reachable))
+    for place, (name, (_, score, retriever)) in enumerate(zip(names, chosen.found, strict=True)):
+        row_A = None if chosen.probability is None else chosen.probability[place].tolist()
+        chances = {} if row_A is None else dict(zip(snapshot.actions, row_A, strict=True))
+        hits.append(Hit(name, score, chances, retriever, chosen.propensity[place]))
+    short = short_notes(len(hits), question.request.k, question.num_reachable)
+    if chosen.notes and question.num_reachable >= question.request.k:
+        short = ()  # the rules say why
+    notes = (*question.notes, *chosen.notes, *short)
     return Page(tuple(hits), question.num_reachable, notes)
 
 

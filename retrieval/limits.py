@@ -35,6 +35,8 @@ class Limits:
     """Names in ``retrievers``."""
     user_features: int = 1_000
     """Columns of ``user_features``, and names in ``rank_by``."""
+    rules: int = 100
+    """Business rules."""
     text: int = 1_000
     """Characters of an id, a name or a value of ``user_features``; actions of one event."""
 
@@ -53,6 +55,11 @@ class Limits:
         for name in ("k", "candidates"):
             self._most(name, getattr(request, name), getattr(self, name), name)
         self._most("retrievers", len(request.retrievers), self.retrievers, "retrievers")
+        self._most("rules holds", len(request.rules), self.rules, "rules")
+        for rule in request.rules:
+            values = getattr(rule, "values", None)
+            if isinstance(values, Sized):
+                self._most(f"a rule {type(rule).__name__} names", len(values), self.ids, "ids")
         events = len(request.history or ()) + len(request.new_events)
         self._most("history and new_events hold", events, self.events, "events")
         for name in ("exclude", "allow"):

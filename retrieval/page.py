@@ -20,6 +20,10 @@ class Hit:
     actions: dict[str, float] = field(default_factory=dict)
     """Probability per action, each on its own; empty where no ranking was asked for."""
     retriever: str = "dense"
+    """Who found it; ``pin`` for an item that a rule put there."""
+    propensity: float = 1.0
+    """Probability with which it was taken for its place, given the places above it; below 1 only where
+    :class:`recsys.retrieval.rules.Explore` leaves it to chance."""
 
 
 @dataclass(frozen=True, slots=True)

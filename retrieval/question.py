@@ -5,6 +5,7 @@ Suffixes: E = exclusions, N = allowed items, K = user features.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,15 @@ from recsys.errors import InputError, shown
 from recsys.events import UNKNOWN_ITEM, History
 from recsys.retrieval.limits import Limits
 from recsys.retrieval.request import Request
+from recsys.retrieval.rules.plan import RulePlan
 from recsys.retrieval.snapshot import Snapshot
 from recsys.retrieval.user_features import encoded_user
 from recsys.vocabulary import empty_history
 
-__all__ = ["Ints", "Question", "action_weights", "question_of", "stored_histories"]
+__all__ = ["Found", "Ints", "Question", "action_weights", "question_of", "stored_histories"]
 
+Found = list[tuple[int, float, str]]
+"""Internal item id, retrieval score, retriever; best first."""
 Ints = NDArray[np.int64]
 
 
@@ -35,6 +39,9 @@ class Question:
     """Sorted, each once."""
     allow_N: Ints | None
     """Sorted, each once; exclusions not yet taken out."""
+    allow_key: Hashable
+    """Equal for equal ``allow_N``."""
+    rules: RulePlan
     at: int
     surface: int
     num_wanted: int
@@ -47,8 +54,7 @@ class Question:
     @property
     def search_key(self) -> tuple[Any, ...]:
         """Questions with equal keys can be searched together."""
-        allow = None if self.allow_N is None else self.allow_N.tobytes()
-        return (self.num_wanted, allow)
+        return (self.num_wanted, self.allow_key)
 
 
 def question_of(snapshot: Snapshot, request: Request, now: float, limits: Limits | None = None) -> Question:
@@ -98,14 +104,25 @@ def question_of(snapshot: Snapshot, request: Request, now: float, limits: Limits
         num_reachable = len(np.setdiff1d(allow_N, exclude_E, assume_unique=True))
         if (asked < 0).any():
             notes.append(f"{int((asked < 0).sum())} allowed ids are not in the catalogue")
+    allow_key: Hashable = None if allow_N is None else allow_N.tobytes()
+    rules = RulePlan.of(snapshot, request)
+    notes += rules.notes
+    if rules.allowed is not None:
+        allow_key = rules.allowed if allow_N is None else (rules.allowed, allow_key)
+        allow_N, num_reachable, said = rules.allow(allow_N, exclude_E)
+        notes += said
     return Question(
         request=request,
         history=history,
         exclude_E=exclude_E,
         allow_N=allow_N,
+        allow_key=allow_key,
+        rules=rules,
         at=_time(snapshot, request, history, now),
         surface=words.surface_index(request.surface),
-        num_wanted=request.k if request.rank_by is None else max(request.k, request.candidates),
+        num_wanted=request.k
+        if request.rank_by is None and not rules.needs_pool
+        else max(request.k, request.candidates),
         num_reachable=num_reachable,
         notes=notes,
         user_K=user_K,

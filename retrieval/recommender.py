@@ -22,6 +22,7 @@ from recsys.retrieval.limits import Limits
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.question import Question, question_of, stored_histories
 from recsys.retrieval.request import Request
+from recsys.retrieval.rules import Explore, Rule
 from recsys.retrieval.snapshot import Snapshot
 
 __all__ = ["Recommender"]
@@ -111,6 +112,8 @@ class Recommender:
         rank_by: str | Mapping[str, float] | None = None,
         candidates: int = 100,
         user_features: Mapping[str, Any] | None = None,
+        rules: Sequence[Rule] = (),
+        max_candidates: int | None = None,
     ) -> Page:
         """Retrieve and rank for one user; both read the same keys and values of one pass over the history.
 
@@ -122,7 +125,7 @@ class Recommender:
 
         Args:
             user_id, history, new_events, k, retrievers, exclude, allow, exclude_history, at, surface, rank, rank_by,
-                candidates, user_features: see :class:`recsys.retrieval.request.Request`.
+                candidates, user_features, rules, max_candidates: see :class:`recsys.retrieval.request.Request`.
 
         Raises:
             InputError: a request that cannot be meant (unknown retriever or action, k below 1, both user_id and
@@ -131,7 +134,7 @@ class Recommender:
         request = Request(
             user_id=user_id, history=history, new_events=new_events, k=k, retrievers=retrievers, exclude=exclude,
             allow=allow, exclude_history=exclude_history, at=at, surface=surface, rank=rank, rank_by=rank_by,
-            candidates=candidates, user_features=user_features,
+            candidates=candidates, user_features=user_features, rules=rules, max_candidates=max_candidates,
         )  # fmt: skip
         return self.recommend_batch([request])[0]
 
@@ -162,7 +165,8 @@ class Recommender:
 
         Returns:
             Columns user_id, rank (from 1), item_id, score, retriever and prob_ACTION for every action (unless
-            ``rank=False``); users in the order given, ids in the types of the data. A user without hits has no row.
+            ``rank=False``), and propensity where a rule explores; users in the order given, ids in the types of the
+            data. A user without hits has no row.
         """
         if users is None:
             wanted = self.user_ids.to_list()
@@ -173,6 +177,7 @@ class Recommender:
         histories = stored_histories(self._snapshot)
         rows: list[tuple[Any, ...]] = []
         actions = self.actions if settings.get("rank", True) else ()
+        explores = any(isinstance(rule, Explore) for rule in settings.get("rules", ()))
         for begin in range(0, len(wanted), BATCH):
             part = wanted[begin : begin + BATCH]
             pages = self.recommend_batch([{**settings, "user_id": user, "k": k} for user in part])
@@ -180,7 +185,8 @@ class Recommender:
                 known = int(histories.users.index([user])[0])
                 shown = histories.users.take([known])[0] if known >= 0 else user
                 for place, hit in enumerate(page, start=1):
-                    rows.append((shown, place, hit.item_id, hit.score, hit.retriever, *hit.actions.values()))
+                    chance = (hit.propensity,) if explores else ()
+                    rows.append((shown, place, hit.item_id, hit.score, hit.retriever, *hit.actions.values(), *chance))
         schema: dict[str, Any] = {
             "user_id": histories.users.dtype,
             "rank": pl.UInt32,
@@ -189,6 +195,7 @@ class Recommender:
             "retriever": pl.String,
         }
         schema |= {f"prob_{action}": pl.Float32 for action in actions}
+        schema |= {"propensity": pl.Float64} if explores else {}
         return pl.DataFrame(rows, schema=schema, orient="row", strict=False)
 
     @torch.inference_mode()

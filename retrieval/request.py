@@ -9,6 +9,8 @@ from typing import Any
 from recsys.errors import InputError, shown
 from recsys.events import MOST_TIME, Event, is_integer
 from recsys.retrieval.limits import collection, weights_of
+from recsys.retrieval.rules.plan import check_rules
+from recsys.retrieval.rules.rule import Rule
 
 __all__ = ["Request"]
 
@@ -44,13 +46,21 @@ class Request:
     """Whether hits carry a probability per action."""
     rank_by: str | Mapping[str, float] | None = None
     """An action, or weights of several: retrieve ``candidates`` items and order them by Σ weight · probability.
-    None keeps the order of retrieval."""
+    A weight below 0 lowers what the action is likely for: ``{"like": 1.0, "hide": -1.0}``. None keeps the order of
+    retrieval."""
     candidates: int = 100
-    """Items to retrieve before ordering by ``rank_by``; never fewer than k."""
+    """Items to retrieve before ordering by ``rank_by``, or by a rule that changes scores; never fewer than k."""
+    rules: Sequence[Rule] = ()
+    """Business rules, see :mod:`recsys.retrieval.rules`; they act before the page is cut to k items."""
+    max_candidates: int | None = None
+    """Where caps and floors leave fewer than k items, more are retrieved, twice as many each time, up to this number;
+    None = until the catalogue is exhausted."""
 
     def __post_init__(self) -> None:
-        for name in ("k", "candidates"):
+        for name in ("k", "candidates", "max_candidates"):
             value = getattr(self, name)
+            if value is None and name == "max_candidates":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a positive integer, got {shown(value)}")
         for name in ("exclude_history", "rank"):
@@ -77,6 +87,11 @@ class Request:
             raise InputError(f"retrievers must be a sequence of names such as ('dense',), got {shown(names)}")
         if self.rank_by is not None and not self.rank:
             raise InputError("rank_by orders by probabilities; it needs rank=True")
+        if isinstance(self.rules, Rule) or not isinstance(self.rules, Sequence):
+            raise InputError(
+                f"rules must be a sequence of rules such as [Cap('category', n=2)], got {shown(self.rules)}"
+            )
+        check_rules(self.rules, self.k)
         for name in ("exclude", "allow"):  # an iterator would be empty when the request is asked again
             object.__setattr__(self, name, collection(name, getattr(self, name)))
         if self.exclude is None:

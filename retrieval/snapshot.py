@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from recsys.bundle import Bundle
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
 from recsys.retrieval.protocol import Retriever
+from recsys.retrieval.rules.item_table import ItemTable
 
 __all__ = ["Snapshot"]
 
@@ -24,6 +25,11 @@ class Snapshot:
     """By name."""
     length_I: Tensor
     """[I] float32 length of every item vector."""
+    item_table: ItemTable = field(init=False)
+    """Columns of the items, for rules; made anew with every snapshot."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "item_table", ItemTable(self.bundle.items))
 
     @classmethod
     def of(cls, bundle: Bundle) -> Snapshot:

@@ -39,7 +39,7 @@ ODD_VALUES: list[Any] = [
 ]  # fmt: skip
 REQUEST_FIELDS = (
     "user_id", "history", "new_events", "k", "retrievers", "exclude", "allow", "exclude_history", "at", "surface",
-    "rank", "rank_by", "candidates", "user_features",
+    "rank", "rank_by", "candidates", "user_features", "rules", "max_candidates",
 )  # fmt: skip
 EVENT_FIELDS = ("item_id", "actions", "timestamp", "surface", "value", "unknown")
 MOST_CHARACTERS = 2_000
