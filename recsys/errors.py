@@ -20,7 +20,7 @@ def shown(value: Any) -> str:
     """A caller's value as an error may quote it: one line, not long.
 
     >>> shown("i" * 200)[-6:], shown(7)
-    ("iii'…", '7')
+    ("iiii'…", '7')
     """
     if isinstance(value, (str, bytes, bytearray)) and len(value) > _MOST_SHOWN:
         return f"{value[:_MOST_SHOWN]!r}…"
