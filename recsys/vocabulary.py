@@ -65,6 +65,10 @@ class IdMap:
         same_Q = (self._sorted.gather(inside_Q) == wanted).to_numpy() & (place_Q < len(self.ids)) & ~null_Q
         return np.where(same_Q, self._order_N[inside_Q], -1)
 
+    def own(self, value: Any) -> Any:
+        """One id in the ids' own type, known or not; None for a value that is no such id."""
+        return self._in_own_type([value])[0]
+
     def _in_own_type(self, values: Iterable[Any] | pl.Series) -> pl.Series:
         if isinstance(values, pl.Series) and values.dtype == self.dtype:
             return values
@@ -177,10 +181,13 @@ class Vocabulary:
             np.array([row[2] for row in rows], dtype=np.int64),
             np.array([event.timestamp is not None for event in events], dtype=np.bool_),
         )
+        # Stored events before all of the given ones stay as they are, however many they are.
+        first = int(np.searchsorted(earlier.timestamp, time_N.min(), side="left"))
+        past, earlier = earlier.prefix(first), earlier.at(slice(first, None))
         # The caller's id tells apart items that the catalogue does not hold; stored ones have lost theirs.
         names: list[Any] = [("stored", row) if item < 0 else int(item) for row, item in enumerate(earlier.item)]
         names += [id_text(event.item_id) if item < 0 else int(item) for event, item in zip(events, item_N, strict=True)]
-        return _united(_joined(earlier, given), names)
+        return _joined(past, _united(_joined(earlier, given), names))
 
     def _row(self, number: int, event: Event) -> tuple[int, int, int]:
         where = f"event {number} (item {shown(event.item_id)})"

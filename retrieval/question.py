@@ -5,16 +5,19 @@ Suffixes: E = exclusions, N = allowed items, K = user features.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.bundle import StoredHistories
-from recsys.errors import InputError, shown
+from recsys.errors import Closed, InputError, SourceUnavailable, shown
 from recsys.events import UNKNOWN_ITEM, History
+from recsys.retrieval.history_sources.bundle import BundleHistories, no_histories
+from recsys.retrieval.history_sources.event_text import plain_id
+from recsys.retrieval.history_sources.reading import StoredHistory
+from recsys.retrieval.history_sources.source import HistorySource
 from recsys.retrieval.limits import Limits
 from recsys.retrieval.request import Request
 from recsys.retrieval.rules.plan import RulePlan
@@ -22,7 +25,7 @@ from recsys.retrieval.snapshot import Snapshot
 from recsys.retrieval.user_features import encoded_user
 from recsys.vocabulary import empty_history
 
-__all__ = ["Found", "Ints", "Question", "action_weights", "question_of", "stored_histories"]
+__all__ = ["Found", "Ints", "Question", "action_weights", "own_user_id", "question_of", "questions_of", "source_of"]
 
 Found = list[tuple[int, float, str]]
 """Internal item id, retrieval score, retriever; best first."""
@@ -57,18 +60,58 @@ class Question:
         return (self.num_wanted, self.allow_key)
 
 
-def question_of(snapshot: Snapshot, request: Request, now: float, limits: Limits | None = None) -> Question:
+def questions_of(
+    snapshot: Snapshot, requests: Sequence[Request], now: float, limits: Limits | None = None
+) -> list[Question | InputError | SourceUnavailable | Closed]:
+    """Translate requests, with one read of the source of histories; what is wrong with one stands in its place.
+
+    Args:
+        snapshot: what will answer them.
+        requests: who asks, for what.
+        now: seconds since 1970, for requests that name no time.
+        limits: of the size of each; None = the default ones.
+    """
+    users: dict[int, Any] = {}
+    results: list[Any] = [None] * len(requests)
+    for row, request in enumerate(requests):
+        if request.user_id is not None:
+            try:
+                users[row] = own_user_id(snapshot, request.user_id)
+            except InputError as error:
+                results[row] = error
+    stored: dict[int, StoredHistory | None] = {}
+    if users and (reader := snapshot.reader) is not None:
+        try:
+            stored = dict(zip(users, reader.read(list(users.values())), strict=True))
+        except (InputError, SourceUnavailable, Closed) as error:
+            results = [error if row in users else result for row, result in enumerate(results)]
+    for row, request in enumerate(requests):
+        if results[row] is None:
+            try:
+                results[row] = question_of(snapshot, request, now, stored.get(row), limits)
+            except InputError as error:
+                results[row] = error
+    return results
+
+
+def question_of(
+    snapshot: Snapshot,
+    request: Request,
+    now: float,
+    stored: StoredHistory | None = None,
+    limits: Limits | None = None,
+) -> Question:
     """Translate a request.
 
     Args:
         snapshot: what will answer it.
         request: who asks, for what.
         now: seconds since 1970, for a request that names no time.
+        stored: what the source of histories says of the user; None for nobody or an unknown one.
         limits: of its size; None = the default ones.
 
     Raises:
-        InputError: a request beyond the limits, an unknown retriever or action, or a user id where the bundle holds no
-            histories.
+        InputError: a request beyond the limits, an unknown retriever or action.
     """
     (limits or Limits()).check(request)
     bundle, notes = snapshot.bundle, list[str]()
@@ -80,14 +123,18 @@ def question_of(snapshot: Snapshot, request: Request, now: float, limits: Limits
     action_weights(snapshot, request)
     start, user_K = empty_history(), np.zeros(bundle.model.config.user_dim, dtype=np.float32)
     if request.user_id is not None:
-        histories = stored_histories(snapshot)
-        user = int(histories.users.index([request.user_id])[0])
-        if user >= 0:
-            start = histories.events.history(user)
-            if bundle.user_features_UK is not None:
+        if bundle.user_features_UK is not None and bundle.histories is not None:
+            user = int(bundle.histories.users.index([request.user_id])[0])
+            if user >= 0:
                 user_K = bundle.user_features_UK[user].cpu().numpy()
-        else:
+        if stored is not None:
+            start = stored.history
+            if stored.num_strange_actions:
+                notes.append(f"{stored.num_strange_actions} stored events name actions outside this bundle")
+        elif isinstance(snapshot.source, BundleHistories):
             notes.append(f"user {shown(request.user_id)} is not in this bundle; answered as for a new user")
+        else:
+            notes.append(f"no event of user {shown(request.user_id)} is stored; answered as for a new user")
     if request.user_features is not None:
         user_K = encoded_user(bundle, request.user_features)
     history = words.history([*(request.history or ()), *request.new_events], after=start)
@@ -129,18 +176,28 @@ def question_of(snapshot: Snapshot, request: Request, now: float, limits: Limits
     )
 
 
-def stored_histories(snapshot: Snapshot) -> StoredHistories:
-    """The histories of a bundle.
+def source_of(snapshot: Snapshot) -> HistorySource:
+    """Where histories of users come from.
 
     Raises:
-        InputError: it was written without them.
+        InputError: from nowhere.
     """
-    if snapshot.bundle.histories is None:
-        raise InputError(
-            f"{snapshot.bundle.path} holds no histories, so a user id says nothing to it; give history=[Event(…)], or "
-            "export with --histories"
-        )
-    return snapshot.bundle.histories
+    if snapshot.source is None:
+        raise no_histories(snapshot.bundle)
+    return snapshot.source
+
+
+def own_user_id(snapshot: Snapshot, user_id: Any) -> Any:
+    """A user's id as sources are asked for it: in the type of the bundle's users, where it has some.
+
+    Raises:
+        InputError: it is neither a string nor an integer; or there is no source.
+    """
+    if not isinstance(source_of(snapshot), BundleHistories):  # which itself finds nobody by an odd id
+        user_id = plain_id(user_id, "user_id")
+    histories = snapshot.bundle.histories
+    own = None if histories is None else histories.users.own(user_id)
+    return user_id if own is None else own
 
 
 def action_weights(snapshot: Snapshot, request: Request) -> list[float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,17 @@ import polars as pl
 import torch
 
 from recsys.bundle import Bundle
-from recsys.errors import InputError, shown
+from recsys.errors import Closed, InputError, SourceUnavailable, shown
 from recsys.events import Event
 from recsys.kernels.topk import topk_smaller_id
 from recsys.retrieval.answer import answer, short_notes
+from recsys.retrieval.history_sources.bundle import no_histories
 from recsys.retrieval.limits import Limits
 from recsys.retrieval.page import Hit, Page
-from recsys.retrieval.question import Question, question_of, stored_histories
+from recsys.retrieval.question import Question, own_user_id, questions_of, source_of
 from recsys.retrieval.request import Request
 from recsys.retrieval.rules import Explore, Rule
-from recsys.retrieval.snapshot import Snapshot
+from recsys.retrieval.snapshot import Snapshot, SourceChoice
 
 __all__ = ["Recommender"]
 
@@ -44,24 +46,49 @@ class Recommender:
         >>> [(hit.item_id, hit.score, hit.actions) for hit in page]                         # doctest: +SKIP
     """
 
-    def __init__(self, bundle: Bundle, *, clock: Callable[[], float] = time.time, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        clock: Callable[[], float] = time.time,
+        history_source: SourceChoice = None,
+        limits: Limits | None = None,
+    ) -> None:
         """Serve a loaded bundle.
 
         Args:
+            bundle: what to serve.
             clock: gives the seconds since 1970 of requests that name no time.
+            history_source: where the events of a ``user_id`` come from and :meth:`append_events` puts them; None = the
+                bundle's histories, read-only. It stays the caller's to close.
             limits: of the size of a request; None = the default ones.
         """
         self._clock, self.limits = clock, limits or Limits()
-        self._snapshot = Snapshot.of(bundle)
+        self._snapshot = Snapshot.of(bundle, history_source)
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "cpu", *, limits: Limits | None = None) -> Recommender:
-        """Open a bundle folder; ``limits`` of the size of a request, None = the default ones.
+    def load(
+        cls,
+        path: Path | str,
+        device: str = "cpu",
+        *,
+        history_source: SourceChoice = None,
+        limits: Limits | None = None,
+    ) -> Recommender:
+        """Open a bundle folder.
+
+        Args:
+            path: the folder.
+            device: ``cpu`` or ``cuda``.
+            history_source: where the events of a ``user_id`` come from: a
+                :class:`~recsys.retrieval.history_sources.source.HistorySource`, or ``over_bundle(source)`` for the
+                bundle's histories continued by one; None = the bundle's histories.
+            limits: of the size of a request; None = the default ones.
 
         Raises:
             InputError: a part of the bundle is missing, damaged or foreign; one line says which and what to do.
         """
-        return cls(Bundle.open(path, device), limits=limits)
+        return cls(Bundle.open(path, device), history_source=history_source, limits=limits)
 
     def save(self, path: Path | str) -> None:
         """Write the bundle to another folder."""
@@ -130,6 +157,7 @@ class Recommender:
         Raises:
             InputError: a request that cannot be meant (unknown retriever or action, k below 1, both user_id and
                 history) or is larger than :attr:`limits`, or a user id where the bundle holds no histories.
+            SourceUnavailable: the user's history cannot be read now.
         """
         request = Request(
             user_id=user_id, history=history, new_events=new_events, k=k, retrievers=retrievers, exclude=exclude,
@@ -143,15 +171,52 @@ class Recommender:
 
         Args:
             requests: :class:`Request` objects, or mappings of the same fields.
+
+        Raises:
+            InputError, SourceUnavailable: of the first request that :meth:`recommend` would refuse.
         """
         full = [request if isinstance(request, Request) else _request(request) for request in requests]
         snapshot, pages = self._snapshot, list[Page]()
         for begin in range(0, len(full), BATCH):
-            part = full[begin : begin + BATCH]
-            questions = [question_of(snapshot, request, self._clock(), self.limits) for request in part]
-            for few in _portions(questions):
-                pages += answer(snapshot, few)
+            questions = questions_of(snapshot, full[begin : begin + BATCH], self._clock(), self.limits)
+            for question in questions:
+                if not isinstance(question, Question):
+                    raise question
+            pages += _pages(snapshot, questions)
         return pages
+
+    def recommend_each(self, requests: Sequence[Request]) -> list[Page | InputError | SourceUnavailable | Closed]:
+        """As :meth:`recommend_batch`, for requests of different people: one that is refused has its error in its place.
+
+        Args:
+            requests: checked one by one where they were made.
+        """
+        snapshot, results = self._snapshot, list[Any]()
+        for begin in range(0, len(requests), BATCH):
+            questions = questions_of(snapshot, requests[begin : begin + BATCH], self._clock(), self.limits)
+            pages = iter(_pages(snapshot, questions))
+            results += [next(pages) if isinstance(question, Question) else question for question in questions]
+        return results
+
+    def append_events(self, user_id: Any, events: Sequence[Event]) -> None:
+        """Add to a user's stored history; the next request that names the user sees it. Durable when it returns.
+
+        An event without a time happened now, where the data has a real clock. Give times where an append may be
+        repeated: equal events with a time count once.
+
+        Raises:
+            InputError: an id or event that cannot be meant, or the histories are the bundle's own, which stay as they
+                are.
+            SourceUnavailable: the source cannot be written now.
+        """
+        snapshot = self._snapshot
+        if snapshot.bundle.vocabulary.clock == "real" and isinstance(events, Sequence):
+            now = int(self._clock())
+            events = [
+                replace(event, timestamp=now) if isinstance(event, Event) and event.timestamp is None else event
+                for event in events
+            ]
+        source_of(snapshot).append(own_user_id(snapshot, user_id), events)
 
     def recommend_frame(
         self, users: Iterable[Any] | pl.DataFrame | None = None, k: int = 10, **settings: Any
@@ -174,7 +239,10 @@ class Recommender:
             given: Any = users
             column = given["user_id"] if hasattr(given, "columns") else given
             wanted = column.to_list() if hasattr(column, "to_list") else list(column)
-        histories = stored_histories(self._snapshot)
+        snapshot = self._snapshot
+        histories = snapshot.bundle.histories
+        if snapshot.source is None or (users is None and histories is None):
+            raise no_histories(snapshot.bundle)
         rows: list[tuple[Any, ...]] = []
         actions = self.actions if settings.get("rank", True) else ()
         explores = any(isinstance(rule, Explore) for rule in settings.get("rules", ()))
@@ -182,13 +250,12 @@ class Recommender:
             part = wanted[begin : begin + BATCH]
             pages = self.recommend_batch([{**settings, "user_id": user, "k": k} for user in part])
             for user, page in zip(part, pages, strict=True):
-                known = int(histories.users.index([user])[0])
-                shown = histories.users.take([known])[0] if known >= 0 else user
+                shown = own_user_id(snapshot, user)
                 for place, hit in enumerate(page, start=1):
                     chance = (hit.propensity,) if explores else ()
                     rows.append((shown, place, hit.item_id, hit.score, hit.retriever, *hit.actions.values(), *chance))
         schema: dict[str, Any] = {
-            "user_id": histories.users.dtype,
+            "user_id": pl.Series(wanted).dtype if histories is None else histories.users.dtype,
             "rank": pl.UInt32,
             "item_id": self.bundle.vocabulary.items.dtype,
             "score": pl.Float32,
@@ -222,6 +289,12 @@ class Recommender:
         ids = bundle.vocabulary.items.take(near_1K[0].tolist())
         hits = [Hit(name, score, {}, "similar") for name, score in zip(ids, best_1K[0].tolist(), strict=True)]
         return Page(tuple(hits), len(cosine_I) - 1, short_notes(num_hits, k, len(cosine_I) - 1))
+
+
+def _pages(snapshot: Snapshot, questions: Sequence[Any]) -> list[Page]:
+    """Answers to the questions among some results."""
+    asked = [question for question in questions if isinstance(question, Question)]
+    return [page for few in _portions(asked) for page in answer(snapshot, few)]
 
 
 def _portions(questions: Sequence[Question]) -> Iterator[list[Question]]:

@@ -20,7 +20,8 @@ class Request:
     """Who asks, for what, among which items. All ids are the caller's."""
 
     user_id: Any = None
-    """A user whose events the bundle holds. One it does not know counts as new, and a note says so."""
+    """A user whose events the source of histories holds, by default the bundle. One it does not know counts as new,
+    and a note says so."""
     history: Sequence[Event] | None = None
     """The user's events in any order, instead of stored ones. Empty or None without a user = somebody new."""
     user_features: Mapping[str, Any] | None = None
