@@ -22,6 +22,7 @@ from torch import Tensor
 from recsys.index.hits import Hits
 from recsys.index.parts import checked_parts, write_parts
 from recsys.index.protocol import check_lists, check_queries, no_hits
+from recsys.index.stored_checks import check_header, check_tensor
 from recsys.kernels.topk import largest, topk_smaller_id
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "MANIFEST", "VECTORS", "ExactIndex", "exact_scores"]
@@ -250,7 +251,9 @@ class ExactIndex:
     def load(cls, folder: Path, *, device: str | torch.device = "cpu") -> Self:
         """See :class:`recsys.index.protocol.VectorIndex`; on a CPU the vectors are mapped, not read."""
         header = checked_parts(folder, MANIFEST, format=FORMAT, format_version=FORMAT_VERSION, parts=(VECTORS,))
-        index = cls(load_file(folder / VECTORS, device=str(device))["vectors"])
+        check_header(header, num_items=int, dim=int)
+        vectors = load_file(folder / VECTORS, device=str(device)).get("vectors")
+        index = cls(check_tensor(f"{folder / VECTORS}: vectors", vectors, torch.float32, 2))
         if (index.num_items, index.dim) != (header["num_items"], header["dim"]):
             raise ValueError(
                 f"{folder / VECTORS} holds {index.num_items} x {index.dim} numbers, {MANIFEST} says "

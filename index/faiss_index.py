@@ -26,6 +26,7 @@ from recsys.index.exact import FORMAT, FORMAT_VERSION, MANIFEST, VECTORS, ExactI
 from recsys.index.hits import Hits
 from recsys.index.parts import REMEDY, checked_parts, write_parts
 from recsys.index.protocol import check_lists, check_queries
+from recsys.index.stored_checks import check_header, check_tensor
 from recsys.kernels.topk import topk_smaller_id
 
 __all__ = ["FaissIndex", "FaissOptions"]
@@ -242,7 +243,9 @@ class FaissIndex:
     def load(cls, folder: Path, *, device: str | torch.device = "cpu") -> Self:
         """See :class:`recsys.index.protocol.VectorIndex`. FAISS reads only bytes whose hash fits."""
         header = checked_parts(folder, MANIFEST, format=FORMAT, format_version=FORMAT_VERSION, parts=(VECTORS,))
-        exact = ExactIndex(load_file(folder / VECTORS, device=str(device))["vectors"])
+        check_header(header, num_items=int, dim=int, kind=str, options=dict)
+        vectors = load_file(folder / VECTORS, device=str(device)).get("vectors")
+        exact = ExactIndex(check_tensor(f"{folder / VECTORS}: vectors", vectors, torch.float32, 2))
         index = None
         if _FAISS_PART in header["parts"]:
             try:

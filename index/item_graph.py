@@ -24,6 +24,7 @@ from recsys.index.graph_side import GraphSide
 from recsys.index.hits import Hits
 from recsys.index.parts import checked_parts, write_parts
 from recsys.index.relations import GAMMA, grown_texts, grown_transitions, text_edges, transition_edges, walk_edges
+from recsys.index.stored_checks import check_header, check_ids, check_offsets, check_tensor
 from recsys.index.tensor_file import write_tensors
 from recsys.index.transitions import TransitionLog
 from recsys.index.walks import WALKS
@@ -308,7 +309,12 @@ class ItemGraph:
             ValueError: one line naming the file that is missing, truncated, changed or foreign, and what to do.
         """
         header = checked_parts(folder, _MANIFEST, format=_FORMAT, format_version=_FORMAT_VERSION, parts=(_EDGES,))
+        check_header(header, relations=list, max_neighbours=int, num_items=int, num_edges=int)
         tensors = load_file(folder / _EDGES, device=str(device))
+        try:
+            _check_edges(header["relations"], header["num_items"], tensors)
+        except ValueError as error:
+            raise ValueError(f"{folder / _EDGES}: {error}; build and save the graph again") from None
         parts = tensors["indptr"], tensors["neighbours"], tensors["values"]
         graph = cls(tuple(header["relations"]), header["max_neighbours"], *parts)
         if (graph.num_items, graph.num_edges) != (header["num_items"], header["num_edges"]):
@@ -317,6 +323,22 @@ class ItemGraph:
                 f"{header['num_edges']} of {header['num_items']}; build and save the graph again"
             )
         return graph
+
+
+def _check_edges(relations: list[Any], num_items: int, tensors: Mapping[str, Tensor]) -> None:
+    if len(set(map(str, relations))) != len(relations) or not all(isinstance(name, str) for name in relations):
+        raise ValueError("relations must be different names")
+    if set(tensors) != {"indptr", "neighbours", "values"}:
+        raise ValueError(f"it must hold indptr, neighbours and values, and holds {', '.join(sorted(tensors))[:80]}")
+    indptr = check_tensor("indptr", tensors["indptr"], torch.int64, 1)
+    neighbours = check_tensor("neighbours", tensors["neighbours"], torch.int32, 1)
+    values = check_tensor("values", tensors["values"], torch.float32, 1)
+    if len(values) != len(neighbours) or len(indptr) != num_items * max(1, len(relations)) + 1:
+        raise ValueError(f"{len(indptr)}, {len(neighbours)} and {len(values)} numbers do not make a table of edges")
+    check_offsets("indptr", indptr, len(neighbours))
+    check_ids("neighbours", neighbours, 0, num_items)
+    if len(values) and not float(values.min()) >= 0:
+        raise ValueError("values must not be negative")
 
 
 def _check_rows(name: str, shape: tuple[int, ...], num_items: int, columns: int | None = None) -> None:

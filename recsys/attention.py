@@ -18,7 +18,15 @@ from torch.nn import functional as F
 from recsys.causal_blocks import RunBias, attend_blocks
 from recsys.shared_attention import attend_own, attend_shared, joined, shared_bias
 
-__all__ = ["AttentionKind", "Group", "attend_delta", "attend_packed", "delta_weights", "equal_length_groups"]
+__all__ = [
+    "AttentionKind",
+    "Group",
+    "attend_delta",
+    "attend_packed",
+    "attend_padded",
+    "delta_weights",
+    "equal_length_groups",
+]
 
 AttentionKind = Literal["softmax", "silu"]
 
@@ -99,6 +107,23 @@ def attend_packed(
             out_BLHD = out_BHLD.transpose(1, 2)
         parts.append(out_BLHD.reshape(-1, *q_THD.shape[1:]))
     return torch.cat(parts) if parts else torch.empty_like(v_THD)
+
+
+def attend_padded(
+    q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, bias_BHLL: Tensor | None, *, kind: AttentionKind, max_len: int
+) -> Tensor:
+    """:func:`attend_packed` of sequences padded on the right, without a decision that looks at the data.
+
+    No real row sees a padded one, which all stand behind it; what padded rows get means nothing.
+    """
+    score_BHLL = (q_BLHD * q_BLHD.shape[-1] ** -0.5).transpose(1, 2) @ k_BLHD.permute(0, 2, 3, 1)
+    if bias_BHLL is not None:
+        score_BHLL = score_BHLL + bias_BHLL
+    place_L = torch.arange(q_BLHD.shape[1], device=q_BLHD.device)
+    weight_BHLL = _weights(score_BHLL, place_L[:, None] < place_L, kind)
+    if kind == "silu":
+        v_BLHD = v_BLHD / max_len
+    return (weight_BHLL @ v_BLHD.transpose(1, 2)).transpose(1, 2)
 
 
 def attend_delta(

@@ -16,6 +16,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from recsys.bundle_checks import check_rows, inside
 from recsys.errors import InputError
 from recsys.events import EventLog, Requests, SlateLog
 from recsys.manifest import Manifest
@@ -69,6 +70,15 @@ class Dataset:
         folder = Path(path)
         manifest = Manifest.read(folder)
         manifest.check_files(folder)
+        for name, rows in (
+            ("events.parquet", manifest.num_events), ("items.parquet", manifest.num_items),
+            ("users.parquet", manifest.num_users),
+        ):  # fmt: skip
+            try:
+                check_rows(inside(folder, name, "prepare the data again"), rows, {})
+            except (ValueError, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+                line = " ".join(str(error).split())[:300]
+                raise InputError(f"{folder} does not fit its manifest ({line}); prepare the data again") from error
         return cls(folder, manifest)
 
     def __repr__(self) -> str:

@@ -6,7 +6,7 @@ Suffixes: B = users, C = candidates, D = width, I = items, A = actions, T = pack
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from recsys.set_codes import SetCodes
 from recsys.target_aware import TargetAware
 from recsys.time_features import UNKNOWN_GAP
 from recsys.user_state import UserStates, pad_packed
+from recsys.weight_shapes import check_shapes
 
 __all__ = ["UnifiedModel"]
 
@@ -571,13 +572,30 @@ class UnifiedModel(nn.Module):
             raise InputError(
                 f"{folder / 'model.safetensors'} cannot be read ({error}); export the bundle again"
             ) from None
+        return cls.of_weights(config, weights, str(folder), "export the bundle again").to(device)
+
+    @classmethod
+    def of_weights(cls, config: ModelConfig, weights: Mapping[str, Tensor], where: str, remedy: str) -> UnifiedModel:
+        """A model of stored weights, in evaluation mode.
+
+        Names and shapes are compared before memory of the size that the configuration names is taken.
+
+        Args:
+            where, remedy: the beginning and the end of the message.
+
+        Raises:
+            InputError: the weights are those of another configuration, or not finite.
+        """
+        check_shapes(config, weights, where, remedy)
         model = cls(config)
         try:
-            model.load_state_dict(weights)
+            model.load_state_dict(dict(weights))
         except RuntimeError as error:
-            line = str(error).splitlines()[-1].strip()
-            raise InputError(f"{folder} holds weights of another model ({line}); export the bundle again") from None
-        return model.to(device).eval()
+            line = str(error).splitlines()[-1].strip()[:200]
+            raise InputError(f"{where} holds weights of another model ({line}); {remedy}") from None
+        for kind in model.codes.sizes:
+            model.codes.check(kind, model.codes.of(kind))
+        return model.eval()
 
 
 def _gap(at_B: Tensor, last_time_B: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.errors import InputError
 from recsys.index.hits import SourcedHits
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.protocol import source_labels
@@ -99,14 +100,17 @@ def _search(
             stage = timings.stage(f"search/{name}", [batch_rows[row] for row in rows])
             group = [questions[row] for row in rows]
             first = group[0]
-            hits = retriever.search(
-                _of_rows(snapshot, states, rows),
-                first.num_wanted,
-                at_B=_tensor(snapshot, [question.at for question in group]),
-                surface_B=_tensor(snapshot, [question.surface for question in group]),
-                exclude_QE=_tensor(snapshot, _padded([question.exclude_E for question in group])),
-                allow_N=None if first.allow_N is None else _tensor(snapshot, first.allow_N),
-            )
+            try:
+                hits = retriever.search(
+                    _of_rows(snapshot, states, rows),
+                    first.num_wanted,
+                    at_B=_tensor(snapshot, [question.at for question in group]),
+                    surface_B=_tensor(snapshot, [question.surface for question in group]),
+                    exclude_QE=_tensor(snapshot, _padded([question.exclude_E for question in group])),
+                    allow_N=None if first.allow_N is None else _tensor(snapshot, first.allow_N),
+                )
+            except ValueError as error:  # the question is checked, so what is wrong are the numbers of the model
+                raise InputError(f"{snapshot.bundle.path}: {' '.join(str(error).split())}") from error
             labels = source_labels(retriever)
             source_QK = hits.source_QK if isinstance(hits, SourcedHits) else torch.zeros_like(hits.ids_QK)
             parts = (hits.ids_QK.tolist(), hits.scores_QK.tolist(), source_QK.tolist())
@@ -143,6 +147,8 @@ def _rank(
         feature_BCF = bundle.features().of(ranked, item_BC, at_B, surface_BC)
         logits = bundle.model.rank(ranked, item_BC, at_B, surface_BC, feature_BCF, snapshot.item_ID)
         probability = bundle.calibration.probabilities(logits).cpu().numpy()
+        if np.isnan(probability).any():
+            raise InputError(f"{bundle.path}: its model gives probabilities that are no numbers; export it again")
         for place, row in enumerate(rows):
             result[row] = probability[place, : len(found[row])]
         stage.end()

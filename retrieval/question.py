@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.errors import Closed, InputError, SourceUnavailable
+from recsys.errors import Closed, InputError, SourceUnavailable, shown
 from recsys.events import UNKNOWN_ITEM, History
 from recsys.retrieval.history_sources.bundle import BundleHistories, no_histories
 from recsys.retrieval.history_sources.event_text import plain_id
 from recsys.retrieval.history_sources.reading import StoredHistory
 from recsys.retrieval.history_sources.source import HistorySource
+from recsys.retrieval.limits import Limits
 from recsys.retrieval.request import Request, is_cache_key
 from recsys.retrieval.rules.plan import RulePlan
 from recsys.retrieval.snapshot import Snapshot
@@ -62,7 +63,12 @@ class Question:
 
 
 def questions_of(
-    snapshot: Snapshot, requests: Sequence[Request], now: float, *, keep_states: bool = True
+    snapshot: Snapshot,
+    requests: Sequence[Request],
+    now: float,
+    limits: Limits | None = None,
+    *,
+    keep_states: bool = True,
 ) -> list[Question | InputError | SourceUnavailable | Closed]:
     """Translate requests, with one read of the source of histories; what is wrong with one stands in its place.
 
@@ -70,6 +76,7 @@ def questions_of(
         snapshot: what will answer them.
         requests: who asks, for what.
         now: seconds since 1970, for requests that name no time.
+        limits: of the size of each; None = the default ones.
         keep_states: False for users who are not expected again.
     """
     users: dict[int, Any] = {}
@@ -89,7 +96,7 @@ def questions_of(
     for row, request in enumerate(requests):
         if results[row] is None:
             try:
-                results[row] = question_of(snapshot, request, now, stored.get(row), keep_states=keep_states)
+                results[row] = question_of(snapshot, request, now, stored.get(row), limits, keep_states=keep_states)
             except InputError as error:
                 results[row] = error
     return results
@@ -100,6 +107,7 @@ def question_of(
     request: Request,
     now: float,
     stored: StoredHistory | None = None,
+    limits: Limits | None = None,
     *,
     keep_states: bool = True,
 ) -> Question:
@@ -110,17 +118,19 @@ def question_of(
         request: who asks, for what.
         now: seconds since 1970, for a request that names no time.
         stored: what the source of histories says of the user; None for nobody or an unknown one.
+        limits: of its size; None = the default ones.
         keep_states: False for users who are not expected again.
 
     Raises:
-        InputError: an unknown retriever or action.
+        InputError: a request beyond the limits, an unknown retriever or action.
     """
+    (limits or Limits()).check(request)
     bundle, notes = snapshot.bundle, list[str]()
     words = bundle.vocabulary
     for name in request.retrievers:
         if name not in snapshot.retrievers:
             there = ", ".join(snapshot.retrievers)
-            raise InputError(f"there is no retriever {name!r} in this bundle; it has {there}")
+            raise InputError(f"there is no retriever {shown(name)} in this bundle; it has {there}")
     action_weights(snapshot, request)
     start, user_K = empty_history(), np.zeros(bundle.model.config.user_dim, dtype=np.float32)
     if request.user_id is not None:
@@ -133,9 +143,9 @@ def question_of(
             if stored.num_strange_actions:
                 notes.append(f"{stored.num_strange_actions} stored events name actions outside this bundle")
         elif isinstance(snapshot.source, BundleHistories):
-            notes.append(f"user {request.user_id!r} is not in this bundle; answered as for a new user")
+            notes.append(f"user {shown(request.user_id)} is not in this bundle; answered as for a new user")
         else:
-            notes.append(f"no event of user {request.user_id!r} is stored; answered as for a new user")
+            notes.append(f"no event of user {shown(request.user_id)} is stored; answered as for a new user")
     if request.user_features is not None:
         user_K = encoded_user(bundle, request.user_features)
     history = words.history([*(request.history or ()), *request.new_events], after=start)
@@ -214,7 +224,7 @@ def action_weights(snapshot: Snapshot, request: Request) -> list[float]:
     given = {request.rank_by: 1.0} if isinstance(request.rank_by, str) else dict(request.rank_by or {})
     for name in given:
         if name not in snapshot.actions:
-            raise InputError(f"rank_by: this model ranks by {list(snapshot.actions)}, not by {name!r}")
+            raise InputError(f"rank_by: this model ranks by {list(snapshot.actions)}, not by {shown(name)}")
     return [float(given.get(name, 0.0)) for name in snapshot.actions]
 
 

@@ -6,7 +6,7 @@ Suffixes: I = items, K = hits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +16,13 @@ import polars as pl
 import torch
 
 from recsys.bundle import Bundle
-from recsys.errors import Closed, InputError, SourceUnavailable
+from recsys.errors import Closed, InputError, SourceUnavailable, shown
 from recsys.events import Event
 from recsys.kernels.topk import topk_smaller_id
 from recsys.retrieval.answer import answer, short_notes
 from recsys.retrieval.explain import MAX_EVENTS, Explanation, explained
 from recsys.retrieval.history_sources.bundle import no_histories
+from recsys.retrieval.limits import Limits
 from recsys.retrieval.live_catalogue import LiveCatalogue
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.question import Question, own_user_id, questions_of, source_of
@@ -37,6 +38,10 @@ __all__ = ["Recommender"]
 
 BATCH = 256
 """Requests encoded together; bounds the memory of :meth:`Recommender.recommend_batch`, not its results."""
+
+
+MOST_EXCLUSIONS = 1 << 23
+"""Places of the matrix of excluded items of requests answered together."""
 
 
 class Recommender:
@@ -58,6 +63,7 @@ class Recommender:
         clock: Callable[[], float] = time.time,
         history_source: SourceChoice = None,
         states: UserStateStore | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """Serve a loaded bundle.
 
@@ -67,8 +73,9 @@ class Recommender:
             history_source: where the events of a ``user_id`` come from and :meth:`append_events` puts them; None = the
                 bundle's histories, read-only. It stays the caller's to close.
             states: keeps the states of returning users, for the bundle's model; None = as :meth:`load` does.
+            limits: of the size of a request; None = the default ones.
         """
-        self._clock = clock
+        self._clock, self.limits = clock, limits or Limits()
         self._observers: tuple[Observer, ...] = (RequestLog(),)
         kept = _store(bundle) if states is None else states
         self._live = LiveCatalogue(Snapshot.of(bundle, history_source, kept))
@@ -82,6 +89,7 @@ class Recommender:
         history_source: SourceChoice = None,
         state_bytes: int | Literal["auto"] = "auto",
         state_storage: Storage = "float32",
+        limits: Limits | None = None,
     ) -> Recommender:
         """Open a bundle folder.
 
@@ -94,13 +102,15 @@ class Recommender:
             state_bytes: memory for states of returning users, who then pay for their new events only. ``auto`` = a
                 quarter of what is free on the device, and of the host's for what has to leave a GPU; 0 = none.
             state_storage: ``int8`` keeps three to four times as many users, whose probabilities are then approximate.
+            limits: of the size of a request; None = the default ones.
 
         Raises:
             InputError: a part of the bundle is missing, damaged or foreign, or the memory is not there; one line says
                 which and what to do.
         """
         bundle = Bundle.open(path, device)
-        return cls(bundle, history_source=history_source, states=_store(bundle, state_bytes, state_storage))
+        states = _store(bundle, state_bytes, state_storage)
+        return cls(bundle, history_source=history_source, states=states, limits=limits)
 
     def save(self, path: Path | str) -> None:
         """Write a bundle to another folder that loads as what answers now, changes of the catalogue included.
@@ -230,7 +240,7 @@ class Recommender:
 
         Raises:
             InputError: a request that cannot be meant (unknown retriever or action, k below 1, both user_id and
-                history), or a user id where the bundle holds no histories.
+                history) or is larger than :attr:`limits`, or a user id where the bundle holds no histories.
             SourceUnavailable: the user's history cannot be read now.
         """
         request = Request(
@@ -277,25 +287,27 @@ class Recommender:
         self, snapshot: Snapshot, requests: Sequence[Request], *, together: bool, keep_states: bool = True
     ) -> list[Any]:
         """Pages, errors in the places of requests that are refused; ``together``: the first of these is raised."""
-        timings = BatchTimings(requests)
+        timings, pages = BatchTimings(requests), list[Page]()
         try:
             with timings.stage("history"):
-                questions = questions_of(snapshot, requests, self._clock(), keep_states=keep_states)
+                questions = questions_of(snapshot, requests, self._clock(), self.limits, keep_states=keep_states)
             refused = [question for question in questions if not isinstance(question, Question)]
             if refused and together:
                 raise refused[0]
-            kept = [question for question in questions if isinstance(question, Question)]
-            timings.keep([question.request for question in kept])
-            pages = iter(answer(snapshot, kept, timings))
+            for few in _portions([question for question in questions if isinstance(question, Question)]):
+                if pages:
+                    timings = BatchTimings(few)
+                timings.keep([question.request for question in few])
+                pages += answer(snapshot, few, timings)
+                for observer in self._observers:
+                    observer.answered(timings)
         except Exception as error:
             self._tell_of_failure(timings, error)
             raise
         for refusal in refused:
             self._tell_of_failure(BatchTimings([None]), refusal)
-        if kept:
-            for observer in self._observers:
-                observer.answered(timings)
-        return [next(pages) if isinstance(question, Question) else question for question in questions]
+        answers = iter(pages)
+        return [next(answers) if isinstance(question, Question) else question for question in questions]
 
     def _tell_of_failure(self, timings: BatchTimings, error: Exception) -> None:
         timings.finish()
@@ -414,7 +426,7 @@ class Recommender:
             user_features=user_features,
         )  # fmt: skip
         snapshot = self._snapshot
-        (question,) = questions_of(snapshot, [request], self._clock())
+        (question,) = questions_of(snapshot, [request], self._clock(), self.limits)
         if not isinstance(question, Question):
             raise question
         return explained(snapshot, question, item_id, max_events=max_events, attention=attention)
@@ -428,12 +440,14 @@ class Recommender:
             InputError: the catalogue does not hold the item.
         """
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise InputError(f"k must be a positive integer, got {k!r}")
+            raise InputError(f"k must be a positive integer, got {shown(k)}")
+        if k > self.limits.k:
+            raise InputError(f"k {shown(k)}, more than the {self.limits.k:,} that are answered (Limits.k)")
         snapshot = self._snapshot
         bundle, length_I = snapshot.bundle, snapshot.length_I.clamp_min(1e-12)
         item = int(bundle.vocabulary.items.index([item_id])[0])
         if item < 0:
-            raise InputError(f"item {item_id!r} is not in the catalogue of {bundle.path}")
+            raise InputError(f"item {shown(item_id)} is not in the catalogue of {bundle.path}")
         cosine_I = (bundle.vectors @ (bundle.vectors[item] / length_I[item])) / length_I
         cosine_I[item] = -torch.inf
         num_left = len(cosine_I) - len(np.union1d(bundle.withdrawn_G, [item]))
@@ -460,8 +474,26 @@ def _store(
     )  # fmt: skip
 
 
-def _request(fields: Mapping[str, Any]) -> Request:
-    unknown = sorted(set(fields) - set(Request.__dataclass_fields__))
+def _portions(questions: Sequence[Question]) -> Iterator[list[Question]]:
+    """Questions that are answered together; few of them where their exclusions are many."""
+    few: list[Question] = []
+    most = 0
+    for question in questions:
+        most = max(most, len(question.exclude_E))
+        if few and (len(few) + 1) * most > MOST_EXCLUSIONS:
+            yield few
+            few, most = [], len(question.exclude_E)
+        few.append(question)
+    if few:
+        yield few
+
+
+def _request(fields: Any) -> Request:
+    if not isinstance(fields, Mapping):
+        raise InputError(f"a request must be a Request or a mapping of its fields, got {shown(fields)}")
+    unknown = sorted(map(str, set(fields) - set(Request.__dataclass_fields__)))
     if unknown:
-        raise InputError(f"a request has no field {unknown[0]!r}; its fields are {list(Request.__dataclass_fields__)}")
+        raise InputError(
+            f"a request has no field {shown(unknown[0])}; its fields are {list(Request.__dataclass_fields__)}"
+        )
     return Request(**fields)
