@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recsys.index.parts import checked_parts, write_parts
+from recsys.index.stored_checks import check_header, check_ids, check_offsets, check_tensor
 from recsys.index.tensor_file import write_tensors
 
 __all__ = ["Children", "CodeTrie", "TrieLevel"]
@@ -256,6 +258,11 @@ class CodeTrie:
             levels.append(replace(level, alive_N=left_N > 0))
         return replace(self, levels=tuple(levels), gone_G=gone_G)
 
+    def whole(self) -> CodeTrie:
+        """The trie in which no item is removed."""
+        levels = tuple(replace(level, alive_N=None) for level in self.levels)
+        return replace(self, levels=levels, gone_G=None)
+
     def to(self, device: torch.device | str) -> CodeTrie:
         """The same trie on a device."""
         gone_G = None if self.gone_G is None else self.gone_G.to(device)
@@ -291,7 +298,12 @@ class CodeTrie:
             ValueError: one line naming the file that is missing, truncated, changed or foreign, and what to do.
         """
         header = checked_parts(folder, _MANIFEST, format=_FORMAT, format_version=_FORMAT_VERSION, parts=(_TENSORS,))
+        check_header(header, num_items=int, sizes=list, most_children=list)
         tensors = load_file(folder / _TENSORS)
+        try:
+            _check_nodes(header, tensors)
+        except ValueError as error:
+            raise ValueError(f"{folder / _TENSORS}: {error}; build and save the trie again") from None
         levels = tuple(
             TrieLevel(
                 tensors[f"code.{number}"],
@@ -315,6 +327,40 @@ def _check(codes: Ints, sizes: tuple[int, ...]) -> None:
         low, high = int(codes[:, level].min()), int(codes[:, level].max())
         if low < 0 or high >= size:
             raise ValueError(f"codes of level {level + 1} must be from 0 to {size - 1}, got {low} to {high}")
+
+
+def _check_nodes(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    sizes, num_items = header["sizes"], header["num_items"]
+    if not 1 <= len(sizes) <= 64 or not all(type(size) is int and 0 < size < 2**31 for size in sizes):
+        raise ValueError("sizes must be positive numbers, one per level")
+    item_P = check_tensor("item", tensors.get("item"), torch.int32, 1)
+    place_I = check_tensor("place", tensors.get("place"), torch.int32, 1)
+    if len(item_P) != num_items or len(place_I) != num_items or not num_items:
+        raise ValueError(f"item and place must be of {num_items} items")
+    check_ids("item", item_P, 0, num_items)
+    if not torch.equal(place_I[item_P.long()], torch.arange(num_items, dtype=torch.int32)):
+        raise ValueError("place does not say where the items stand")
+    num_above, most = 1, []
+    for level, size in enumerate(sizes):
+        code_N = check_tensor(f"code.{level}", tensors.get(f"code.{level}"), torch.int32, 1)
+        child_M1 = check_tensor(f"child.{level}", tensors.get(f"child.{level}"), torch.int32, 1)
+        start_N1 = check_tensor(f"start.{level}", tensors.get(f"start.{level}"), torch.int32, 1)
+        if len(child_M1) != num_above + 1 or len(start_N1) != len(code_N) + 1:
+            raise ValueError(f"level {level + 1} does not fit the one above")
+        check_ids(f"code.{level}", code_N, 0, size)
+        check_offsets(f"child.{level}", child_M1, len(code_N))
+        check_offsets(f"start.{level}", start_N1, num_items)
+        if f"table.{level}" in tensors:
+            table_MK = check_tensor(f"table.{level}", tensors[f"table.{level}"], torch.int32, 2)
+            if table_MK.shape != (num_above, size):
+                raise ValueError(f"table.{level} must be {[num_above, size]}, got {list(table_MK.shape)}")
+            check_ids(f"table.{level}", table_MK, -1, len(code_N))
+        most.append(int(child_M1.diff().max()))
+        num_above = len(code_N)
+    if header["most_children"] != most:
+        raise ValueError(f"most_children must be {most}")
+    if "gone" in tensors:
+        check_ids("gone", check_tensor("gone", tensors["gone"], torch.int32, 1), 0, num_items)
 
 
 def _sorted(codes: Ints, sizes: tuple[int, ...]) -> Ints:

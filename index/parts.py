@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from recsys.index.stored_checks import is_plain_file, strict_json
+
 __all__ = ["REMEDY", "checked_parts", "write_parts"]
 
 REMEDY = "copy the folder again from where it was saved, or build and save it again"
@@ -75,11 +77,13 @@ def checked_parts(
         ValueError: one line naming the file that is missing, truncated, changed or foreign, and what to do.
     """
     path = folder / manifest
+    if path.exists() and not is_plain_file(path):
+        raise ValueError(f"{path} is no plain file (links are not followed); {REMEDY}")
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = strict_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} is missing; {REMEDY}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); {REMEDY}") from None
     if not isinstance(header, dict) or header.get("format") != format:
         raise ValueError(f"{path} does not describe a {format} folder; {REMEDY}")
@@ -90,14 +94,22 @@ def checked_parts(
         )
     if header.get("checksum") != _checksum(header):
         raise ValueError(f"{path} was changed after it was written; {REMEDY}")
+    listed = header.get("parts")
+    if not isinstance(listed, dict) or not all(
+        isinstance(part, dict) and isinstance(part.get("sha256"), str) and isinstance(part.get("bytes"), int)
+        for part in listed.values()
+    ):
+        raise ValueError(f"{path} does not say the size and SHA-256 of every part; {REMEDY}")
     for name in parts:
-        if name not in header["parts"]:
+        if name not in listed:
             raise ValueError(f"{path} lists no {name}; {REMEDY}")
-    for name, part in sorted(header["parts"].items()):
+    for name, part in sorted(listed.items()):
         file = folder / name
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".", ".."):
             raise ValueError(f"{path} names {name!r}, a file outside its folder; {REMEDY}")
-        if not file.is_file():
+        if file.exists() and not is_plain_file(file):
+            raise ValueError(f"{file} is no plain file (links are not followed); {REMEDY}")
+        if not is_plain_file(file):
             raise ValueError(f"{file} is missing; {REMEDY}")
         if file.stat().st_size != part["bytes"]:
             raise ValueError(f"{file} has {file.stat().st_size} bytes instead of {part['bytes']}; {REMEDY}")

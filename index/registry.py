@@ -54,5 +54,5 @@ def load_index(folder: Path, *, device: str | torch.device = "cpu") -> VectorInd
         ValueError: one line naming the part that is missing, truncated, changed or foreign, and what to do.
     """
     header = checked_parts(folder, MANIFEST, format=FORMAT, format_version=FORMAT_VERSION, parts=())
-    index: VectorIndex = _class_of(header["kind"]).load(folder, device=device)
+    index: VectorIndex = _class_of(str(header.get("kind"))).load(folder, device=device)
     return index

@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
 from recsys.dataset import Dataset
 from recsys.errors import InputError
@@ -100,7 +101,14 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[UnifiedModel, dic
     meta = checkpoint.get("recsys") if isinstance(checkpoint, dict) else None
     if not isinstance(meta, dict) or "config" not in meta:
         raise InputError(f"{path} is no checkpoint of `recsys fit`; give RUN/checkpoints/best.ckpt")
-    model = UnifiedModel(ModelConfig.from_dict(meta["config"]))
-    weights = {k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items() if k.startswith("net.")}
-    model.load_state_dict(weights)
-    return model.to(device).eval(), dict(meta)
+    stored = checkpoint.get("state_dict")
+    if not isinstance(meta["config"], dict) or not isinstance(stored, dict):
+        raise InputError(f"{path} is no checkpoint of `recsys fit`; give RUN/checkpoints/best.ckpt")
+    weights = {k.removeprefix("net."): v for k, v in stored.items() if isinstance(v, Tensor) and k.startswith("net.")}
+    try:
+        model = UnifiedModel.of_weights(ModelConfig.from_dict(meta["config"]), weights, str(path), "train again")
+    except InputError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} holds no model ({' '.join(str(error).split())[:200]}); train again") from None
+    return model.to(device), dict(meta)

@@ -81,6 +81,12 @@ COMMANDS: dict[str, Command] = {
         "write the bundle that serves a trained model",
         "recsys export --checkpoint runs/1/checkpoints/best.ckpt --data data --output bundle --histories",
     ),
+    "export-programs": Command(
+        "recsys.pipelines.export_programs",
+        "export_programs",
+        "write the model of a bundle as programs for other runtimes",
+        "recsys export-programs --bundle bundle --output programs --onnx",
+    ),
     "recommend": Command(
         "recsys.pipelines.lookup",
         "recommend",

@@ -115,7 +115,7 @@ def _read(path: Path) -> pl.DataFrame:
     for file in files:
         try:
             frame = pl.read_parquet(file, glob=False)
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
             raise InputError(f"{file} is not a readable Parquet file ({' '.join(str(error).split())[:120]})") from None
         for column in ("user_id", "item_ids"):
             if column not in frame.columns:

@@ -32,7 +32,7 @@ def read_ids(path: Path, column: str, flag: str) -> pl.Series:
         else:
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
             return pl.Series(column, [line for line in lines if line and line != column], dtype=pl.String)
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise InputError(f"{flag}: {path} cannot be read ({reason})") from None
     if column not in frame.columns:

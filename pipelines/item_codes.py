@@ -125,19 +125,24 @@ def read_codes(path: Path, dataset: Dataset, kinds: Sequence[str] = KINDS) -> Gi
     about = read_sids(path) if path.is_dir() else None
     file = path / CODES_FILE if path.is_dir() else path
     try:
-        frame = pl.read_parquet(file)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{file} cannot be read as semantic IDs ({str(error).splitlines()[0][:120]})") from None
+        if not file.is_file():
+            raise InputError(f"{file} is no file; give what `recsys tokenize` wrote, or a Parquet file of codes")
+        frame = pl.read_parquet(file, glob=False)
+        ids = IdMap(frame["item_id"]) if "item_id" in frame.columns else None
+    except InputError:
+        raise
+    except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise InputError(f"{file} cannot be read as semantic IDs ({' '.join(str(error).split())[:120]})") from None
     kinds = [kind for kind in KINDS if kind in frame.columns and kind in kinds]
-    if "item_id" not in frame.columns or not kinds:
+    if ids is None or not kinds:
         raise InputError(
             f"{file} needs the columns item_id and codes (or parallel_codes, set_codes), it has {frame.columns}"
         )
-    row_I = IdMap(frame["item_id"]).index(dataset.items["item_id"])
+    row_I = ids.index(dataset.items["item_id"])
     if (row_I < 0).any():
         missing = dataset.items["item_id"][int(np.flatnonzero(row_I < 0)[0])]
         raise InputError(f"{file} has no codes of the item {missing!r} of {dataset.path}; run `recsys tokenize` on it")
-    if about is not None and IdMap(frame["item_id"]).ids.equals(dataset.item_ids):
+    if about is not None and ids.ids.equals(dataset.item_ids):
         return GivenCodes.of(MadeCodes.load(path), kinds)
     stated = {} if about is None else {kind: tuple(said["sizes"]) for kind, said in about["kinds"].items()}
     codes = {kind: _codes(file, frame[kind], row_I) for kind in kinds}

@@ -12,11 +12,13 @@
     trie/                  code trie of the semantic IDs, where the model generates them
     tokenizers/            what makes the codes of new items, by kind of codes, where codes were made here
     text/                  text transform as plain arrays, where the data had text; text/encoders/NAME: text encoders
+    sparse_text.safetensors    TF-IDF rows of the item texts, where the item graph has the relation made of them
     content_map.safetensors    from the content of an item to what the model reads of it, where it reads content
     user_features.safetensors    what the model reads of the users in histories.parquet, where it reads something
     histories.parquet      the events of every user in internal numbers, where asked for
     past_counts.safetensors    how often each action followed so far, where the model reads past rates
-    calibration.safetensors    temperature and offset of every action, where there were slates to fit them on
+    withdrawn.parquet      ids of items that are never returned, where there are some
+    calibration.safetensors    temperature and offset of every action, curves of some, where slates were there to fit on
 """
 
 from __future__ import annotations
@@ -26,17 +28,19 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from recsys.bundle_checks import check_events, check_plain_files, check_rows, check_words, inside
 from recsys.calibration import Calibration
 from recsys.candidate_features import CandidateFeatures
 from recsys.errors import InputError
@@ -47,16 +51,28 @@ from recsys.index.item_graph import ItemGraph
 from recsys.index.memory_terms import MemoryWeights
 from recsys.index.protocol import VectorIndex
 from recsys.index.registry import load_index
+from recsys.index.stored_checks import check_tensor
 from recsys.model import UnifiedModel
 from recsys.past_counts import PastSource, PastTable
-from recsys.vocabulary import IdMap, Vocabulary
+from recsys.vocabulary import IdMap, Vocabulary, is_id_type
 
-__all__ = ["FORMAT_VERSION", "MARKER", "USER_FEATURES", "Bundle", "StoredHistories", "new_bundle"]
+__all__ = [
+    "FORMAT_VERSION",
+    "MARKER",
+    "SPARSE_TEXT",
+    "USER_FEATURES",
+    "WITHDRAWN",
+    "Bundle",
+    "StoredHistories",
+    "new_bundle",
+]
 
 FORMAT = "recsys-bundle"
 FORMAT_VERSION = 1
 MARKER = "bundle.json"
 USER_FEATURES = "user_features.safetensors"
+SPARSE_TEXT = "sparse_text.safetensors"
+WITHDRAWN = "withdrawn.parquet"
 REQUIRED = (
     "model/model.json",
     "model/model.safetensors",
@@ -66,7 +82,20 @@ REQUIRED = (
     "graph_now",
     "index",
 )
-_MISFITS = (ValueError, KeyError, TypeError, OSError, RuntimeError, SafetensorError, pl.exceptions.PolarsError)
+_MISFITS = (
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, OSError, RuntimeError,
+    SafetensorError, pl.exceptions.PolarsError, pl.exceptions.PanicException,
+)  # fmt: skip
+STORED_TYPES = {
+    "user_id": is_id_type,
+    "item": pl.List(pl.Int32),
+    "timestamp": pl.List(pl.Int64),
+    "yes": pl.List(pl.UInt32),
+    "known": pl.List(pl.UInt32),
+    "surface": pl.List(pl.UInt16),
+    "time_known": pl.List(pl.Boolean),
+}
+"""Columns of ``histories.parquet``."""
 _REMEDY = "copy the bundle again, or write it again with `recsys export`"
 
 
@@ -101,6 +130,8 @@ class StoredHistories:
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
         names = ["item", "timestamp", "yes", "known", "surface"]
         rows = frame.filter(pl.Series(lengths > 0)).select(*names, "time_known").explode(*names, "time_known")
+        if rows.null_count().sum_horizontal().item():
+            raise ValueError(f"{path.name} holds events without all of their values")
         ints = {name: rows[name].to_numpy().astype(np.int64) for name in names}
         events = EventLog(
             offsets=offsets,
@@ -137,11 +168,42 @@ class Bundle:
     """Counts of everything known; None where the model reads no past rates."""
     trie: CodeTrie | None
     """Of the semantic IDs that the model generates; None where it generates none."""
+    withdrawn_G: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """[G] rising numbers of items that no search returns; index, graphs and trie know them as well."""
+
+    def without(self, withdrawn_G: NDArray[np.int64]) -> Bundle:
+        """The same bundle, sharing its memory, with other items withdrawn.
+
+        Args:
+            withdrawn_G: [G] int64, rising.
+        """
+        device = self.vectors.device
+        gone_G = torch.from_numpy(withdrawn_G).to(device)
+        gone_I = None
+        if len(withdrawn_G):
+            gone_I = torch.zeros(len(self.vectors), dtype=torch.bool, device=device)
+            gone_I[gone_G] = True
+        trie = None if self.trie is None else self.trie.whole()
+        return replace(
+            self,
+            index=self.index.without(gone_I),
+            graph_now=replace(self.graph_now, gone_I=gone_I),
+            graph_train=replace(self.graph_train, gone_I=gone_I),
+            trie=trie.without(gone_G) if trie is not None and len(withdrawn_G) else trie,
+            withdrawn_G=withdrawn_G,
+        )
 
     @property
     def data_hash(self) -> str:
         """Hash of the prepared dataset that the model was trained on."""
         return str(self.manifest["data_hash"])
+
+    @property
+    def model_hash(self) -> str:
+        """Hash of the weights and the configuration that came with the bundle."""
+        files = self.manifest["files"]
+        both = f"{files['model/model.safetensors']} {files['model/model.json']}"
+        return hashlib.sha256(both.encode()).hexdigest()
 
     @property
     def retrievers(self) -> tuple[str, ...]:
@@ -179,28 +241,41 @@ class Bundle:
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device {str(device)!r} was asked for, but torch finds no CUDA device; use device='cpu'")
         manifest = checked_manifest(path)
-        _check_files(path, manifest["files"])
+        _check_files(path, manifest.get("files"))
         try:
+            check_words(manifest)
             return cls._load(path, manifest, device)
         except (InputError, MemoryError, torch.OutOfMemoryError):
             raise
         except _MISFITS as error:
             # Every byte is what the writer hashed, so only parts that never belonged together come here.
-            line = " ".join(str(error).split())
+            line = " ".join(str(error).split())[:500]
             raise InputError(f"{path}: its parts do not fit together ({line}); {_REMEDY}") from error
 
     @classmethod
     def _load(cls, path: Path, manifest: dict[str, Any], device: str | torch.device) -> Bundle:
+        model = UnifiedModel.load(path / "model", device=str(device))
+        num_items = model.config.num_items
+        if manifest["num_items"] != num_items:
+            raise InputError(
+                f"{path}: model holds {num_items} items but bundle.json says {manifest['num_items']}; {_REMEDY}"
+            )
+        check_rows(path / "items.parquet", num_items, {"item_id": is_id_type})
         items = pl.read_parquet(path / "items.parquet", glob=False)
+        item_map = IdMap(items["item_id"])
+        item_map.check_unique()
         vocabulary = Vocabulary(
-            items=IdMap(items["item_id"]),
+            items=item_map,
             actions=tuple(manifest["actions"]),
             surfaces=tuple(manifest["surfaces"]),
             clock=str(manifest["clock"]),
             max_timestamp=int(manifest["max_timestamp"]),
         )
-        model = UnifiedModel.load(path / "model", device=str(device))
-        vectors = load_file(path / "vectors.safetensors", device=str(device))["vectors"]
+        vectors = check_tensor(
+            "vectors", load_file(path / "vectors.safetensors", device=str(device)).get("vectors"), torch.float32, 2
+        )
+        if vectors.shape != (num_items, model.config.dim):
+            raise ValueError(f"vectors must be {[num_items, model.config.dim]}, got {list(vectors.shape)}")
         try:
             index = load_index(path / "index", device=device)
         except ValueError as error:  # says what to do by itself, for one which extra to install
@@ -208,17 +283,25 @@ class Bundle:
         graphs = {name: ItemGraph.load(path / name, device=device) for name in ("graph_now", "graph_train")}
         histories = None
         if "histories.parquet" in manifest["files"]:
+            check_rows(path / "histories.parquet", manifest["num_users"], STORED_TYPES)
             histories = StoredHistories.read(path / "histories.parquet")
+            histories.users.check_unique()
+            check_events(histories.events, model.config)
         calibration = Calibration.identity(model.config.num_actions)
         if "calibration.safetensors" in manifest["files"]:
             calibration = Calibration.load(path / "calibration.safetensors")
+            for values in (calibration.scale_A, calibration.offset_A):
+                if values.shape != (model.config.num_actions,) or not np.isfinite(values).all():
+                    raise ValueError("calibration.safetensors is of other actions than the model")
         user_features = None
         if model.config.user_dim and histories is not None:
             if USER_FEATURES not in manifest["files"]:
                 raise InputError(
                     f"{path}: its model reads features of users and there is no {USER_FEATURES}; {_REMEDY}"
                 )
-            user_features = load_file(path / USER_FEATURES, device=str(device))["features"]
+            user_features = check_tensor(
+                "features", load_file(path / USER_FEATURES, device=str(device)).get("features"), torch.float32, 2
+            )
             if user_features.shape != (len(histories.users), model.config.user_dim):
                 raise InputError(f"{path}: {USER_FEATURES} is of other users or columns than the model; {_REMEDY}")
         blocks = manifest.get("user_content") or []
@@ -264,7 +347,7 @@ class Bundle:
                 raise InputError(f"{path}: its item graph has no relation {name!r}; {_REMEDY}")
         if model.config.num_actions != len(vocabulary.actions) or model.config.num_surfaces != len(vocabulary.surfaces):
             raise InputError(f"{path}: the model's actions and surfaces are not those of bundle.json; {_REMEDY}")
-        return cls(
+        bundle = cls(
             path=path,
             manifest=manifest,
             vocabulary=vocabulary,
@@ -280,6 +363,13 @@ class Bundle:
             past=past,
             trie=trie,
         )
+        if WITHDRAWN not in manifest["files"]:
+            return bundle
+        ids = pl.read_parquet(path / WITHDRAWN)["item_id"]
+        number_G = vocabulary.items.index(ids)
+        if (number_G < 0).any():
+            raise InputError(f"{path}: {WITHDRAWN} names items that {path / 'items.parquet'} does not hold; {_REMEDY}")
+        return bundle.without(np.unique(number_G))
 
     def check_data(self, data_hash: str, where: Path | str) -> None:
         """Refuse a dataset other than the one this bundle was made from."""
@@ -338,6 +428,7 @@ def checked_manifest(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no folder; give a bundle written by `recsys export`")
     if not (path / MARKER).is_file():
         raise InputError(f"{path} holds no {MARKER}; give a bundle written by `recsys export`")
+    inside(path, MARKER, _REMEDY)
     manifest = read_json(path / MARKER)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{path / MARKER} does not describe a bundle; {_REMEDY}")
@@ -353,23 +444,17 @@ def checked_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_files(path: Path, files: dict[str, str]) -> None:
+def _check_files(path: Path, files: Any) -> None:
     """Every listed file is there with its bytes, and no other file is."""
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in (*files, *files.values())):
+        raise InputError(f"{path}: bundle.json does not list the SHA-256 of every file; {_REMEDY}")
     for part in REQUIRED:
         if not any(name == part or name.startswith(part + "/") for name in files):
             raise InputError(f"{path}: bundle.json lists no {part}; {_REMEDY}")
     for name, expected in sorted(files.items()):
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise InputError(f"{path}: bundle.json names {name!r}, a file outside the bundle; {_REMEDY}")
-        if not (path / name).is_file():
-            raise InputError(f"{path / name} is missing from the bundle; {_REMEDY}")
-        if sha256_file(path / name) != expected:
+        if sha256_file(inside(path, name, _REMEDY)) != expected:
             raise InputError(
                 f"{path / name} is not the file this bundle was written with (truncated, damaged or from another "
                 f"bundle); {_REMEDY}"
             )
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path).as_posix()
-        hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
-        if file.is_file() and name not in files and name != MARKER and not hidden:
-            raise InputError(f"{file} is no part of this bundle; remove it, or write the bundle again")
+    check_plain_files(path, files, MARKER)

@@ -16,9 +16,11 @@ import scipy.sparse
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from recsys.bundle_checks import check_rows, inside
 from recsys.errors import InputError
 from recsys.events import EventLog, Requests, SlateLog
 from recsys.manifest import Manifest
+from recsys.sparse_rows import read_sparse
 from recsys.vocabulary import IdMap, Vocabulary
 
 __all__ = ["Dataset", "offsets_of"]
@@ -68,6 +70,15 @@ class Dataset:
         folder = Path(path)
         manifest = Manifest.read(folder)
         manifest.check_files(folder)
+        for name, rows in (
+            ("events.parquet", manifest.num_events), ("items.parquet", manifest.num_items),
+            ("users.parquet", manifest.num_users),
+        ):  # fmt: skip
+            try:
+                check_rows(inside(folder, name, "prepare the data again"), rows, {})
+            except (ValueError, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+                line = " ".join(str(error).split())[:300]
+                raise InputError(f"{folder} does not fit its manifest ({line}); prepare the data again") from error
         return cls(folder, manifest)
 
     def __repr__(self) -> str:
@@ -272,9 +283,7 @@ class Dataset:
         """[I, V] TF-IDF rows of unit length (zero rows for items without text); None where there is no text."""
         if "sparse_text.safetensors" not in self.manifest.files:
             return None
-        parts = load_file(self.path / "sparse_text.safetensors")
-        shape = tuple(int(size) for size in parts["shape"])
-        return scipy.sparse.csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=shape)
+        return read_sparse(self.path / "sparse_text.safetensors")
 
     @property
     def content_blocks(self) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from recsys.attention import Group, attend_delta, attend_packed
+from recsys.attention import Group, attend_delta, attend_packed, attend_padded, delta_weights
 from recsys.blocks import Block, init_linear, make_block
 from recsys.causal_blocks import TimeRuns, time_runs
 from recsys.embedding_table import EmbeddingTable
@@ -93,6 +93,32 @@ class Encoder(nn.Module):
             cache.append((k, v))
         return self.norm(x_RD), cache
 
+    def padded(self, x_BLD: Tensor, time_BL: Tensor, time_known_BL: Tensor) -> tuple[Tensor, KeysValues]:
+        """:meth:`forward` of sequences padded on the right, as one fixed sequence of tensor operations.
+
+        Args:
+            x_BLD: tokens; those of padded rows may be anything.
+        Returns:
+            [B, L, D] normalised outputs, and keys and values [B, L, H, head_dim] per layer.
+        """
+        bucket = distance = None
+        if self.has_time_bias:
+            bucket = _same_row_is_zero(_difference_bucket(time_BL, time_known_BL, time_BL, time_known_BL))
+        if self.has_position_bias:
+            place_L = torch.arange(x_BLD.shape[1], device=x_BLD.device)
+            distance = (place_L[:, None] - place_L)[None]
+        turn = self._turn(time_BL, time_known_BL)
+        cache: KeysValues = []
+        for block in self._layers():
+            q, k, v, gate = block.project(x_BLD)
+            if turn is not None:
+                q, k = rotate(q, turn), rotate(k, turn)
+            bias_BHLL = block.bias(bucket, distance)
+            attended = attend_padded(q, k, v, bias_BHLL, kind=block.kind, max_len=self.max_len)
+            x_BLD = block.finish(x_BLD, attended, gate)
+            cache.append((k, v))
+        return self.norm(x_BLD), cache
+
     def delta(
         self,
         x_ND: Tensor,
@@ -106,6 +132,7 @@ class Encoder(nn.Module):
         time_BL: Tensor,
         time_known_BL: Tensor,
         earlier: Sequence[KeysValues] = (),
+        weights: list[Tensor] | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """Run only new rows against cached keys and values.
 
@@ -114,6 +141,7 @@ class Encoder(nn.Module):
             cache: padded [B, L, H, head_dim] per layer. visible_BN: cached *rows* each new row sees.
             own: see :func:`recsys.attention.attend_delta`.
             earlier: what this method returned for rows that each new row, with ``self``, sees as well, oldest first.
+            weights: takes the attention weights [B, N, H, L] of every layer, with ``self``, for somebody to look at.
         Returns:
             [N, D] outputs (packed) and the new rows' keys and values, padded [B, columns, H, head_dim].
         """
@@ -142,6 +170,13 @@ class Encoder(nn.Module):
                 k, v = (torch.stack([*(past[layer][i] for past in earlier), x], 2) for i, x in enumerate((k, v)))
             else:
                 bias_own = block.bias(bucket_own, distance_own)
+            if weights is not None:
+                weights.append(
+                    delta_weights(
+                        q, k, k_BLHD, visible_BN,
+                        bias_BHNL=bias_BHNL, bias_own=bias_own, kind=block.kind, max_len=self.max_len,
+                    )
+                )  # fmt: skip
             attended = attend_delta(
                 q, k, v, k_BLHD, v_BLHD, visible_BN,
                 own=own, bias_BHNL=bias_BHNL, bias_own=bias_own, kind=block.kind, max_len=self.max_len,

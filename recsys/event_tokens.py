@@ -24,7 +24,8 @@ def action_bits(mask: Tensor, num_actions: int) -> Tensor:
     >>> action_bits(torch.tensor([5]), 3).tolist()
     [[1.0, 0.0, 1.0]]
     """
-    return ((mask[..., None] >> torch.arange(num_actions, device=mask.device)) & 1).float()
+    bit_A = torch.arange(num_actions, device=mask.device)
+    return (torch.bitwise_right_shift(mask[..., None], bit_A) & 1).float()
 
 
 class EventTokens(nn.Module):

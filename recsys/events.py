@@ -9,16 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["UNKNOWN_ITEM", "Event", "EventLog", "History", "Requests", "SlateLog"]
+__all__ = ["MOST_TIME", "UNKNOWN_ITEM", "Event", "EventLog", "History", "Requests", "SlateLog", "is_integer"]
 
 UNKNOWN_ITEM = -1
 """Internal id of an item that the catalogue does not hold: its event counts, its item vector is zero."""
 
+MOST_TIME = 2**62
+"""Timestamps are smaller in size, whatever their unit, so that the difference of two fits into 64 bits."""
+
 Ints = NDArray[np.int64]
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a caller's value is an integer; a bool is none.
+
+    >>> is_integer(7), is_integer(True), is_integer(7.0)
+    (True, False, False)
+    """
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

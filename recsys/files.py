@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.errors import InputError
+from recsys.index.stored_checks import strict_json
 
 __all__ = ["atomic_file", "atomic_folder", "read_json", "sha256_file", "write_json"]
 
@@ -93,8 +94,12 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON; a missing or broken file is an :class:`InputError` naming it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no file")
+        return strict_json(path)
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}); write it again with the command that made it") from None

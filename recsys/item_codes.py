@@ -53,11 +53,12 @@ class ItemCodes(nn.Module):
         if set(codes) != set(self.sizes):
             raise ValueError(f"codes are needed of {sorted(self.sizes)}, got {sorted(codes)}")
         for kind, code_IL in codes.items():
-            self._check(kind, code_IL)
+            self.check(kind, code_IL)
         for kind, code_IL in codes.items():
             self.of(kind).copy_(code_IL)
 
-    def _check(self, kind: str, code_IL: Tensor) -> None:
+    def check(self, kind: str, code_IL: Tensor) -> None:
+        """ValueError where codes have another shape, or one is out of range."""
         shape, sizes = self.of(kind).shape, self.sizes[kind]
         if code_IL.shape != shape:
             raise ValueError(f"{kind} must be {list(shape)}, got {list(code_IL.shape)}")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recsys.errors import InputError
+from recsys.bundle_checks import inside
+from recsys.errors import InputError, shown
 from recsys.files import read_json, sha256_file
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "MANIFEST_FILE", "Manifest", "data_hash_of"]
@@ -18,6 +19,12 @@ FORMAT = "recsys-data"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
+_TYPES: dict[str, type] = {
+    "data_hash": str, "settings": dict, "num_users": int, "num_items": int, "num_events": int, "num_slates": int,
+    "actions": list, "positives": list, "negatives": list, "surfaces": list, "clock": str, "max_timestamp": int,
+    "split": dict, "counts": dict, "dropped": dict, "notes": list, "item_features": list, "user_features": list,
+    "files": dict,
+}  # fmt: skip
 _AGAIN = "make the dataset again with `recsys prepare`"
 
 
@@ -86,6 +93,16 @@ class Manifest:
         missing = [name for name in names if name not in raw]
         if missing:
             raise InputError(f"{path} has no {missing[0]!r}; {_AGAIN}")
+        for name, kind in _TYPES.items():
+            if type(raw[name]) is not kind or (kind is int and not 0 <= raw[name] < 2**62 and name != "max_timestamp"):
+                raise InputError(f"{path}: {name} must be {kind.__name__}, got {shown(raw[name])}; {_AGAIN}")
+        for name in ("actions", "positives", "negatives", "surfaces"):
+            if not all(isinstance(word, str) for word in raw[name]) or len(set(raw[name])) != len(raw[name]):
+                raise InputError(f"{path}: {name} must be different names; {_AGAIN}")
+        if not set(raw["positives"]) <= set(raw["actions"]) or len(raw["actions"]) > 31:
+            raise InputError(f"{path}: its positives are not among its actions, at most 31; {_AGAIN}")
+        if not all(isinstance(name, str) for name in (*raw["files"], *raw["files"].values())):
+            raise InputError(f"{path}: files must be the SHA-256 of every file; {_AGAIN}")
         lists = ("actions", "positives", "negatives", "surfaces", "notes", "item_features", "user_features")
         fields: dict[str, Any] = {name: tuple(raw[name]) if name in lists else raw[name] for name in names}
         manifest = cls(raw=raw, **fields)
@@ -113,8 +130,6 @@ class Manifest:
             InputError: a file is missing, or its bytes are not those that were written.
         """
         for name, expected in self.files.items():
-            path = folder / name
-            if not path.is_file():
-                raise InputError(f"{path} is missing; {_AGAIN}")
+            path = inside(folder, name, _AGAIN)
             if sha256_file(path) != expected:
                 raise InputError(f"{path} was truncated or changed (its hash is another one); {_AGAIN}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 
 __all__ = ["ModelConfig", "RetrievalLoss"]
 
@@ -15,6 +15,17 @@ RetrievalLoss = Literal["full", "sampled"]
 ScoreKind = Literal["dot", "cosine"]
 SoftmaxFactors = Literal["float32", "bfloat16"]
 TimeEncoding = Literal["bias", "rotary", "both", "none"]
+
+
+_MOST = {
+    "num_items": 2**31 - 1, "num_surfaces": 2**16, "content_dim": 2**20, "user_dim": 2**20, "dim": 2**16,
+    "num_blocks": 256, "num_heads": 2**12, "ffn_factor": 256, "window": 2**20, "recent": 2**12,
+    "reasoning_steps": 256, "code_blocks": 64, "set_blocks": 64, "cross_layers": 64, "cross_rank": 2**16,
+    "max_shown_rank": 2**20, "code_sizes": 2**20, "parallel_sizes": 2**20, "set_sizes": 2**20,
+}  # fmt: skip
+"""Largest values, so that a foreign file cannot ask for a model that no machine holds."""
+_MOST_LEVELS = 1024
+_PLAIN: dict[str, tuple[type, ...]] = {"int": (int,), "bool": (bool,), "float": (float, int)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,12 +155,22 @@ class ModelConfig:
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"model.{name} must be positive, got {getattr(self, name)!r}")
+        for name, most in _MOST.items():
+            given = getattr(self, name)
+            for value in given if isinstance(given, tuple) else (given,):
+                if type(value) is not int or value > most:
+                    raise InputError(f"model.{name} must be an integer of at most {most}, got {shown(value)}")
+        for name in ("code_sizes", "parallel_sizes", "set_sizes", "relations"):
+            if len(getattr(self, name)) > _MOST_LEVELS:
+                raise InputError(f"model.{name} names {len(getattr(self, name))} parts, more than {_MOST_LEVELS}")
         if self.dim % self.num_heads:
             raise InputError(f"model.dim = {self.dim} must be a multiple of model.num_heads = {self.num_heads}")
         if self.window % 4:
             raise InputError(f"model.window = {self.window} must be a multiple of 4, since it moves by a quarter")
         if self.positives_only and self.use_actions:
             raise InputError("model.positives_only leaves nothing to rank; set model.use_actions to false with it")
+        if not 0 <= self.positive_mask < 2**31:
+            raise InputError(f"model.positive_mask = {shown(self.positive_mask)} is no mask of 31 actions")
         if not 0 <= self.num_actions <= 31:
             raise InputError(f"model.num_actions = {self.num_actions}; at most 31 actions fit")
         for name in (
@@ -219,12 +240,16 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Raises InputError on a key this version does not know."""
+        """Raises InputError on a key this version does not know, and on a value of another type."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise InputError(
                 f"model configuration holds the unknown setting {unknown[0]!r}; it was written by another version"
             )
+        for field in fields(cls):
+            wanted = _PLAIN.get(str(field.type))
+            if wanted is not None and field.name in values and type(values[field.name]) not in wanted:
+                raise InputError(f"model.{field.name} must be {field.type}, got {shown(values[field.name])}")
         lists = {
             name: tuple(values.get(name, ())) for name in ("relations", "code_sizes", "parallel_sizes", "set_sizes")
         }

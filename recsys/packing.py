@@ -94,7 +94,7 @@ class CandidateRows:
 
     def pad(self, rows: Tensor, fill: float = 0.0) -> Tensor:
         """[N, …] to [Q, columns, …]."""
-        shape = (len(self.sequence_Q), self.columns, *rows.shape[1:])
+        shape = (self.sequence_Q.shape[0], self.columns, *rows.shape[1:])
         if self.place_N is None:
             return rows.view(shape)
         flat = rows.new_full((shape[0] * shape[1], *rows.shape[1:]), fill)

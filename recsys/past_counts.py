@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from recsys.bundle_checks import check_counts
 from recsys.errors import InputError
 from recsys.event_counts import EventCounts, SumsBefore, action_counts
 from recsys.events import EventLog, History
@@ -199,9 +200,16 @@ class PastTable:
 
     @classmethod
     def load(cls, path: Path) -> PastTable:
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the arrays are not tables of counts.
+        """
         arrays = load_file(path)
         num_actions, num_surfaces = (int(size) for size in arrays["shape"])
+        for name in (*(f"{g}.counts" for g in GROUPS if g not in _OWN), "surprise.sums"):
+            keys = arrays[f"{name.partition('.')[0]}.keys"]
+            check_counts(f"{path.name}: {name}", keys, arrays[name], 2 * num_actions)
         groups = {g: (arrays[f"{g}.keys"], arrays[f"{g}.counts"]) for g in GROUPS if g not in _OWN}
         return cls(num_actions, num_surfaces, groups, (arrays["surprise.keys"], arrays["surprise.sums"]))
 

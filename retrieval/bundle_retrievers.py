@@ -41,6 +41,8 @@ class RetrieverParts:
     trie: CodeTrie | None
     """None where the model generates no semantic IDs."""
     hybrid_weights: HybridWeights | None = None
+    gone_I: Tensor | None = None
+    """[I] bool, items that retrievers by codes do not return; index, graph and trie know it by themselves."""
 
     def dense(self, name: str = "dense", relations: Sequence[str] | None = None) -> DenseRetriever:
         """The sum of the learned score and the memory terms, or of some relations of them."""
@@ -63,9 +65,9 @@ class RetrieverParts:
         if self.trie is not None:
             found.append(GenerativeRetriever(self.model, self.trie))
         if self.model.parallel_codes is not None:
-            found.append(ParallelRetriever(self.model))
+            found.append(ParallelRetriever(self.model, self.gone_I))
         if self.model.set_codes is not None:
-            found.append(SetRetriever(self.model))
+            found.append(SetRetriever(self.model, self.gone_I))
         return found
 
     def hybrid(self, weights: HybridWeights | None = None) -> HybridRetriever:
@@ -101,6 +103,7 @@ def bundle_retrievers(
         memory_weights=bundle.memory_weights,
         trie=bundle.trie,
         hybrid_weights=None if stored is None else HybridWeights.from_dict(stored),
+        gone_I=bundle.index.gone_I,
     )
     return {name: _retriever(bundle, parts, name) for name in wanted}
 

@@ -24,10 +24,11 @@ class CodeCatalogue:
 
     Args:
         code_IJ: [I, J] codes of the catalogue, as the model holds them.
+        gone_I: [I] bool, items that no search returns; None = all may be.
     """
 
-    def __init__(self, code_IJ: Tensor) -> None:
-        self.code_IJ = code_IJ
+    def __init__(self, code_IJ: Tensor, gone_I: Tensor | None = None) -> None:
+        self.code_IJ, self.gone_I = code_IJ, gone_I
 
     def scores(self, logp_JBK: Tensor) -> Tensor:
         """[B, I] float32 scores of all items."""
@@ -48,6 +49,8 @@ class CodeCatalogue:
         parts = []
         for low in range(0, max(1, num_users), step):
             score_QI = code_scores(logp_JBK[:, low : low + step].float(), code_IJ)
+            if self.gone_I is not None:
+                score_QI.masked_fill_(self.gone_I if allow_N is None else self.gone_I[allow_N], -torch.inf)
             if exclude_QE is not None:
                 row_X, place_X = (exclude_QE[low : low + step] >= 0).nonzero(as_tuple=True)
                 out_X = exclude_QE[low : low + step][row_X, place_X]

@@ -21,15 +21,16 @@ class ParallelRetriever(CatalogueRetriever):
 
     Args:
         model: with a head of parallel codes; in eval mode.
+        gone_I: [I] bool, items that no search returns; None = all may be.
     """
 
     name = "parallel"
     reads_cache = False
 
-    def __init__(self, model: UnifiedModel) -> None:
+    def __init__(self, model: UnifiedModel, gone_I: Tensor | None = None) -> None:
         if model.parallel_codes is None:
             raise ValueError("this model predicts no parallel codes; train it with such codes of the items")
-        super().__init__(CodeCatalogue(model.codes.of("parallel_codes")))
+        super().__init__(CodeCatalogue(model.codes.of("parallel_codes"), gone_I))
         self.model, self.head = model, model.parallel_codes
 
     @torch.no_grad()

@@ -22,15 +22,16 @@ class SetRetriever(CatalogueRetriever):
 
     Args:
         model: with a head of sets of codes; in eval mode.
+        gone_I: [I] bool, items that no search returns; None = all may be.
     """
 
     name = "set"
     reads_cache = True
 
-    def __init__(self, model: UnifiedModel) -> None:
+    def __init__(self, model: UnifiedModel, gone_I: Tensor | None = None) -> None:
         if model.set_codes is None:
             raise ValueError("this model predicts no sets of codes; train it with such codes of the items")
-        super().__init__(CodeCatalogue(model.codes.of("set_codes")))
+        super().__init__(CodeCatalogue(model.codes.of("set_codes"), gone_I))
         self.model, self.head = model, model.set_codes
 
     @torch.no_grad()

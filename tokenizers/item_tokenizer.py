@@ -6,7 +6,6 @@ L = levels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from recsys.tokenizers.fitted_tokenizer import FittedTokenizer
 from recsys.tokenizers.modalities import SEPARATE_FORMAT, BlockFusion, SeparateTokenizers
 from recsys.tokenizers.product_codes import ProductCodes
 from recsys.tokenizers.protocol import Codes, Floats
-from recsys.tokenizers.tokenizer_files import CONFIG_FILE
+from recsys.tokenizers.tokenizer_files import CONFIG_FILE, read_header
 from recsys.tokenizers.tokenizer_registry import load_tokenizer
 from recsys.tokenizers.vector_checks import blocks_of
 
@@ -167,7 +166,7 @@ def load_item_tokenizer(folder: Path) -> FusedTokenizer | SeparateTokenizers:
     """
     if (folder / CONFIG_FILE).is_file():
         try:
-            form = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("format")
+            form = read_header(folder / CONFIG_FILE).get("format")
         except (ValueError, AttributeError):
             form = None
         if form == SEPARATE_FORMAT:

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from recsys.tokenizers.tokenizer_files import read_header
+
 __all__ = ["TextSvd"]
 
 FORMAT = "recsys-text-svd"
@@ -153,10 +155,26 @@ class TextSvd:
             ValueError: a file is missing, broken or of another format version.
         """
         try:
-            config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            config = read_header(folder / CONFIG_FILE)
             arrays = load_file(folder / ARRAYS_FILE)
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(f"{folder} holds no readable text transform ({error}); write it again") from None
-        if config.get("format") != FORMAT or config.get("format_version") != FORMAT_VERSION:
+        if (
+            not isinstance(config, dict)
+            or config.get("format") != FORMAT
+            or config.get("format_version") != FORMAT_VERSION
+        ):
             raise ValueError(f"{folder / CONFIG_FILE} is no {FORMAT} of version {FORMAT_VERSION}; write it again")
-        return cls(config["vocabulary"], arrays["idf"], arrays["projection"])
+        words, idf_V, projection_VK = config.get("vocabulary"), arrays.get("idf"), arrays.get("projection")
+        if (
+            not isinstance(words, list)
+            or not all(isinstance(word, str) for word in words)
+            or idf_V is None
+            or projection_VK is None
+            or idf_V.shape != (len(words),)
+            or projection_VK.ndim != 2
+            or len(projection_VK) != len(words)
+            or not (np.isfinite(idf_V).all() and np.isfinite(projection_VK).all())
+        ):
+            raise ValueError(f"{folder} holds a vocabulary and arrays that do not fit together; write it again")
+        return cls(words, idf_V, projection_VK)

@@ -17,11 +17,33 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-__all__ = ["ARRAYS_FILE", "CONFIG_FILE", "read_tokenizer", "write_tokenizer"]
+__all__ = ["ARRAYS_FILE", "CONFIG_FILE", "read_header", "read_tokenizer", "write_tokenizer"]
 
 CONFIG_FILE = "tokenizer.json"
 ARRAYS_FILE = "tokenizer.safetensors"
+_MOST_JSON_BYTES = 64 * 2**20
 _REMEDY = "copy the folder again from where it was saved, or fit and save it again"
+
+
+def read_header(path: Path) -> Any:
+    """Read a JSON file of limited size; pipes and devices are not opened.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large, or no JSON.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
+    if path.stat().st_size > _MOST_JSON_BYTES:
+        raise ValueError(f"it has more than {_MOST_JSON_BYTES} bytes")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
 
 
 def _sha256(path: Path) -> str:
@@ -73,7 +95,7 @@ def read_tokenizer(folder: Path, *, format: str, format_version: int) -> tuple[d
     """
     config, arrays = folder / CONFIG_FILE, folder / ARRAYS_FILE
     try:
-        header = json.loads(config.read_text(encoding="utf-8"))
+        header = read_header(config)
     except OSError:
         raise ValueError(f"{config} is missing; {_REMEDY}") from None
     except ValueError as error:  # of JSON or of UTF-8
@@ -87,9 +109,9 @@ def read_tokenizer(folder: Path, *, format: str, format_version: int) -> tuple[d
         )
     if header.get("checksum") != _checksum(header):
         raise ValueError(f"{config} was changed after it was written; {_REMEDY}")
-    if not arrays.is_file():
+    if arrays.is_symlink() or not arrays.is_file():
         raise ValueError(f"{arrays} is missing; {_REMEDY}")
-    if _sha256(arrays) != header["arrays_sha256"]:
+    if _sha256(arrays) != header.get("arrays_sha256"):
         raise ValueError(f"{arrays} does not have the SHA-256 that {CONFIG_FILE} lists (damaged or foreign); {_REMEDY}")
     try:
         return header, load_file(arrays)
