@@ -233,7 +233,7 @@ class AsyncRecommender:
         Raises:
             Overloaded: as many calls as may wait are under way already.
         """
-        return await self._beside(lambda: self.recommender.similar_items(item_id, k))
+        return await self.beside(lambda: self.recommender.similar_items(item_id, k))
 
     async def append_events(self, user_id: Any, events: Sequence[Event]) -> None:
         """See :meth:`Recommender.append_events`. A call that is cancelled may still be stored.
@@ -241,7 +241,24 @@ class AsyncRecommender:
         Raises:
             Overloaded: as many calls as may wait are under way already; nothing was stored.
         """
-        await self._beside(lambda: self.recommender.append_events(user_id, events))
+        await self.beside(lambda: self.recommender.append_events(user_id, events))
+
+    async def beside(self, call: Callable[[], T]) -> T:
+        """Run any other call in one of a few threads that no batch uses, such as ``rec.explain``.
+
+        A call whose caller was cancelled runs to its end; closing waits for it.
+
+        Raises:
+            Overloaded: as many calls as may wait are under way already.
+        """
+        loop = self._on_own_loop()
+        if self._num_aside >= self.max_queue:
+            raise Overloaded(f"{self._num_aside} calls are under way already; try another instance, or again later")
+        self._num_aside += 1
+        self._settle()
+        running = loop.run_in_executor(self._aside, call)
+        running.add_done_callback(self._finish_aside)
+        return await asyncio.shield(running)  # a caller who leaves does not free the thread
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
@@ -293,17 +310,6 @@ class AsyncRecommender:
         self._start_batches()
 
     # -- life ------------------------------------------------------------------------------------------------------
-
-    async def _beside(self, call: Callable[[], T]) -> T:
-        """Run a call in a thread that no batch uses."""
-        loop = self._on_own_loop()
-        if self._num_aside >= self.max_queue:
-            raise Overloaded(f"{self._num_aside} calls are under way already; try another instance, or again later")
-        self._num_aside += 1
-        self._settle()
-        running = loop.run_in_executor(self._aside, call)
-        running.add_done_callback(self._finish_aside)
-        return await asyncio.shield(running)  # a caller who leaves does not free the thread
 
     def _finish_aside(self, done: asyncio.Future[Any]) -> None:
         done.exception()  # seen, even if its caller has left

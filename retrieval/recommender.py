@@ -172,6 +172,11 @@ class Recommender:
         return self._snapshot.bundle
 
     @property
+    def version(self) -> str:
+        """What :attr:`Page.version` says of an answer that begins now."""
+        return self._snapshot.version
+
+    @property
     def retrievers(self) -> tuple[str, ...]:
         """Names to use in ``retrievers=``."""
         return tuple(self._snapshot.retrievers)
@@ -333,6 +338,17 @@ class Recommender:
                 for event in events
             ]
         source_of(snapshot).append(own_user_id(snapshot, user_id), events)
+
+    def events_of(self, user_id: Any) -> list[Event] | None:
+        """All events of a user as the source of histories holds them, oldest first; None for an unknown user.
+
+        Raises:
+            InputError: an id that cannot be meant, or the bundle holds no histories.
+            SourceUnavailable: the source cannot be read now.
+        """
+        snapshot = self._snapshot
+        (events,) = source_of(snapshot).events([own_user_id(snapshot, user_id)])
+        return events
 
     def observe(self, *observers: Observer) -> None:
         """Tell others of every batch, instead of the log that a new recommender tells of slow ones: a

@@ -1,4 +1,4 @@
-"""A recommender behind HTTP, with a page to look at it.
+"""A recommender behind HTTP, with a page to look at it. From the root of the repository:
 
 recsys demo --output demo
 python -m examples.service --bundle demo/bundle
@@ -7,16 +7,20 @@ python -m examples.service --bundle demo/bundle
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
 from jsonargparse import auto_cli
 
-from examples.service.app import Settings, create_app
+from examples.service.app import create_app
+from examples.service.service import Settings
 from recsys import Recommender
-from recsys.errors import InputError
-from recsys.retrieval.history_sources.layered import over_bundle
-from recsys.retrieval.history_sources.sqlite import SqliteHistories
+from recsys.errors import InputError, SourceUnavailable
+from recsys.retrieval.history_sources import SqliteHistories, over_bundle
 
 
 def serve(
@@ -27,7 +31,7 @@ def serve(
     device: str = "cpu",
     settings: Settings = Settings(),  # noqa: B008 - frozen
 ) -> None:
-    """Serve a bundle until interrupted.
+    """Serve a bundle until SIGTERM or Ctrl-C; requests that are under way then get their answers.
 
     Args:
         bundle: folder written by `recsys export --histories` (or by `recsys demo`).
@@ -38,13 +42,19 @@ def serve(
         settings: limits.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for ending in (signal.SIGTERM, signal.SIGINT):  # the server sends itself the signal again when it has drained
+        signal.signal(ending, lambda *_: sys.exit(0))
+    token = settings.admin_token or os.environ.get("RECSYS_ADMIN_TOKEN") or None
     with SqliteHistories(events) as store:
         recommender = Recommender.load(bundle, device, history_source=over_bundle(store))
-        uvicorn.run(create_app(recommender, settings), host=host, port=port, log_level="info")
+        app = create_app(recommender, replace(settings, admin_token=token))
+        uvicorn.run(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=30)
 
 
 if __name__ == "__main__":
+    if sys.path[0] == os.getcwd():
+        del sys.path[0]  # `python -m` put the root there, where kernels/ and tokenizers/ hide installed packages
     try:
         auto_cli(serve, as_positional=False)
-    except InputError as error:
-        raise SystemExit(f"service: {error}") from None
+    except (InputError, SourceUnavailable) as error:
+        sys.exit(f"service: {error}")
