@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from examples.service.messages import ErrorReply
@@ -70,8 +71,12 @@ def handle_errors(app: FastAPI) -> None:
         return reply(504, str(error) or "no answer in time")
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return reply(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the framework names the methods of the first route of a path alone
+            routes = [route for route in app.routes if isinstance(route, Route) and route.path == request.url.path]
+            headers["Allow"] = ", ".join(sorted({method for route in routes for method in route.methods or ()}))
+        return reply(error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(Exception)
     async def internal(_: Request, __: Exception) -> JSONResponse:
