@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 __all__ = [
     "MAX_K",
@@ -27,16 +27,21 @@ __all__ = [
 ]
 
 MAX_IDS, MAX_EVENTS, MAX_K, MAX_ITEMS, MAX_RULES = 10_000, 10_000, 500, 1_000, 16
-_INT64 = 2**63 - 1
+_EXACT = 2**53 - 1
 
-Number = Annotated[StrictInt, Field(ge=-_INT64, le=_INT64)]
+_integral = BeforeValidator(lambda given: int(given) if isinstance(given, float) and given.is_integer() else given)
+"""JSON knows no integers apart from numbers: 7.0 is 7."""
+Number = Annotated[StrictInt, Field(ge=-_EXACT, le=_EXACT), _integral]
+"""What every reader of JSON reads as it was written; larger ids go as text."""
 Id = Annotated[StrictStr, Field(min_length=1, max_length=256)] | Number
 """A user or an item. "42" and 42 are the same one: ids are brought to the type of the data."""
 Name = Annotated[StrictStr, Field(min_length=1, max_length=100)]
 Ids = Annotated[list[Id], Field(max_length=MAX_IDS)]
-Seconds = Annotated[StrictInt, Field(ge=0, le=4_102_444_800, description="seconds since 1970, up to the year 2100")]
-Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
-Plain = StrictBool | Number | StrictFloat | Annotated[StrictStr, Field(max_length=20_000)] | None
+Seconds = Annotated[
+    StrictInt, Field(ge=0, le=4_102_444_800, description="seconds since 1970, up to the year 2100"), _integral
+]
+Weight = Annotated[StrictFloat, Field(ge=-1e6, le=1e6)]
+Plain = StrictBool | StrictInt | StrictFloat | Annotated[StrictStr, Field(max_length=20_000)] | None
 """A value of a column."""
 Values = Plain | Annotated[list[Plain], Field(max_length=4_096)]
 RuleField = Plain | Annotated[list[Plain], Field(max_length=1_000)]
@@ -77,8 +82,8 @@ class RecommendMessage(_Message):
     history: Annotated[list[EventMessage], Field(max_length=MAX_EVENTS)] | None = None
     new_events: Annotated[list[EventMessage], Field(max_length=MAX_EVENTS)] = []
     user_features: Annotated[dict[Name, Plain], Field(max_length=1_000)] | None = None
-    k: Annotated[StrictInt, Field(ge=1, le=MAX_K)] = 10
-    candidates: Annotated[StrictInt, Field(ge=1, le=5 * MAX_K)] = 100
+    k: Annotated[StrictInt, Field(ge=1, le=MAX_K), _integral] = 10
+    candidates: Annotated[StrictInt, Field(ge=1, le=5 * MAX_K), _integral] = 100
     retrievers: Annotated[list[Name], Field(min_length=1, max_length=8)] = ["dense"]
     exclude: Ids = []
     allow: Ids | None = None
@@ -135,7 +140,7 @@ class ExplainMessage(_Message):
     user_id: Id
     item_id: Id
     retriever: Name = "dense"
-    max_events: Annotated[StrictInt, Field(ge=1, le=64)] = 32
+    max_events: Annotated[StrictInt, Field(ge=1, le=64), _integral] = 32
 
 
 class Reason(BaseModel):

@@ -49,9 +49,9 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part)[:100] for part in first["loc"])
-        return reply(400 if first["type"] == "json_invalid" else 422, f"{where}: {first['msg']}")
+        found = error.errors()[:3]
+        told = [f"{'.'.join(str(part)[:100] for part in one['loc'])}: {one['msg']}" for one in found]
+        return reply(400 if found[0]["type"] == "json_invalid" else 422, "; ".join(told))
 
     @app.exception_handler(InputError)
     async def refused(_: Request, error: InputError) -> JSONResponse:

@@ -94,12 +94,10 @@ def test_an_event_with_a_time_may_be_sent_again(client: Any) -> None:
 
 
 def test_rules_and_weights_of_actions_go_over_the_wire(client: Any) -> None:
-    rule = {"rule": "pin", "item_id": "i7", "place": 1}
-    names = client.post("/recommend", json={"user_id": "pinned", "rules": [rule], "k": 5})
-    if names.status_code == 400:  # the rule's field has another name
-        rule = {"rule": "pin", "item": "i7", "place": 1}
-        names = client.post("/recommend", json={"user_id": "pinned", "rules": [rule], "k": 5})
-    assert ids(names)[0] == "i7"
+    rules = [{"rule": "pin", "item": "i7", "place": 1}, {"rule": "explore", "seed": 7, "epsilon": 0.2}]
+    page = client.post("/recommend", json={"user_id": "pinned", "rules": rules, "k": 5})
+    assert ids(page)[0] == "i7" and page.json()["items"][0]["retriever"] == "pin"
+    assert any(hit["propensity"] < 1 for hit in page.json()["items"])
     liked = client.post("/recommend", json={"user_id": "pinned", "rank_by": {"like": 1.0}, "k": 5}).json()["items"]
     chances = [hit["actions"]["like"] for hit in liked]
     assert chances == sorted(chances, reverse=True)
