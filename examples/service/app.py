@@ -118,7 +118,7 @@ def _reading(app: FastAPI, service: Service) -> None:
             if fields.get(name) is not None:
                 fields[name] = [event_of(event) for event in fields[name]]
         if body.rules:
-            fields["rules"] = [_rule(json.dumps(rule)) for rule in body.rules]
+            fields["rules"] = await service.ready.beside(lambda: [_rule(json.dumps(rule)) for rule in body.rules])
         found = await service.ready.recommend(timeout=service.settings.timeout_seconds, **fields)
         return service.page(found, began)
 

@@ -44,7 +44,7 @@ Weight = Annotated[StrictFloat, Field(ge=-1e6, le=1e6)]
 Plain = StrictBool | StrictInt | StrictFloat | Annotated[StrictStr, Field(max_length=20_000)] | None
 """A value of a column."""
 Values = Plain | Annotated[list[Plain], Field(max_length=4_096)]
-RuleField = Plain | Annotated[list[Plain], Field(max_length=1_000)]
+RuleField = Plain | Annotated[list[Plain], Field(max_length=100)]
 
 
 class _Message(BaseModel):

@@ -35,7 +35,7 @@ class Settings:
         max_batch: requests computed together.
         max_delay_ms: how long an idle worker waits for company while another one computes.
         max_queue: recommendations that may wait.
-        max_slow: explanations and changes of the catalogue that may wait; one at a time is computed.
+        max_slow: explanations and changes of the catalogue under way together; one at a time is computed.
         timeout_seconds: for one recommendation, its time in the queue included.
         admin_token: what `/items` asks for as a bearer token; null = anybody who reaches the port may change the
             catalogue. The environment variable RECSYS_ADMIN_TOKEN keeps it out of the list of processes.
