@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -167,8 +168,6 @@ def test_bodies_that_are_no_messages_are_refused(client: Any) -> None:
 
 def asked_of_app(toy_bundle: Path, events: Path, limits: dict[str, Any], questions: Callable[[Any], Any]) -> None:
     """Put questions to an application in this process, with other limits than the usual ones."""
-    import sys
-
     sys.path.append(str(ROOT))
     try:
         from examples.service.app import create_app
