@@ -267,7 +267,11 @@ class CodeDecoder(nn.Module):
 
     @torch.no_grad()
     def start_from(self, vectors_ID: Tensor, code_IL: Tensor) -> None:
-        """Start from what dense retrieval thinks of each prefix, by item vectors [I, D] and their codes [I, L] int64."""
+        """Start from what dense retrieval thinks of each prefix.
+
+        Args:
+            vectors_ID: [I, D] item vectors of dense retrieval. code_IL: [I, L] int64 codes.
+        """
         self.set_codebooks(nested_vectors(vectors_ID, code_IL, self.sizes))
         if self.pairs is not None:
             self.pairs.start_from(vectors_ID, code_IL)
