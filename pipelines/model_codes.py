@@ -186,7 +186,10 @@ def set_codebooks(model: UnifiedModel, codes: GivenCodes) -> None:
 def start_code_heads(model: UnifiedModel) -> None:
     """Let heads that leave the encoder alone start from what its finished item vectors say of each code, whatever the
     codes were made of."""
+    trains = model.training
+    model.eval()  # vectors of training have parts dropped at random
     vectors_ID = model.item_vectors()
+    model.train(trains)
     for kind, head in (
         ("codes", model.code_decoder),
         ("parallel_codes", model.parallel_codes),

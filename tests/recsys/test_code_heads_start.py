@@ -30,6 +30,7 @@ def started(code_model, toy_dataset):
     heads = ("code_decoder.", "parallel_codes.", "set_codes.")
     model.load_state_dict({n: v for n, v in code_model.state_dict().items() if not n.startswith(heads)}, strict=False)
     model.codes.of("codes").copy_(code_IL)
+    model.eval()
     with torch.no_grad():
         for layer in model.code_decoder.out:
             layer.weight.zero_()
@@ -37,7 +38,6 @@ def started(code_model, toy_dataset):
             ("codes", model.code_decoder), ("parallel_codes", model.parallel_codes), ("set_codes", model.set_codes),
         ):  # fmt: skip
             head.start_from(model.item_vectors(), model.codes.of(kind).long())
-    model.eval()
     states = model.encode([toy_dataset.events.history(user, user) for user in range(8)])
     return model, states, {"at_B": torch.full((8,), AT), "surface_B": torch.arange(8) % 3}
 
