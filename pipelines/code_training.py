@@ -115,7 +115,7 @@ def _with_heads(
     Args:
         carried: whether the codes are the old model's own: what the decoder knows of prefixes then stays, too.
     """
-    config = with_codes(model.config, codes)
+    config = with_codes(model.config, codes, finished=True)
     if carried:
         assert old is not None
         config = replace(config, **{name: getattr(old.config, name) for name in _OF_HEADS})

@@ -199,16 +199,20 @@ def start_code_heads(model: UnifiedModel) -> None:
             head.start_from(vectors_ID, model.codes.of(kind).long())
 
 
-def with_codes(config: ModelConfig, codes: GivenCodes | None) -> ModelConfig:
-    """The configuration with a head for every kind of codes, or with none."""
+def with_codes(config: ModelConfig, codes: GivenCodes | None, *, finished: bool = False) -> ModelConfig:
+    """The configuration with a head for every kind of codes, or with none.
+
+    Args:
+        finished: whether item vectors are final, so that heads can start from them.
+    """
     sizes = {} if codes is None else codes.sizes
     pairs = 0
-    if codes is not None and "codes" in sizes and config.detach_codes:
+    if codes is not None and "codes" in sizes and finished:
         pairs = num_pairs(codes.codes["codes"], sizes["codes"])
     return replace(
         config,
         code_pairs=pairs,
-        code_score="dot" if codes is not None and config.detach_codes else "cosine",
+        code_score="dot" if codes is not None and finished else "cosine",
         code_sizes=sizes.get("codes", ()),
         parallel_sizes=sizes.get("parallel_codes", ()),
         set_sizes=sizes.get("set_codes", ()),

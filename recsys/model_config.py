@@ -236,4 +236,4 @@ class ModelConfig:
         lists = {
             name: tuple(values.get(name, ())) for name in ("relations", "code_sizes", "parallel_sizes", "set_sizes")
         }
-        return cls(**{**values, **lists})
+        return cls(**{"code_children": False, **values, **lists})  # one without it was trained among all codes

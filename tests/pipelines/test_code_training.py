@@ -65,7 +65,7 @@ def test_the_heads_learn_and_the_logs_say_so(run: Path, toy_dataset: Dataset, tm
         torch.manual_seed(0)
         both, decoder = objective.code_loss(examples.batch(0))
         assert both is not None and decoder is not None
-        return [float(decoder), float(both) - float(decoder)]
+        return [float(decoder), float(both.detach()) - float(decoder)]
 
     assert all(after < before for before, after in zip(nats(started), nats(learned), strict=True))
 
