@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recsys.code_accuracy import code_accuracy
 from recsys.code_children import CodeChildren
@@ -159,7 +159,7 @@ def train_code_heads(
         objective.distillation = _distillation(network, data.dataset)
     vectors = {id(one) for head in heads for name, one in head.named_parameters() if name.endswith(_VECTORS)}
 
-    def decays(parameter: nn.Parameter) -> bool:
+    def decays(parameter: Tensor) -> bool:
         return parameter.dim() > 1 and id(parameter) not in vectors
 
     optimizer = torch.optim.AdamW(

@@ -147,8 +147,10 @@ def _ascent(
     for _ in range(_ROUNDS):
         before = score
         for name, value in grid:
-            if name in ("cold", "learned"):
-                tried = replace(best, **{name: value})
+            if name == "cold":
+                tried = replace(best, cold=value)
+            elif name == "learned":
+                tried = replace(best, learned=value)
             else:
                 tried = replace(best, codes={**best.codes, name: value})
             found = judged(tried)
