@@ -31,6 +31,7 @@ from recsys.pipelines.targets import BatchStates, RankedTargets, RetrieverScorer
 from recsys.pipelines.text_codes import TextCodes
 from recsys.pipelines.text_only_model import moved_model, train_text_only
 from recsys.pipelines.united_data import united_data
+from recsys.pipelines.zero_shot_blend import Blend
 from recsys.retrieval.dense import DenseRetriever
 from recsys.retrieval.parallel import ParallelRetriever
 
@@ -135,26 +136,30 @@ def zero_shot_figures(training: TextOnly, unseen: Catalogue, *, seed: int) -> li
     """Rows of a model and of what stands beside them, on the test targets of a catalogue.
 
     Args:
-        training: the model; its catalogues choose the decay of text_knn too.
+        training: the model; its catalogues choose the decay of text_knn and the weight beside it too.
         unseen: the catalogue; of its events only histories and test targets are read, and those of training by
             ``popularity``.
         seed: of the intervals.
     """
     home = training.united
     decay = TextNeighbours.fit(home)
+    weight = Blend.fit(training.scorers(home)[0], TextNeighbours(home, decay), home.data)
 
-    def beside(catalogue: Catalogue) -> list[Scorer]:
+    def scorers(catalogue: Catalogue) -> list[Scorer]:
         read = Catalogue(catalogue.data, training.codes.read(catalogue.vectors_IK))
-        return [TextNeighbours(catalogue, decay), TextNeighbours(read, decay), fit_popularity(catalogue.data)]
+        nearest, learned = TextNeighbours(catalogue, decay), training.scorers(catalogue)
+        rules = [nearest, TextNeighbours(read, decay), fit_popularity(catalogue.data)]
+        return [*rules, *learned, Blend(learned[0], nearest, weight)]
 
     about = [
         ("–", "vectors"),
         ("–", "codes"),
         (unseen.data.path.name, "events"),
         *[(training.name, training.reads)] * 2,
+        (training.name, "vectors" if training.reads == "vectors" else f"{training.reads}, vectors"),
     ]
-    ranked = _ranked([*beside(unseen), *training.scorers(unseen)], unseen.data)
-    at_home = _ranked([*beside(home), *training.scorers(home)], home.data)
+    ranked = _ranked(scorers(unseen), unseen.data)
+    at_home = _ranked(scorers(home), home.data)
     rows: list[dict[str, Any]] = []
     for (trained_on, reads), (filtered, whole), (seen, _) in zip(about, ranked, at_home, strict=True):
         figures, all_figures, home_figures = (mean_figures(one, seed=seed) for one in (filtered, whole, seen))
@@ -163,6 +168,8 @@ def zero_shot_figures(training: TextOnly, unseen: Catalogue, *, seed: int) -> li
             row |= {title: figures[key], f"{title}_ci": figures[f"{key}_ci"]}
             row |= {f"unfiltered {title}": all_figures[key], f"unfiltered {title}_ci": all_figures[f"{key}_ci"]}
         row |= {"Recall@100": figures["recall@100"], "seen catalogues NDCG@10": home_figures["ndcg@10"]}
+        if filtered.name.endswith(f"+ {TextNeighbours.name}"):
+            row["weight of the model"] = weight
         if rows:  # the first is what the others are compared with
             difference = ndcg_minus(filtered, ranked[0][0], seed=seed)
             row |= {"it − text_knn": difference["ndcg@10_minus"], "it − text_knn_ci": difference["ndcg@10_minus_ci"]}
