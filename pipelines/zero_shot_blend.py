@@ -67,4 +67,3 @@ def _unit(score_QI: Floats) -> Floats:
     centred_QI = score_QI - score_QI.mean(1, keepdims=True)
     unit_QI: Floats = centred_QI / np.maximum(centred_QI.std(1, keepdims=True), np.float32(1e-12))
     return unit_QI
-

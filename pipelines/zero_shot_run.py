@@ -148,7 +148,7 @@ def zero_shot_figures(training: TextOnly, unseen: Catalogue, *, seed: int) -> li
     def scorers(catalogue: Catalogue) -> list[Scorer]:
         read = Catalogue(catalogue.data, training.codes.read(catalogue.vectors_IK))
         nearest, learned = TextNeighbours(catalogue, decay), training.scorers(catalogue)
-        rules = [nearest, TextNeighbours(read, decay), fit_popularity(catalogue.data)]
+        rules: list[Scorer] = [nearest, TextNeighbours(read, decay), fit_popularity(catalogue.data)]
         return [*rules, *learned, Blend(learned[0], nearest, weight)]
 
     about = [

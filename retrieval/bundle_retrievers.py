@@ -5,13 +5,14 @@ Suffixes: I = items, D = width, N = chosen items.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from recsys.bundle import Bundle
 from recsys.errors import InputError
+from recsys.index.code_neighbours import CodeNeighbours
 from recsys.index.code_trie import CodeTrie
 from recsys.index.item_graph import ItemGraph
 from recsys.index.memory_terms import MemoryTerms, MemoryWeights
@@ -41,6 +42,8 @@ class RetrieverParts:
     trie: CodeTrie | None
     """None where the model generates no semantic IDs."""
     hybrid_weights: HybridWeights | None = None
+    neighbours: Mapping[str, CodeNeighbours] = field(default_factory=dict)
+    """By kind of codes; of those that are walked, not scored whole."""
 
     def dense(self, name: str = "dense", relations: Sequence[str] | None = None) -> DenseRetriever:
         """The sum of the learned score and the memory terms, or of some relations of them."""
@@ -63,9 +66,9 @@ class RetrieverParts:
         if self.trie is not None:
             found.append(GenerativeRetriever(self.model, self.trie))
         if self.model.parallel_codes is not None:
-            found.append(ParallelRetriever(self.model))
+            found.append(ParallelRetriever(self.model, self.neighbours.get("parallel_codes")))
         if self.model.set_codes is not None:
-            found.append(SetRetriever(self.model))
+            found.append(SetRetriever(self.model, self.neighbours.get("set_codes")))
         return found
 
     def hybrid(self, weights: HybridWeights | None = None) -> HybridRetriever:
@@ -101,6 +104,7 @@ def bundle_retrievers(
         memory_weights=bundle.memory_weights,
         trie=bundle.trie,
         hybrid_weights=None if stored is None else HybridWeights.from_dict(stored),
+        neighbours=bundle.neighbours,
     )
     return {name: _retriever(bundle, parts, name) for name in wanted}
 
