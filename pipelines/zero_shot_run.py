@@ -31,7 +31,7 @@ from recsys.pipelines.targets import BatchStates, RankedTargets, RetrieverScorer
 from recsys.pipelines.text_codes import TextCodes
 from recsys.pipelines.text_only_model import moved_model, train_text_only
 from recsys.pipelines.united_data import united_data
-from recsys.pipelines.zero_shot_blend import Blend
+from recsys.pipelines.zero_shot_blend import Blend, Kept
 from recsys.retrieval.dense import DenseRetriever
 from recsys.retrieval.parallel import ParallelRetriever
 
@@ -147,9 +147,10 @@ def zero_shot_figures(training: TextOnly, unseen: Catalogue, *, seed: int) -> li
 
     def scorers(catalogue: Catalogue) -> list[Scorer]:
         read = Catalogue(catalogue.data, training.codes.read(catalogue.vectors_IK))
-        nearest, learned = TextNeighbours(catalogue, decay), training.scorers(catalogue)
+        nearest, learned = Kept(TextNeighbours(catalogue, decay)), training.scorers(catalogue)
+        kept = Kept(learned[0])
         rules: list[Scorer] = [nearest, TextNeighbours(read, decay), fit_popularity(catalogue.data)]
-        return [*rules, *learned, Blend(learned[0], nearest, weight)]
+        return [*rules, kept, *learned[1:], Blend(kept, nearest, weight)]
 
     about = [
         ("–", "vectors"),
@@ -184,20 +185,21 @@ def _ranked(scorers: Sequence[Scorer], data: Dataset) -> list[tuple[RankedTarget
         raise InputError(f"{data.path} has no test targets; prepare more data")
     requests = requests.rows(np.argsort(requests.end, kind="stable"))  # like lengths in a batch
     step = max(1, min(1024, 2**25 // data.num_items))
-    found = []
+    found: list[list[tuple[TargetRanks, TargetRanks]]] = [[] for _ in scorers]
     with progress_bar(f"rank targets of {data.path.name}", len(scorers) * len(requests), "targets") as advance:
-        for scorer in scorers:
-            parts: list[tuple[TargetRanks, TargetRanks]] = []
-            for low in range(0, len(requests), step):
-                part = requests.rows(slice(low, low + step))
+        for low in range(0, len(requests), step):
+            part = requests.rows(slice(low, low + step))
+            seen = [history.item for history in histories_of(data, part)]
+            for parts, scorer in zip(found, scorers, strict=True):
                 score_QI = scorer.score(part)
                 whole = target_ranks(score_QI, part.target, [part.target[:0]] * len(part))
-                seen = [history.item for history in histories_of(data, part)]
                 parts.append((target_ranks(score_QI, part.target, seen), whole))
                 advance(len(part))
-            filtered, unfiltered = (_joined(scorer.name, requests, ranks) for ranks in zip(*parts, strict=True))
-            found.append((filtered, unfiltered))
-    return found
+    joined = []
+    for scorer, parts in zip(scorers, found, strict=True):
+        filtered, unfiltered = (_joined(scorer.name, requests, ranks) for ranks in zip(*parts, strict=True))
+        joined.append((filtered, unfiltered))
+    return joined
 
 
 def _joined(name: str, requests: Requests, parts: Sequence[TargetRanks]) -> RankedTargets:
