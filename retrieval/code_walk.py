@@ -47,7 +47,7 @@ class WalkHits(Hits):
     """Hits of a walk."""
 
     visited_B: Tensor
-    """[B] int64, how many scores were computed."""
+    """[B] int64, how many items were scored."""
 
 
 @torch.no_grad()
@@ -82,20 +82,17 @@ def code_walk(
     item_BC = neighbours.entry_E.expand(num_users, -1)
     score_BC = scored.of(item_BC)
     score_BK, id_BK = topk_smaller_id(legal.scores(item_BC, score_BC), item_BC, k)
-    visited_B = torch.full((num_users,), item_BC.shape[1], device=item_BC.device)
+    met_BC = item_BC.contiguous()
     beam_BW, score_BW, fresh_BW = _best(item_BC, score_BC, torch.ones_like(item_BC, dtype=torch.bool), width)
     for _ in range(config.num_steps):
         from_BC = _packed(beam_BW, fresh_BW)
         if not from_BC.shape[1]:
             break
         near_BC = neighbours.neighbour_IM[from_BC.clamp_min(0)].long()
-        near_BC = near_BC.masked_fill((from_BC < 0)[..., None], -1).flatten(1)
-        near_BC = _new(beam_BW, near_BC)
+        near_BC = _new(met_BC, near_BC.masked_fill((from_BC < 0)[..., None], -1).flatten(1))
+        met_BC = torch.cat([met_BC, near_BC], 1).sort(1).values
         score_BC = scored.of(near_BC)
-        visited_B += (near_BC >= 0).sum(1)
-        # An item that fell off the beam may be met again, with the same score.
-        more_BC = near_BC.masked_fill(_among(near_BC, id_BK.sort(1).values), -1)
-        both = torch.cat([score_BK, legal.scores(more_BC, score_BC)], 1), torch.cat([id_BK, more_BC], 1)
+        both = torch.cat([score_BK, legal.scores(near_BC, score_BC)], 1), torch.cat([id_BK, near_BC], 1)
         score_BK, id_BK = topk_smaller_id(*both, k)
         beam_BW, score_BW, fresh_BW = _best(
             torch.cat([beam_BW, near_BC], 1),
@@ -103,6 +100,7 @@ def code_walk(
             torch.cat([torch.zeros_like(fresh_BW), near_BC >= 0], 1),
             width,
         )
+    visited_B = (met_BC >= 0).sum(1)
     return WalkHits(id_BK, score_BK, visited_B)
 
 
@@ -152,12 +150,18 @@ def _among(item_BC: Tensor, sorted_BE: Tensor) -> Tensor:
     return sorted_BE.gather(1, place_BC) == item_BC
 
 
-def _new(known_BW: Tensor, item_BC: Tensor) -> Tensor:
-    """[B, C] the items in rising order, −1 in place of those known, repeated or absent, which come anywhere."""
+def _new(met_BC: Tensor, item_BC: Tensor) -> Tensor:
+    """[B, C] the items that are not among those met, each once and rising; −1 before them, no more than needed.
+
+    Args:
+        met_BC: rising. item_BC: −1 = none.
+    """
     item_BC = item_BC.sort(1).values
     repeated_BC = torch.zeros_like(item_BC, dtype=torch.bool)
     repeated_BC[:, 1:] = item_BC[:, 1:] == item_BC[:, :-1]
-    return item_BC.masked_fill(repeated_BC | _among(item_BC, known_BW.sort(1).values), -1)
+    item_BC = item_BC.masked_fill(repeated_BC | _among(item_BC, met_BC), -1).sort(1).values
+    most = int((item_BC >= 0).sum(1).max()) if len(item_BC) else 0
+    return item_BC[:, item_BC.shape[1] - most :]
 
 
 def _packed(item_BW: Tensor, chosen_BW: Tensor) -> Tensor:
