@@ -99,9 +99,13 @@ class CodeNeighbours:
         neighbour_IM = torch.cat([near_IM, ring_I[:, None].int()], 1)
         return cls(neighbour_IM, entry_E, code_hash(code_IJ))
 
+    def fits(self, code_IJ: Tensor) -> bool:
+        """Whether the graph was built for these codes."""
+        return len(code_IJ) == self.num_items and code_hash(code_IJ) == self.code_hash
+
     def check(self, code_IJ: Tensor) -> None:
         """ValueError where the graph was built for other codes."""
-        if len(code_IJ) != self.num_items or code_hash(code_IJ) != self.code_hash:
+        if not self.fits(code_IJ):
             raise ValueError("the graph of code neighbours is of other codes than the model's; build it again for them")
 
     def to(self, device: torch.device | str) -> CodeNeighbours:

@@ -256,6 +256,11 @@ class CodeTrie:
             levels.append(replace(level, alive_N=left_N > 0))
         return replace(self, levels=tuple(levels), gone_G=gone_G)
 
+    def whole(self) -> CodeTrie:
+        """The trie in which no item is removed."""
+        levels = tuple(replace(level, alive_N=None) for level in self.levels)
+        return replace(self, levels=levels, gone_G=None)
+
     def to(self, device: torch.device | str) -> CodeTrie:
         """The same trie on a device."""
         gone_G = None if self.gone_G is None else self.gone_G.to(device)

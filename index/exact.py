@@ -9,6 +9,7 @@ could have hidden is looked for again: the answer is the sorted list of all scor
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -73,6 +74,7 @@ class ExactIndex:
             raise ValueError(f"block_items must be at least 1, got {block_items}")
         self.vector_ID = vector_ID.detach().contiguous()
         self.block_items = block_items
+        self.gone_I: Tensor | None = None
         self.norm_I = torch.linalg.vector_norm(self.vector_ID, dim=1)
         if not bool(torch.isfinite(self.norm_I).all()):
             row = int((~torch.isfinite(self.norm_I)).nonzero()[0])
@@ -88,6 +90,16 @@ class ExactIndex:
     @property
     def dim(self) -> int:
         return self.vector_ID.shape[1]
+
+    def without(self, gone_I: Tensor | None) -> Self:
+        """See :class:`recsys.index.protocol.VectorIndex`."""
+        other = copy.copy(self)
+        other.gone_I = gone_I
+        return other
+
+    def moved(self, vector_ID: Tensor, moved_J: Tensor) -> Self:
+        """See :class:`recsys.index.protocol.VectorIndex`."""
+        return type(self)(vector_ID, block_items=self.block_items)
 
     def search(
         self, query_QD: Tensor, k: int, *, exclude_QE: Tensor | None = None, allow_N: Tensor | None = None
@@ -211,11 +223,14 @@ class ExactIndex:
             torch.mm(query_QD, vector_BD.T, out=score_QB)
             pairs = slice(edges[block], edges[block + 1])
             score_QB[query_P[pairs], place_P[pairs] - low] = -torch.inf
+            if self.gone_I is not None:
+                score_QB.masked_fill_(self.gone_I[id_B], -torch.inf)
             yield norm_B, id_B, score_QB
 
     def to(self, device: str | torch.device) -> ExactIndex:
         """The same index with its vectors on another device."""
-        return ExactIndex(self.vector_ID.to(device), block_items=self.block_items)
+        moved = ExactIndex(self.vector_ID.to(device), block_items=self.block_items)
+        return moved.without(None if self.gone_I is None else self.gone_I.to(device))
 
     def save(self, folder: Path) -> None:
         """See :class:`recsys.index.protocol.VectorIndex`."""

@@ -8,6 +8,7 @@ Queries for which it proposes too few (a narrow allow list, k near the catalogue
 
 from __future__ import annotations
 
+import copy
 import threading
 from dataclasses import asdict, dataclass
 from math import isqrt
@@ -81,6 +82,15 @@ class FaissIndex:
         self.options = options
         self._index = index
         self._gpu = _on_gpu(kind, index, exact.vector_ID.device, self._probes)
+        self._beside_N = torch.zeros(0, dtype=torch.int64, device=exact.vector_ID.device)
+        """Items that FAISS holds no vector or an outdated one of, rising: they are searched exactly."""
+        self._stale_I: Tensor | None = None
+        """[I] bool, items that FAISS must not propose."""
+
+    @property
+    def gone_I(self) -> Tensor | None:
+        """See :class:`recsys.index.protocol.VectorIndex`."""
+        return self.exact.gone_I
 
     @property
     def num_items(self) -> int:
@@ -108,6 +118,24 @@ class FaissIndex:
         index.train(item_ID)
         index.add(item_ID)
         return cls(kind, exact, index, chosen)
+
+    def without(self, gone_I: Tensor | None) -> Self:
+        """See :class:`recsys.index.protocol.VectorIndex`."""
+        return self._beside(self.exact.without(gone_I), self._beside_N)
+
+    def moved(self, vector_ID: Tensor, moved_J: Tensor) -> Self:
+        """See :class:`recsys.index.protocol.VectorIndex`: what FAISS holds stays, the rest is searched exactly."""
+        both_N = torch.cat([self._beside_N, moved_J.to(vector_ID.device)]).unique()
+        return self._beside(self.exact.moved(vector_ID, moved_J), both_N)
+
+    def _beside(self, exact: ExactIndex, beside_N: Tensor) -> Self:
+        other = copy.copy(self)
+        other.exact, other._beside_N, other._stale_I = exact, beside_N, exact.gone_I
+        if len(beside_N):
+            stale_I = torch.zeros(exact.num_items, dtype=torch.bool, device=beside_N.device)
+            stale_I[beside_N] = True
+            other._stale_I = stale_I if exact.gone_I is None else stale_I | exact.gone_I
+        return other
 
     @property
     def _probes(self) -> int:
@@ -142,9 +170,19 @@ class FaissIndex:
         query_QD = query_QD.detach().to(device, torch.float32)
         proposed_QC, id_QC = self._propose(query_QD, fetch, allow_N)
         complete_Q = (id_QC >= 0).all(1)
+        if self._stale_I is not None:
+            id_QC = id_QC.masked_fill((id_QC >= 0) & self._stale_I[id_QC.clamp_min(0)], -1)
         if exclude_QE is not None and exclude_QE.shape[1]:
             id_QC = id_QC.masked_fill(_is_in(id_QC, exclude_QE.to(device)), -1)
         score_QK, id_QK = topk_smaller_id(exact_scores(self.exact.vector_ID, query_QD, id_QC), id_QC, k)
+        if len(self._beside_N):
+            side_N = self._beside_N
+            if allow_N is not None:
+                side_N = side_N[torch.isin(side_N, allow_N.to(device))]
+            exclude = None if exclude_QE is None else exclude_QE.to(device)
+            beside = self.exact.search(query_QD, k, exclude_QE=exclude, allow_N=side_N)
+            both = torch.cat([score_QK, beside.scores_QK], 1), torch.cat([id_QK, beside.ids_QK], 1)
+            score_QK, id_QK = topk_smaller_id(*both, k)
         redo_Q = id_QK[:, -1] < 0
         if self.kind == "flat":  # exact: an item beyond the candidates must not reach the k-th, rounding included
             redo_Q |= complete_Q & (score_QK[:, -1] <= proposed_QC.amin(1) + self.exact.most_slip(query_QD))
@@ -163,9 +201,12 @@ class FaissIndex:
                 score, ids = gpu_index.search(query, fetch)
         else:
             selector = {}
-            if allow_N is not None:
-                allowed_I = np.zeros(self.num_items, dtype=np.bool_)
-                allowed_I[allow_N.cpu().numpy()] = True
+            if allow_N is not None or self._stale_I is not None:
+                allowed_I = np.full(self.num_items, allow_N is None)
+                if allow_N is not None:
+                    allowed_I[allow_N.cpu().numpy()] = True
+                if self._stale_I is not None:
+                    allowed_I &= ~self._stale_I.cpu().numpy()
                 selector["sel"] = faiss.IDSelectorBitmap(np.packbits(allowed_I, bitorder="little"))
             score, ids = self._index.search(query, fetch, params=self._parameters(fetch, selector))  # type: ignore[union-attr]
         device = query_QD.device
@@ -180,7 +221,9 @@ class FaissIndex:
         return faiss.SearchParameters(**selector)
 
     def save(self, folder: Path) -> None:
-        """See :class:`recsys.index.protocol.VectorIndex`."""
+        """See :class:`recsys.index.protocol.VectorIndex`; an index with items beside it is built anew."""
+        if len(self._beside_N):
+            return type(self).build(self.kind, self.exact.vector_ID, **asdict(self.options)).save(folder)
         header = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

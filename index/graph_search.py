@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from recsys.index.edge_table import ranges
 from recsys.index.hits import Hits
 from recsys.index.protocol import check_lists, no_hits
 from recsys.kernels.topk import topk_smaller_id
@@ -62,6 +61,8 @@ def neighbour_hits(
     if allow_N is not None:
         allowed_I = torch.zeros(graph.num_items, dtype=torch.bool, device=device)
         allowed_I[allow_N.to(device)] = True
+    if graph.gone_I is not None:
+        allowed_I = ~graph.gone_I if allowed_I is None else allowed_I & ~graph.gone_I
     chunks = []
     for low in range(0, len(recent_BM), step):
         exclude_bE = None if exclude_QE is None else exclude_QE[low : low + step].to(device)
@@ -101,10 +102,8 @@ def _terms(
         user_b = (recent_BM[:, back] >= 0).nonzero().squeeze(1)
         for relation, weight in active:
             row_b = recent_BM[user_b, back] * len(graph.relations) + relation
-            start_b = graph.indptr[row_b]
-            owner_T, edge_T = ranges(start_b, graph.indptr[row_b + 1] - start_b)
-            term_T = graph.values[edge_T].double() * (weight * decay**back)
-            terms.append((user_b[owner_T], graph.neighbours[edge_T].long(), term_T))
+            owner_T, id_T, value_T = graph.edges(row_b)
+            terms.append((user_b[owner_T], id_T, value_T.double() * (weight * decay**back)))
     return terms
 
 

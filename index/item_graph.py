@@ -20,6 +20,7 @@ from torch import Tensor
 
 from recsys.index.edge_table import EdgeSpool, EdgeTable, ranges
 from recsys.index.graph_search import neighbour_hits, neighbour_scores
+from recsys.index.graph_side import GraphSide
 from recsys.index.hits import Hits
 from recsys.index.parts import checked_parts, write_parts
 from recsys.index.relations import GAMMA, grown_texts, grown_transitions, text_edges, transition_edges, walk_edges
@@ -56,13 +57,21 @@ class ItemGraph:
     """[T] int32."""
     values: Tensor
     """[T] float32, f_r(h -> i)."""
+    side: GraphSide | None = None
+    """Edges that came later, of a catalogue that changed under way; None = the table says it all."""
+    gone_I: Tensor | None = None
+    """[I] bool, items that :meth:`search` never returns; None = all may be. They keep their edges."""
 
     @property
     def num_items(self) -> int:
+        if self.side is not None:
+            return len(self.side.kept_X) // len(self.relations)
         return (len(self.indptr) - 1) // len(self.relations) if self.relations else len(self.indptr) - 1
 
     @property
     def num_edges(self) -> int:
+        if self.side is not None:
+            return int(self.side.kept_X.sum()) + len(self.side.neighbours)
         return len(self.neighbours)
 
     @property
@@ -129,6 +138,10 @@ class ItemGraph:
                 relation where there are new items.
             scratch: as in :meth:`build`.
         """
+        if self.side is not None:
+            return self.compact().append(
+                num_items, transitions=transitions, touched=touched, texts=texts, scratch=scratch
+            )
         if num_items < self.num_items:
             raise ValueError(f"{num_items} items are fewer than the {self.num_items} of the graph; build it again")
         tables: dict[str, EdgeTable] = {}
@@ -155,6 +168,57 @@ class ItemGraph:
             tables[name] = grown_texts(tables[name], vectors, self.max_neighbours, scratch)
         laid_out = _interleaved(num_items, [tables[name] for name in self.relations], scratch)
         return replace(self, indptr=laid_out[0], neighbours=laid_out[1], values=laid_out[2])
+
+    def edges(self, row_X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The edges of some rows ``item * R + relation``.
+
+        Args:
+            row_X: [X] int64.
+
+        Returns:
+            [T] place in ``row_X`` of each edge, [T] int64 neighbours and [T] float32 values. The edges of a row are
+            best first where the graph has no side.
+        """
+        if self.side is None:
+            start_X = self.indptr[row_X]
+            owner_T, edge_T = ranges(start_X, self.indptr[row_X + 1] - start_X)
+            return owner_T, self.neighbours[edge_T].long(), self.values[edge_T]
+        side = self.side
+        owner_T, edge_T = ranges(self.indptr[row_X.clamp_max(len(self.indptr) - 2)], side.kept_X[row_X].long())
+        start_X = side.indptr_X1[row_X]
+        beside_T, late_T = ranges(start_X, side.indptr_X1[row_X + 1] - start_X)
+        return (
+            torch.cat([owner_T, beside_T]),
+            torch.cat([self.neighbours[edge_T], side.neighbours[late_T]]).long(),
+            torch.cat([self.values[edge_T], side.values[late_T]]),
+        )
+
+    def num_edges_of(self, item_X: Tensor) -> Tensor:
+        """[X] int64 edges of some items in all relations."""
+        low_X, high_X = item_X * len(self.relations), (item_X + 1) * len(self.relations)
+        if self.side is None:
+            return self.indptr[high_X] - self.indptr[low_X]
+        kept_X = self.side.kept_X.view(-1, len(self.relations))[item_X].sum(1)
+        return kept_X + self.side.indptr_X1[high_X] - self.side.indptr_X1[low_X]
+
+    def compact(self) -> ItemGraph:
+        """The same edges in one table, best first, without a side."""
+        if self.side is None:
+            return self
+        spool = EdgeSpool()
+        num_rows = len(self.side.kept_X)
+        step = _ITEMS_AT_ONCE * len(self.relations)
+        for low in range(0, num_rows, step):
+            row_X = torch.arange(low, min(low + step, num_rows), device=self.indptr.device)
+            owner_T, id_T, value_T = self.edges(row_X)
+            order_T = id_T.argsort(stable=True)
+            order_T = order_T[value_T[order_T].argsort(descending=True, stable=True)]
+            order_T = order_T[owner_T[order_T].argsort(stable=True)]
+            count_X = torch.bincount(owner_T, minlength=len(row_X))
+            spool.add(count_X.cpu(), id_T[order_T].cpu(), value_T[order_T].cpu())
+        table = spool.table()
+        laid_out = replace(self, indptr=table.indptr_I1, neighbours=table.id_T, values=table.value_T, side=None)
+        return laid_out.to(self.indptr.device)
 
     def _table(self, name: str, scratch: Path | None) -> EdgeTable:
         """One relation by itself."""
@@ -212,11 +276,19 @@ class ItemGraph:
 
     def to(self, device: str | torch.device) -> ItemGraph:
         """The same graph on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("indptr", "neighbours", "values")}
-        return replace(self, **moved)
+        return replace(
+            self,
+            indptr=self.indptr.to(device),
+            neighbours=self.neighbours.to(device),
+            values=self.values.to(device),
+            side=None if self.side is None else self.side.to(device),
+            gone_I=None if self.gone_I is None else self.gone_I.to(device),
+        )
 
     def save(self, folder: Path) -> None:
-        """Write the edges and ``graph.json`` with their hash into ``folder``."""
+        """Write the edges and ``graph.json`` with their hash into ``folder``; which items are gone is not written."""
+        if self.side is not None:
+            return self.compact().save(folder)
         header = {
             "format": _FORMAT,
             "format_version": _FORMAT_VERSION,
@@ -237,7 +309,8 @@ class ItemGraph:
         """
         header = checked_parts(folder, _MANIFEST, format=_FORMAT, format_version=_FORMAT_VERSION, parts=(_EDGES,))
         tensors = load_file(folder / _EDGES, device=str(device))
-        graph = cls(tuple(header["relations"]), header["max_neighbours"], **tensors)
+        parts = tensors["indptr"], tensors["neighbours"], tensors["values"]
+        graph = cls(tuple(header["relations"]), header["max_neighbours"], *parts)
         if (graph.num_items, graph.num_edges) != (header["num_items"], header["num_edges"]):
             raise ValueError(
                 f"{folder / _EDGES} holds {graph.num_edges} edges of {graph.num_items} items, {_MANIFEST} says "

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from recsys.index.item_graph import TRANSITION, ItemGraph
+from recsys.index.pair_values import pair_values
 from recsys.index.walks import WALKS
 
 __all__ = ["MemoryTerms", "MemoryWeights"]
@@ -146,13 +147,8 @@ class MemoryTerms:
         live_BMR = (recent_BM >= 0)[:, :, None] & (self.weight_MR[:places] > 0)
         user_X, place_X, relation_X = live_BMR.nonzero(as_tuple=True)
         row_X = recent_BM[user_X, place_X] * num_relations + relation_X
-        start_X = graph.indptr[row_X]
-        count_X = graph.indptr[row_X + 1] - start_X
-        owner_T = torch.repeat_interleave(count_X)
-        shift_X = start_X - (count_X.cumsum(0) - count_X)
-        edge_T = torch.arange(len(owner_T), device=owner_T.device) + shift_X[owner_T]
-        term_T = graph.values[edge_T] * self.weight_MR[place_X, relation_X][owner_T]
-        item_T = graph.neighbours[edge_T].long()
+        owner_T, item_T, value_T = graph.edges(row_X)
+        term_T = value_T * self.weight_MR[place_X, relation_X][owner_T]
         if self._factor_I is not None:
             term_T = torch.where(self._is_content_R[relation_X][owner_T], term_T * self._factor_I[item_T], term_T)
         user_T, num_starts = user_X[owner_T], len(self._start_P)
@@ -164,6 +160,23 @@ class MemoryTerms:
             torch.cat([item_T, self._start_P.repeat(len(starts_S))]),
             torch.cat([term_T, self._start_value_P.repeat(len(starts_S))]),
         )
+
+    def parts(self, recent_M: Tensor, item: int) -> Tensor:
+        """[M, R] the terms of one item by recent item and relation; those of a user without any event not among them.
+
+        Args:
+            recent_M: [M] int64 last positive items, newest first, -1 padded.
+        """
+        graph, places = self.graph, min(len(recent_M), len(self.weight_MR))
+        recent_M = recent_M[:places].to(graph.indptr.device)
+        part_MR = pair_values(graph, recent_M, torch.full_like(recent_M, item)) * self.weight_MR[:places]
+        if self._factor_I is not None:
+            part_MR = torch.where(self._is_content_R, part_MR * self._factor_I[item], part_MR)
+        return part_MR
+
+    def start_value(self, item: int) -> float:
+        """The term of an item for a user without any event."""
+        return float(self._start_value_P[self._start_P == item].sum())
 
     def add_to(self, score_BI: Tensor, recent_BM: Tensor, is_new_B: Tensor | None = None) -> None:
         """Add the terms of every item to [B, I] contiguous float32 scores on the graph's device."""

@@ -29,7 +29,7 @@ def pair_values(graph: ItemGraph, source_X: Tensor, target_X: Tensor) -> Tensor:
     source_S, place_X = torch.unique(source_X[real_X].to(device), return_inverse=True)
     order_X = place_X.argsort(stable=True)
     first_S = torch.searchsorted(place_X[order_X], torch.arange(len(source_S) + 1, device=device))
-    edges_S = graph.indptr[(source_S + 1) * num_relations] - graph.indptr[source_S * num_relations]
+    edges_S = graph.num_edges_of(source_S)
     low = 0
     while low < len(source_S):
         total_S = edges_S[low:].cumsum(0)
@@ -46,13 +46,11 @@ def _values(graph: ItemGraph, source_S: Tensor, place_X: Tensor, target_X: Tenso
     num_relations, num_items = len(graph.relations), graph.num_items
     device = graph.indptr.device
     row_SR = source_S[:, None] * num_relations + torch.arange(num_relations, device=device)
-    start_Q, count_Q = graph.indptr[row_SR].flatten(), (graph.indptr[row_SR + 1] - graph.indptr[row_SR]).flatten()
-    owner_T = torch.repeat_interleave(count_Q)
-    edge_T = torch.arange(len(owner_T), device=device) + (start_Q - (count_Q.cumsum(0) - count_Q))[owner_T]
-    key_T, order_T = (owner_T * num_items + graph.neighbours[edge_T].long()).sort()
+    owner_T, id_T, value_T = graph.edges(row_SR.flatten())
+    key_T, order_T = (owner_T * num_items + id_T).sort()
     asked_XR = place_X[:, None] * num_relations + torch.arange(num_relations, device=device)
     asked_XR = asked_XR * num_items + target_X.to(device)[:, None]
     if not len(key_T):
         return torch.zeros(asked_XR.shape, device=device)
     at_XR = torch.searchsorted(key_T, asked_XR).clamp_max(len(key_T) - 1)
-    return torch.where(key_T[at_XR] == asked_XR, graph.values[edge_T[order_T]][at_XR], 0.0)
+    return torch.where(key_T[at_XR] == asked_XR, value_T[order_T][at_XR], 0.0)

@@ -26,6 +26,8 @@ class VectorIndex(Protocol):
 
     kind: str
     """Name under which the registry builds it."""
+    gone_I: Tensor | None
+    """[I] bool, items that no search returns; None = all may be. Files do not hold it."""
 
     @property
     def num_items(self) -> int: ...
@@ -47,6 +49,23 @@ class VectorIndex(Protocol):
 
         Returns:
             Best first; equal scores go to the smaller id; unfilled places are (-1, -inf). On the queries' device.
+        """
+        ...
+
+    def without(self, gone_I: Tensor | None) -> Self:
+        """The same index, sharing its memory, with other items gone.
+
+        Args:
+            gone_I: [I] bool on the device of the vectors; None = no item.
+        """
+        ...
+
+    def moved(self, vector_ID: Tensor, moved_J: Tensor) -> Self:
+        """The index of a catalogue that changed.
+
+        Args:
+            vector_ID: [I, D] float32, of at least as many items; older items keep their ids.
+            moved_J: [J] int64 rising: older items whose vectors changed, and all new ones. No item is gone.
         """
         ...
 

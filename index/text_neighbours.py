@@ -20,7 +20,7 @@ from torch import Tensor
 from recsys.index.registry import INDEX_KINDS, build_index
 from recsys.kernels.topk import topk_smaller_id
 
-__all__ = ["Neighbours", "nearest_by_cosine"]
+__all__ = ["Neighbours", "nearest_by_cosine", "unit_rows"]
 
 Neighbours = tuple[NDArray[np.int64], Tensor, Tensor]
 """[B] items of a block, then [B, M] float32 cosines and [B, M] int64 ids, best first; unfilled = (-inf, -1)."""
@@ -110,7 +110,7 @@ def _index_kind(method: str, num_items: int) -> str:
 def _nearest_sparse(
     matrix: scipy.sparse.spmatrix, num_neighbours: int, queries: range, among: range
 ) -> Iterator[Neighbours]:
-    unit_IV = _unit_rows(matrix)
+    unit_IV = unit_rows(matrix)
     unit_JV = unit_IV if len(among) == unit_IV.shape[0] else unit_IV[among.start : among.stop]
     items_of_word = unit_JV.T.tocsr()
     word_items_V = np.diff(items_of_word.indptr).astype(np.int64)
@@ -146,7 +146,8 @@ def _nearest_sparse(
             yield item_B, *topk_smaller_id(cosine_BC, id_BC, num_neighbours)
 
 
-def _unit_rows(matrix: scipy.sparse.spmatrix) -> scipy.sparse.csr_matrix:
+def unit_rows(matrix: scipy.sparse.spmatrix) -> scipy.sparse.csr_matrix:
+    """The rows of a matrix at length 1, zero rows as they are; float32."""
     unit_IV = scipy.sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
     length_I = np.sqrt(np.asarray(unit_IV.multiply(unit_IV).sum(axis=1), dtype=np.float64)).ravel()
     unit_IV.data /= np.repeat(np.maximum(length_I, 1e-12), np.diff(unit_IV.indptr)).astype(np.float32)

@@ -1,6 +1,6 @@
 """The blocks of vectors that semantic IDs of a dataset's items are made from.
 
-Suffixes: I = items, J = any items, C = content columns, W = entries of one block.
+Suffixes: I = items, C = content columns, W = entries of one block.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from recsys.pipelines.console import progress_bar
 from recsys.pipelines.transition_vectors import transition_vectors
 from recsys.tokenizers.item_columns import directions
 from recsys.tokenizers.item_content import item_texts
+from recsys.tokenizers.new_item_blocks import CONTENT, hash_of_content
 from recsys.tokenizers.text_encoder import TextEncoder, encoder_name
 
-__all__ = ["CONTENT", "MODEL", "TRANSITION", "CodeBlocks", "blocks_of_new_items", "code_blocks"]
+__all__ = ["CONTENT", "MODEL", "TRANSITION", "CodeBlocks", "code_blocks"]
 
-CONTENT = "content"
 TRANSITION = "transition"
 MODEL = "model"
 
@@ -112,37 +112,9 @@ def code_blocks(
     return blocks
 
 
-def blocks_of_new_items(
-    about: Mapping[str, Mapping[str, Any]], content_JC: Floats | None, num_items: int
-) -> dict[str, Floats]:
-    """Blocks of items that a catalogue does not know yet, for the tokenizer made with it.
-
-    Args:
-        about: name -> what :attr:`CodeBlocks.about` says of the blocks.
-        content_JC: content of the items, as the dataset's own transform makes it; None = nothing is known.
-        num_items: J.
-
-    Returns:
-        Name -> [J, W]; what only events or a trained model could tell is missing.
-    """
-    blocks = {}
-    for name, block in about.items():
-        rows_JW = np.zeros((num_items, block["width"]), np.float32)
-        if content_JC is not None and block["kind"] == CONTENT:
-            rows_JW = content_JC
-        elif content_JC is not None and block["kind"] == "part":
-            rows_JW = content_JC[:, block["start"] : block["stop"]]
-        blocks[name] = rows_JW
-    return blocks
-
-
 def content_hash(dataset: Dataset) -> str:
     """Equal for datasets whose content was made by one transform, so that their columns mean the same."""
-    digest = hashlib.sha256(repr(dataset.content_blocks).encode())
-    for name, checksum in sorted(dataset.manifest.files.items()):
-        if name.startswith("text/"):
-            digest.update(f"{name} {checksum}\n".encode())
-    return digest.hexdigest()
+    return hash_of_content(dataset.content_blocks, dataset.manifest.files)
 
 
 def _defaults(checkpoint: Path | None, encoder: tuple[str, Path] | None) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recsys.bundle import USER_FEATURES, StoredHistories, new_bundle
+from recsys.bundle import SPARSE_TEXT, USER_FEATURES, StoredHistories, new_bundle
 from recsys.content_map import ContentMap
 from recsys.dataset import Dataset
 from recsys.errors import InputError
@@ -28,6 +28,7 @@ from recsys.pipelines.item_graphs import item_graphs, weighted_relations
 from recsys.pipelines.made_codes import write_tokenizers
 from recsys.retrieval.bundle_retrievers import code_retriever_names
 from recsys.retrieval.code_walk import WALK_ABOVE
+from recsys.sparse_rows import write_sparse
 
 __all__ = ["export", "export_model"]
 
@@ -116,7 +117,8 @@ def export_model(
         )
     model.eval()
     graphs = item_graphs(dataset, weighted_relations(memory_weights, model.config.relations))
-    calibration = fit_calibration(model, dataset, graphs[0])
+    fitted = fit_calibration(model, dataset, graphs[0])
+    calibration = fitted.calibration
     about = {
         "data_hash": manifest.data_hash,
         "num_items": dataset.num_items,
@@ -135,6 +137,7 @@ def export_model(
         "hybrid_weights": hybrid_weights,
         "text": manifest.text,
         "content": dataset.content_blocks,
+        "calibration": {manifest.actions[action]: figures for action, figures in fitted.figures.items()},
         "user_content": dataset.user_blocks if model.config.user_dim else [],
     }
     with new_bundle(output, about) as folder:
@@ -151,6 +154,8 @@ def export_model(
             graph.save(folder / name)
         if dataset.text_transform is not None:
             shutil.copytree(dataset.text_transform, folder / "text")
+        if dataset.sparse_text is not None and "text" in graphs[0].relations:
+            write_sparse(dataset.sparse_text, folder / SPARSE_TEXT)
         if model.config.content_dim and dataset.content is not None:
             ContentMap.fit(dataset.content, model.items.content_IC).save(folder / "content_map.safetensors")
         if not calibration.is_identity:

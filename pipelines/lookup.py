@@ -10,6 +10,7 @@ from rich.table import Table
 
 from recsys.files import write_json
 from recsys.pipelines.console import stdout_console
+from recsys.pipelines.rule_file import read_rules
 from recsys.retrieval.page import Page
 from recsys.retrieval.recommender import Recommender
 
@@ -24,6 +25,7 @@ def recommend(
     at: int | None = None,
     surface: str | None = None,
     rank_by: str | None = None,
+    rules: Path | None = None,
     json: Path | None = None,
 ) -> None:
     """Show what one user would be recommended.
@@ -37,11 +39,13 @@ def recommend(
         at: time of the request, as the data's timestamps count; default the wall clock, or the last event's time.
         surface: where the items would be shown.
         rank_by: order by the probability of this action instead of by retrieval.
+        rules: JSON list of business rules, such as [{"rule": "cap", "column": "brand", "n": 2}].
         json: write the answer to this file too.
     """
     rec = Recommender.load(bundle)
     names = tuple(name.strip() for name in retrievers.split(","))
-    page = rec.recommend(user, k=k, retrievers=names, at=at, surface=surface, rank_by=rank_by)
+    given = () if rules is None else read_rules(rules)
+    page = rec.recommend(user, k=k, retrievers=names, at=at, surface=surface, rank_by=rank_by, rules=given)
     _show(rec, page, f"for user {user}")
     if json is not None:
         write_json(json, {"user_id": user, **_as_json(rec, page)})
@@ -91,6 +95,7 @@ def _show(rec: Recommender, page: Page, about: str) -> None:
 
 
 def _as_json(rec: Recommender, page: Page) -> dict[str, Any]:
+    explored = any(hit.propensity < 1 for hit in page)
     hits = [
         {
             "item_id": hit.item_id,
@@ -98,6 +103,7 @@ def _as_json(rec: Recommender, page: Page) -> dict[str, Any]:
             "score": hit.score,
             "retriever": hit.retriever,
             "actions": hit.actions,
+            **({"propensity": hit.propensity} if explored else {}),
         }
         for hit, title in zip(page, _titles(rec, page.item_ids), strict=True)
     ]

@@ -9,16 +9,33 @@ if TYPE_CHECKING:
     from recsys.events import Event
     from recsys.pipelines.frames import evaluate, fit, prepare
     from recsys.retrieval.recommender import Recommender
+    from recsys.retrieval.rules import MMR, Boost, Cap, Explore, Floor, Freshness, Pin, Where
 
-__all__ = ["Event", "Recommender", "evaluate", "fit", "prepare"]
+__all__ = [
+    "MMR",
+    "Boost",
+    "Cap",
+    "Event",
+    "Explore",
+    "Floor",
+    "Freshness",
+    "Pin",
+    "Recommender",
+    "Where",
+    "evaluate",
+    "fit",
+    "prepare",
+]
 __version__ = "0.1.0"
 
+_RULES = ("MMR", "Boost", "Cap", "Explore", "Floor", "Freshness", "Pin", "Where")
 _HOMES = {
     "Event": "recsys.events",
     "Recommender": "recsys.retrieval.recommender",
     "evaluate": "recsys.pipelines.frames",
     "fit": "recsys.pipelines.frames",
     "prepare": "recsys.pipelines.frames",
+    **dict.fromkeys(_RULES, "recsys.retrieval.rules"),
 }
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recsys.causal_blocks import RunBias, attend_blocks
+from recsys.shared_attention import attend_own, attend_shared, joined, shared_bias
 
-__all__ = ["AttentionKind", "Group", "attend_delta", "attend_packed", "equal_length_groups"]
+__all__ = ["AttentionKind", "Group", "attend_delta", "attend_packed", "delta_weights", "equal_length_groups"]
 
 AttentionKind = Literal["softmax", "silu"]
 
@@ -126,44 +127,57 @@ def attend_delta(
     Returns:
         [B, N, H, D].
     """
-    q_BNHD = q_BNHD * q_BNHD.shape[-1] ** -0.5
-    q_BHND = q_BNHD.transpose(1, 2)
-    score_BHNL = q_BHND @ k_BLHD.permute(0, 2, 3, 1)
-    if bias_BHNL is not None:
-        score_BHNL = score_BHNL + bias_BHNL
+    num_users, num_rows, num_heads, width = q_BNHD.shape
+    if not num_rows:
+        return q_BNHD
+    q_BNHD = q_BNHD * width**-0.5
+    q_XNE = q_BNHD.transpose(1, 2).flatten(0, 1)
+    if own == "self":
+        score_BNPH = (q_BNHD[:, :, None] * k_own).sum(-1)
+        if bias_own is not None:
+            score_BNPH = score_BNPH + bias_own.T
+        score_XNP = score_BNPH.permute(0, 3, 1, 2).flatten(0, 1)
+        part = attend_own(score_XNP, v_own.permute(0, 3, 1, 2, 4).flatten(0, 1), kind=kind)
+    else:
+        visible_own_BN = torch.arange(1, num_rows + 1, device=q_BNHD.device).expand(num_users, -1)
+        bias = shared_bias(bias_own, visible_own_BN, num_rows, num_heads)
+        part = attend_shared(q_XNE, *_shared(k_own, v_own), bias, kind=kind)
     length = k_BLHD.shape[1]
-    hidden_BNL = torch.arange(length, device=q_BNHD.device) >= visible_BN[..., None]
-    if own == "self":
-        score_own = (q_BNHD[:, :, None] * k_own).sum(-1).permute(0, 3, 1, 2)
-        if bias_own is not None:
-            score_own = score_own + bias_own[None, :, None]
-        hidden_own = torch.zeros(1, 1, 1, dtype=torch.bool, device=q_BNHD.device)
-        hidden_own = hidden_own.expand(*visible_BN.shape, k_own.shape[2])
-    else:
-        score_own = q_BHND @ k_own.permute(0, 2, 3, 1)
-        if bias_own is not None:
-            score_own = score_own + bias_own
-        future_NN = torch.ones(q_BNHD.shape[1], q_BNHD.shape[1], dtype=torch.bool, device=q_BNHD.device).triu(1)
-        hidden_own = future_NN.expand(visible_BN.shape[0], *future_NN.shape)
+    read_XNE = part.read_XNE
+    if length:
+        bias = shared_bias(bias_BHNL, visible_BN, length, num_heads)
+        read_XNE = joined(attend_shared(q_XNE, *_shared(k_BLHD, v_BLHD), bias, kind=kind), part)
     if kind == "silu":
-        # No normaliser runs along a row, so that history and own rows stay apart and nothing is copied.
-        v_BLHD, v_own = v_BLHD / max_len, v_own / max_len
-        if visible_BN.shape[1] == 1:
-            v_BLHD = v_BLHD.masked_fill(hidden_BNL[:, 0, :, None, None], 0.0)
-            weight_BHNL = F.silu(score_BHNL)
-        else:
-            weight_BHNL = _weights(score_BHNL, hidden_BNL[:, None], kind)
-        weight_own = _weights(score_own, hidden_own[:, None], kind)
-    else:
-        hidden = torch.cat([hidden_BNL, hidden_own], dim=-1)[:, None]
-        weight = _weights(torch.cat([score_BHNL, score_own], dim=-1), hidden, kind)
-        weight_BHNL, weight_own = weight[..., :length], weight[..., length:]
-    out_BHND = weight_BHNL @ v_BLHD.transpose(1, 2)
-    if own == "self":
-        out_BHND = out_BHND + (weight_own.permute(0, 2, 3, 1)[..., None] * v_own).sum(2).transpose(1, 2)
-    else:
-        out_BHND = out_BHND + weight_own @ v_own.transpose(1, 2)
-    return out_BHND.transpose(1, 2)
+        read_XNE = read_XNE / max_len
+    return read_XNE.view(num_users, num_heads, num_rows, v_BLHD.shape[-1]).transpose(1, 2)
+
+
+def delta_weights(
+    q_BNHD: Tensor,
+    k_own: Tensor,
+    k_BLHD: Tensor,
+    visible_BN: Tensor,
+    *,
+    bias_BHNL: Tensor | None,
+    bias_own: Tensor | None,
+    kind: AttentionKind,
+    max_len: int,
+) -> Tensor:
+    """[B, N, H, L] the weights that :func:`attend_delta` gives to cached rows when ``own`` is ``self``."""
+    length = k_BLHD.shape[1]
+    one_LL = torch.eye(length, dtype=q_BNHD.dtype, device=q_BNHD.device)
+    # Values that name their rows: what is read of them are the weights.
+    one_BLHL = one_LL[:, None].expand(len(k_BLHD), length, k_BLHD.shape[2], length)
+    nothing = k_own.new_zeros(*k_own.shape[:-1], length)
+    return attend_delta(
+        q_BNHD, k_own, nothing, k_BLHD, one_BLHL, visible_BN,
+        own="self", bias_BHNL=bias_BHNL, bias_own=bias_own, kind=kind, max_len=max_len,
+    )  # fmt: skip
+
+
+def _shared(k_BLHD: Tensor, v_BLHD: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys [B · H, D, L] and values [B · H, L, D]."""
+    return k_BLHD.permute(0, 2, 3, 1).flatten(0, 1), v_BLHD.transpose(1, 2).flatten(0, 1)
 
 
 def _weights(score: Tensor, hidden: Tensor, kind: AttentionKind) -> Tensor:

@@ -13,11 +13,13 @@
     neighbours/            items with codes alike by kind of codes, where the catalogue is too large to score whole
     tokenizers/            what makes the codes of new items, by kind of codes, where codes were made here
     text/                  text transform as plain arrays, where the data had text; text/encoders/NAME: text encoders
+    sparse_text.safetensors    TF-IDF rows of the item texts, where the item graph has the relation made of them
     content_map.safetensors    from the content of an item to what the model reads of it, where it reads content
     user_features.safetensors    what the model reads of the users in histories.parquet, where it reads something
     histories.parquet      the events of every user in internal numbers, where asked for
     past_counts.safetensors    how often each action followed so far, where the model reads past rates
-    calibration.safetensors    temperature and offset of every action, where there were slates to fit them on
+    withdrawn.parquet      ids of items that are never returned, where there are some
+    calibration.safetensors    temperature and offset of every action, curves of some, where slates were there to fit on
 """
 
 from __future__ import annotations
@@ -27,13 +29,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -53,12 +56,23 @@ from recsys.model import UnifiedModel
 from recsys.past_counts import PastSource, PastTable
 from recsys.vocabulary import IdMap, Vocabulary
 
-__all__ = ["FORMAT_VERSION", "MARKER", "USER_FEATURES", "Bundle", "StoredHistories", "new_bundle"]
+__all__ = [
+    "FORMAT_VERSION",
+    "MARKER",
+    "SPARSE_TEXT",
+    "USER_FEATURES",
+    "WITHDRAWN",
+    "Bundle",
+    "StoredHistories",
+    "new_bundle",
+]
 
 FORMAT = "recsys-bundle"
 FORMAT_VERSION = 1
 MARKER = "bundle.json"
 USER_FEATURES = "user_features.safetensors"
+SPARSE_TEXT = "sparse_text.safetensors"
+WITHDRAWN = "withdrawn.parquet"
 REQUIRED = (
     "model/model.json",
     "model/model.safetensors",
@@ -141,11 +155,42 @@ class Bundle:
     """Of the semantic IDs that the model generates; None where it generates none."""
     neighbours: dict[str, CodeNeighbours] = field(default_factory=dict)
     """By kind of codes that are predicted at once; empty where the whole catalogue is scored."""
+    withdrawn_G: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """[G] rising numbers of items that no search returns; index, graphs and trie know them as well."""
+
+    def without(self, withdrawn_G: NDArray[np.int64]) -> Bundle:
+        """The same bundle, sharing its memory, with other items withdrawn.
+
+        Args:
+            withdrawn_G: [G] int64, rising.
+        """
+        device = self.vectors.device
+        gone_G = torch.from_numpy(withdrawn_G).to(device)
+        gone_I = None
+        if len(withdrawn_G):
+            gone_I = torch.zeros(len(self.vectors), dtype=torch.bool, device=device)
+            gone_I[gone_G] = True
+        trie = None if self.trie is None else self.trie.whole()
+        return replace(
+            self,
+            index=self.index.without(gone_I),
+            graph_now=replace(self.graph_now, gone_I=gone_I),
+            graph_train=replace(self.graph_train, gone_I=gone_I),
+            trie=trie.without(gone_G) if trie is not None and len(withdrawn_G) else trie,
+            withdrawn_G=withdrawn_G,
+        )
 
     @property
     def data_hash(self) -> str:
         """Hash of the prepared dataset that the model was trained on."""
         return str(self.manifest["data_hash"])
+
+    @property
+    def model_hash(self) -> str:
+        """Hash of the weights and the configuration that came with the bundle."""
+        files = self.manifest["files"]
+        both = f"{files['model/model.safetensors']} {files['model/model.json']}"
+        return hashlib.sha256(both.encode()).hexdigest()
 
     @property
     def retrievers(self) -> tuple[str, ...]:
@@ -274,7 +319,7 @@ class Bundle:
                 raise InputError(f"{path}: its item graph has no relation {name!r}; {_REMEDY}")
         if model.config.num_actions != len(vocabulary.actions) or model.config.num_surfaces != len(vocabulary.surfaces):
             raise InputError(f"{path}: the model's actions and surfaces are not those of bundle.json; {_REMEDY}")
-        return cls(
+        bundle = cls(
             path=path,
             manifest=manifest,
             vocabulary=vocabulary,
@@ -291,6 +336,13 @@ class Bundle:
             trie=trie,
             neighbours=neighbours,
         )
+        if WITHDRAWN not in manifest["files"]:
+            return bundle
+        ids = pl.read_parquet(path / WITHDRAWN)["item_id"]
+        number_G = vocabulary.items.index(ids)
+        if (number_G < 0).any():
+            raise InputError(f"{path}: {WITHDRAWN} names items that {path / 'items.parquet'} does not hold; {_REMEDY}")
+        return bundle.without(np.unique(number_G))
 
     def check_data(self, data_hash: str, where: Path | str) -> None:
         """Refuse a dataset other than the one this bundle was made from."""

@@ -21,6 +21,7 @@ from recsys.time_features import GAP_BOUNDARIES
 
 __all__ = ["RunBias", "TimeRuns", "attend_blocks", "time_runs"]
 
+_BOUNDS = np.array(GAP_BOUNDARIES, dtype=np.int64)
 _ROWS = 128
 """Rows of a block; 64 to 256 measured alike for 1024 rows."""
 _SCORES = 2**17
@@ -32,13 +33,13 @@ long for 16 histories of 256 rows, and 2.6 times for 16 of 128."""
 class TimeRuns:
     """How many rows before each row lie in which buckets of t_i − t_j."""
 
-    ends_BLE: NDArray[np.int32]
-    """Where every run but the last of a row ends; the last one, of bucket 0, reaches to the row and beyond."""
+    count_BLE: NDArray[np.intp]
+    """Rows of each run. Of the last one, of bucket 0, which reaches to the row and beyond: minus those before it."""
 
     def bias(self, table_KH: Tensor) -> RunBias:
         """With the numbers of one layer's table, [buckets, H]."""
-        num_runs = self.ends_BLE.shape[2] + 1
-        return RunBias(self, np.ascontiguousarray(table_KH.detach()[:num_runs].flip(0).T.float().numpy()))
+        table = table_KH.detach().float().cpu().numpy()
+        return RunBias(self, np.ascontiguousarray(table[self.count_BLE.shape[2] - 1 :: -1].T))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +51,29 @@ class RunBias:
 
     def rows(self, sequences: slice, rows: slice) -> Tensor:
         """[B · H, R, C] float32 for some rows and the columns up to the last of them."""
-        ends = self.runs.ends_BLE[sequences, rows]
-        count = np.diff(ends, axis=2, prepend=0, append=rows.stop)[:, None]
-        shape = (len(ends), len(self.value_HE), *count.shape[2:])
+        count = self.runs.count_BLE[sequences, rows].copy()
+        count[..., -1] += rows.stop
+        shape = (len(count), len(self.value_HE), *count.shape[1:])
         value = np.broadcast_to(self.value_HE[:, None], shape)
-        bias = np.repeat(value.ravel(), np.broadcast_to(count, shape).ravel())
+        bias = np.repeat(value.ravel(), np.broadcast_to(count[:, None], shape).ravel())
         return torch.from_numpy(bias).view(shape[0] * shape[1], shape[2], rows.stop)
 
 
 def time_runs(time_BL: Tensor, known_BL: Tensor) -> TimeRuns | None:
     """Runs of rows of rising times; None where a time is not known or times fall."""
-    if not bool(known_BL.all()) or not bool((time_BL[:, 1:] >= time_BL[:, :-1]).all()):
+    time, known = time_BL.numpy(), known_BL.numpy()
+    if not known.all() or (time[:, 1:] < time[:, :-1]).any():
         return None
-    span = int((time_BL[:, -1] - time_BL[:, 0]).max())
-    bound_E = torch.tensor([bound for bound in GAP_BOUNDARIES if bound <= span][::-1], dtype=torch.int64)
-    oldest_BLE = time_BL[..., None] - bound_E
-    ends = torch.searchsorted(time_BL.contiguous(), oldest_BLE.flatten(1), right=True, out_int32=True)
-    return TimeRuns(ends.view(oldest_BLE.shape).numpy())
+    bound_E = _BOUNDS[: np.searchsorted(_BOUNDS, (time[:, -1] - time[:, 0]).max(), "right")][::-1]
+    count = np.empty((*time.shape, len(bound_E) + 1), dtype=np.intp)
+    end = np.zeros((len(bound_E) + 1, time.shape[1]), dtype=np.intp)
+    for row, time_L in enumerate(time):
+        # Sorted keys one after another: numpy then starts where the last search ended.
+        oldest_EL = time_L - bound_E[:, None]
+        end[1:] = time_L.searchsorted(oldest_EL.ravel(), "right").reshape(oldest_EL.shape)
+        count[row, :, :-1] = np.diff(end, axis=0).T
+        count[row, :, -1] = -end[-1]
+    return TimeRuns(count)
 
 
 def attend_blocks(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, bias: RunBias | None, *, softmax: bool) -> Tensor:

@@ -23,6 +23,7 @@ from recsys.dropout import Dropout
 from recsys.embedding_table import EmbeddingTable
 from recsys.encoder import KeysValues
 from recsys.model_config import ModelConfig
+from recsys.shared_attention import NEVER, attend_shared, shared_bias
 from recsys.user_state import UserStates
 
 __all__ = [
@@ -107,13 +108,16 @@ class StateReader:
         num_requests, num_beams, num_heads, width = query.shape
         if not self.states.cache[layer][0].shape[1]:
             return torch.zeros_like(query)
-        key_XEM, value_XME = self._rows(layer)
-        score_XWM = torch.bmm(query.transpose(1, 2).reshape(-1, num_beams, width), key_XEM)
-        if self.hidden_BM is not None:
-            score_BHWM = score_XWM.view(num_requests, num_heads, num_beams, -1)
-            score_BHWM.masked_fill_(self.hidden_BM[:, None, None], torch.finfo(score_XWM.dtype).min)
-        read_XWE = torch.bmm(score_XWM.softmax(-1), value_XME)
+        query_XWE = query.transpose(1, 2).reshape(-1, num_beams, width)
+        read_XWE = attend_shared(query_XWE, *self._rows(layer), self._bias(num_heads), kind="softmax").read_XNE
         return read_XWE.view(num_requests, num_heads, num_beams, width).transpose(1, 2)
+
+    def _bias(self, num_heads: int) -> Tensor | None:
+        hidden_BM = self.hidden_BM
+        if hidden_BM is None:
+            return None
+        bias_BM = torch.zeros(hidden_BM.shape, device=hidden_BM.device).masked_fill_(hidden_BM, NEVER)
+        return bias_BM.repeat_interleave(num_heads, 0)[:, None]
 
     def _rows(self, layer: int) -> tuple[Tensor, Tensor]:
         if layer not in self.rows:
@@ -127,12 +131,13 @@ class StateReader:
 
 
 def _attend(query_SCHE: Tensor, key_SMHE: Tensor, value_SMHE: Tensor, visible_SC: Tensor) -> Tensor:
-    query_SHCE = query_SCHE.transpose(1, 2) * query_SCHE.shape[-1] ** -0.5
-    score_SHCM = query_SHCE @ key_SMHE.permute(0, 2, 3, 1)
-    hidden_SCM = torch.arange(key_SMHE.shape[1], device=score_SHCM.device) >= visible_SC[..., None]
-    weight_SHCM = score_SHCM.masked_fill(hidden_SCM[:, None], torch.finfo(score_SHCM.dtype).min).softmax(-1)
-    weight_SHCM = weight_SHCM * (visible_SC > 0)[:, None, :, None]
-    return (weight_SHCM @ value_SMHE.transpose(1, 2)).transpose(1, 2)
+    num_sequences, num_rows, num_heads, width = query_SCHE.shape
+    query_XCE = query_SCHE.transpose(1, 2).flatten(0, 1) * width**-0.5
+    key_XEM, value_XME = key_SMHE.permute(0, 2, 3, 1).flatten(0, 1), value_SMHE.transpose(1, 2).flatten(0, 1)
+    bias = shared_bias(None, visible_SC, key_SMHE.shape[1], num_heads)
+    read_XCE = attend_shared(query_XCE, key_XEM, value_XME, bias, kind="softmax").read_XNE
+    read_SCHE = read_XCE.view(num_sequences, num_heads, num_rows, width).transpose(1, 2)
+    return read_SCHE * (visible_SC > 0)[:, :, None, None]
 
 
 class ReadBlock(nn.Module):

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from recsys.errors import InputError
 from recsys.events import EventLog, Requests, SlateLog
 from recsys.manifest import Manifest
+from recsys.sparse_rows import read_sparse
 from recsys.vocabulary import IdMap, Vocabulary
 
 __all__ = ["Dataset", "offsets_of"]
@@ -272,9 +273,7 @@ class Dataset:
         """[I, V] TF-IDF rows of unit length (zero rows for items without text); None where there is no text."""
         if "sparse_text.safetensors" not in self.manifest.files:
             return None
-        parts = load_file(self.path / "sparse_text.safetensors")
-        shape = tuple(int(size) for size in parts["shape"])
-        return scipy.sparse.csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=shape)
+        return read_sparse(self.path / "sparse_text.safetensors")
 
     @property
     def content_blocks(self) -> list[dict[str, Any]]:

@@ -29,12 +29,18 @@ class EmbeddingTable(nn.Module):
     def by_column(self, rows: Tensor) -> Tensor:
         """The same numbers laid out [B, dim, ...] for ids [B, ...]: for narrow tables that very many ids read."""
         if rows.device.type == "cpu":
-            return _ByColumn.apply(self.weight, rows)
+            return _ByColumn.apply(self.weight, rows) if torch.is_grad_enabled() else _by_column(self.weight, rows)
         return self(rows).movedim(-1, 1)
 
     def all_rows(self) -> Tensor:
         """[num_rows, dim]; a sharded table gathers here."""
         return self.weight
+
+
+def _by_column(weight_KH: Tensor, rows: Tensor) -> Tensor:
+    row_P = rows.flatten()
+    columns = [weight_K.contiguous().index_select(0, row_P).view(rows.shape) for weight_K in weight_KH.unbind(1)]
+    return torch.stack(columns, 1)
 
 
 class _ByColumn(torch.autograd.Function):
@@ -44,9 +50,7 @@ class _ByColumn(torch.autograd.Function):
     def forward(ctx: Any, weight_KH: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
         ctx.num_rows = len(weight_KH)
-        row_P = rows.flatten()
-        columns = [weight_K.contiguous().index_select(0, row_P).view(rows.shape) for weight_K in weight_KH.unbind(1)]
-        return torch.stack(columns, 1)
+        return _by_column(weight_KH, rows)
 
     @staticmethod
     @once_differentiable

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from recsys.attention import Group, attend_delta, attend_packed
+from recsys.attention import Group, attend_delta, attend_packed, delta_weights
 from recsys.blocks import Block, init_linear, make_block
 from recsys.causal_blocks import TimeRuns, time_runs
 from recsys.embedding_table import EmbeddingTable
@@ -106,6 +106,7 @@ class Encoder(nn.Module):
         time_BL: Tensor,
         time_known_BL: Tensor,
         earlier: Sequence[KeysValues] = (),
+        weights: list[Tensor] | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """Run only new rows against cached keys and values.
 
@@ -114,6 +115,7 @@ class Encoder(nn.Module):
             cache: padded [B, L, H, head_dim] per layer. visible_BN: cached *rows* each new row sees.
             own: see :func:`recsys.attention.attend_delta`.
             earlier: what this method returned for rows that each new row, with ``self``, sees as well, oldest first.
+            weights: takes the attention weights [B, N, H, L] of every layer, with ``self``, for somebody to look at.
         Returns:
             [N, D] outputs (packed) and the new rows' keys and values, padded [B, columns, H, head_dim].
         """
@@ -142,6 +144,13 @@ class Encoder(nn.Module):
                 k, v = (torch.stack([*(past[layer][i] for past in earlier), x], 2) for i, x in enumerate((k, v)))
             else:
                 bias_own = block.bias(bucket_own, distance_own)
+            if weights is not None:
+                weights.append(
+                    delta_weights(
+                        q, k, k_BLHD, visible_BN,
+                        bias_BHNL=bias_BHNL, bias_own=bias_own, kind=block.kind, max_len=self.max_len,
+                    )
+                )  # fmt: skip
             attended = attend_delta(
                 q, k, v, k_BLHD, v_BLHD, visible_BN,
                 own=own, bias_BHNL=bias_BHNL, bias_own=bias_own, kind=block.kind, max_len=self.max_len,

@@ -40,8 +40,8 @@ from recsys.user_state import UserStates, pad_packed
 
 __all__ = ["UnifiedModel"]
 
-_MICRO_BATCH = 1 << 15
-"""Candidate rows of one delta forward; more are cut into micro-batches (M-FALCON, arXiv 2402.17152)."""
+MICRO_BATCH = 1 << 15
+"""Candidate rows of one delta forward; see :attr:`UnifiedModel.micro_batch`."""
 
 
 class UnifiedModel(nn.Module):
@@ -50,6 +50,9 @@ class UnifiedModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.micro_batch = MICRO_BATCH
+        """Candidate rows of one delta forward of :meth:`rank`; more are cut into micro-batches (M-FALCON,
+        arXiv 2402.17152), which bounds memory and changes no result."""
         self.layout = make_layout(config.layout)
         self.items = ItemVectors(config)
         self.tokens = EventTokens(config)
@@ -134,7 +137,12 @@ class UnifiedModel(nn.Module):
     def positive_ages(
         self, batch: EventBatch, hidden_T: Tensor, first_age_S: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """[T] age of the last positive event before each event, and the age after it; hidden actions count as none."""
+        """[T] age of the last positive event before each event, and the age after it; hidden actions count as none.
+
+        Zeros in a model without ``positive_recency``.
+        """
+        if not self.config.positive_recency:  # nothing reads them
+            return torch.zeros_like(batch.position_T), torch.zeros_like(batch.position_T)
         shown_T = (batch.yes_T & self.config.positive_mask != 0) & ~hidden_T
         first_age_T = None if first_age_S is None else first_age_S.repeat_interleave(batch.lengths_S)
         age_T = positive_ages(shown_T, batch.position_T, first_age_T)
@@ -170,6 +178,7 @@ class UnifiedModel(nn.Module):
         *,
         keep_cache: bool = True,
         user_BK: Tensor | NDArray[np.float32] | None = None,
+        item_ID: Tensor | None = None,
     ) -> UserStates:
         """Encode whole histories; the window rule picks what is visible.
 
@@ -178,15 +187,16 @@ class UnifiedModel(nn.Module):
             keep_cache: False leaves keys and values out, for retrieval alone.
             user_BK: features of the users, rows of zeros where unknown; None = all unknown. Left aside by a model that
                 reads none.
+            item_ID: ``items.table()`` where the caller keeps it, so that content is not projected again.
         """
         config, device = self.config, self.device
-        histories = self._seen(histories)
+        histories = self.seen(histories)
         first = np.array([config.first_visible(len(h)) for h in histories], dtype=np.int64)
         shown = np.array([len(h) for h in histories], dtype=np.int64) - first
         order = np.argsort(shown, kind="stable")
         batch = pack_histories([histories[i].at(slice(first[i], None)) for i in order]).to(device)
         nothing_hidden_T = torch.zeros_like(batch.time_known_T)
-        z_RD, packed = self.encode_packed(batch, nothing_hidden_T, self.items.rows)
+        z_RD, packed = self.encode_packed(batch, nothing_hidden_T, self._lookup(item_ID))
         place = torch.from_numpy(np.argsort(order, kind="stable")).to(device)
         length_B = torch.from_numpy(shown).to(device)
         start_B = batch.offsets_S1[:-1][place]
@@ -205,7 +215,11 @@ class UnifiedModel(nn.Module):
         needs_cache = keep_cache or config.reasoning_steps > 0
         columns = int(shown.max(initial=0)) * scale if needs_cache else 0
 
+        equal = bool(len(shown)) and shown.min() == shown.max()
+
         def pad(rows: Tensor) -> Tensor:
+            if equal and columns:  # packed rows are the padded ones, in the order of the histories
+                return rows.view(len(shown), columns, *rows.shape[1:])
             return pad_packed(rows, start_B * scale, length_B * scale, columns)
 
         states = UserStates(
@@ -226,9 +240,16 @@ class UnifiedModel(nn.Module):
         if not config.reasoning_steps:
             return states
         states = replace(states, last_BD=self._reason_last(states))
-        if keep_cache:
-            return states
-        return replace(states, cache=[], time_BL=states.time_BL[:, :0], time_known_BL=states.time_known_BL[:, :0])
+        return states if keep_cache else states.without_cache()
+
+    def _lookup(self, item_ID: Tensor | None) -> Callable[[Tensor], Tensor]:
+        # The unknown item, −1, is the last row of the table.
+        return self.items.rows if item_ID is None else item_ID.__getitem__
+
+    def num_visible(self, history: History) -> int:
+        """Rows that encoding a history takes: those of the events in its window."""
+        num_events = len(self.seen([history])[0])
+        return (num_events - self.config.first_visible(num_events)) * self.layout.rows_per_event
 
     def user_vectors(self, num_users: int, user_BK: Tensor | NDArray[np.float32] | None) -> Tensor:
         """[B, D] what both heads read of users; [B, 0] where the model reads nothing of them."""
@@ -245,7 +266,8 @@ class UnifiedModel(nn.Module):
         counts_BX = history_counts(histories, self.config.num_actions, self.config.num_surfaces)
         return torch.from_numpy(counts_BX).to(self.device)
 
-    def _seen(self, histories: Sequence[History]) -> Sequence[History]:
+    def seen(self, histories: Sequence[History]) -> Sequence[History]:
+        """What the encoder sees of histories: all, or the positive events alone."""
         if not self.config.positives_only:
             return histories
         return [history.positives(self.config.positive_mask) for history in histories]
@@ -259,13 +281,16 @@ class UnifiedModel(nn.Module):
         ]
 
     @torch.no_grad()
-    def append(self, states: UserStates, new_events: Sequence[History]) -> UserStates:
+    def append(self, states: UserStates, new_events: Sequence[History], *, item_ID: Tensor | None = None) -> UserStates:
         """Continue cached states with later events: only the new rows are computed.
+
+        Args:
+            item_ID: ``items.table()`` where the caller keeps it, so that content is not projected again.
 
         Raises:
             ValueError: a window would move; encode the whole history instead (see :meth:`can_append`).
         """
-        new_events = self._seen(new_events)
+        new_events = self.seen(new_events)
         counts = [len(h) for h in new_events]
         for user, fits in enumerate(self.can_append(states, counts)):
             if not fits:
@@ -280,14 +305,13 @@ class UnifiedModel(nn.Module):
         count_B = batch.lengths_S
         sequence_T = torch.repeat_interleave(torch.arange(states.num_users, device=device), count_B)
         position_T = (states.num_events_B - states.first_B)[sequence_T] + batch.position_T
-        x_RD = self._tokens(batch, rows, self.items.rows, position_T, age_T)
+        x_RD = self._tokens(batch, rows, self._lookup(item_ID), position_T, age_T)
         columns = max(counts, default=0) * scale
-        row_place = torch.arange(len(x_RD), device=device) - (batch.offsets_S1[:-1] * scale).repeat_interleave(
-            count_B * scale
-        )
+        sequence_R = sequence_T.repeat_interleave(scale)
+        row_place = torch.arange(len(x_RD), device=device) - (batch.offsets_S1[:-1] * scale)[sequence_R]
         packing = CandidateRows(
             sequence_Q=torch.arange(states.num_users, device=device),
-            place_N=sequence_T.repeat_interleave(scale) * columns + row_place,
+            place_N=None if len(set(counts)) == 1 else sequence_R * columns + row_place,
             columns=columns,
             item_N=rows.item_R,
             time_N=batch.time_T,
@@ -301,14 +325,19 @@ class UnifiedModel(nn.Module):
             time_BN=time_BN, time_known_BN=known_BN, time_BL=states.time_BL, time_known_BL=states.time_known_BL,
         )  # fmt: skip
         num_rows_B = states.num_rows_B + count_B * scale
+        rows_before = states.num_rows_B.tolist()
+        width = max((old + scale * new for old, new in zip(rows_before, counts, strict=True)), default=0)
+        # Without padding on either side the new rows stand right after the old ones.
+        in_line = packing.place_N is None and set(rows_before) == {states.time_BL.shape[1]}
+        at_R = sequence_R * width + states.num_rows_B[sequence_R] + row_place
 
         def join(old_BL: Tensor, new_BN: Tensor) -> Tensor:
-            width = int(num_rows_B.max()) if len(num_rows_B) else 0
+            if in_line:
+                return torch.cat([old_BL, new_BN], 1)
             out = old_BL.new_zeros(old_BL.shape[0], width, *old_BL.shape[2:])
             keep = min(width, old_BL.shape[1])
             out[:, :keep] = old_BL[:, :keep]
-            at = states.num_rows_B[sequence_T.repeat_interleave(scale)] + row_place
-            out[sequence_T.repeat_interleave(scale), at] = packing.unpad(new_BN)
+            out.flatten(0, 1).index_copy_(0, at_R, packing.unpad(new_BN))
             return out
 
         has_new = count_B > 0
@@ -317,8 +346,10 @@ class UnifiedModel(nn.Module):
         def latest(old_B: Tensor, new_T: Tensor) -> Tensor:
             if not len(new_T):
                 return old_B
-            mask = has_new if old_B.dim() == 1 else has_new[:, None]
-            return torch.where(mask, new_T[end_B], old_B)
+            new_B = new_T[end_B]
+            if all(counts):
+                return new_B
+            return torch.where(has_new if old_B.dim() == 1 else has_new[:, None], new_B, old_B)
 
         recent_new_BM = recent_positives(new_events, self.config.positive_mask, self.config.recent).to(device)
         grown = UserStates(
@@ -405,6 +436,7 @@ class UnifiedModel(nn.Module):
         at_B: Tensor,
         surface_BC: Tensor,
         feature_BCF: Tensor | None = None,
+        item_ID: Tensor | None = None,
     ) -> Tensor:
         """Action logits [B, C, A] of candidates, computed on the cached keys and values (delta forward).
 
@@ -412,11 +444,13 @@ class UnifiedModel(nn.Module):
             item_BC: [B, C] int64; -1 marks a padded place, whose logits mean nothing.
             at_B: [B] time of the request. surface_BC: [B, C].
             feature_BCF: from :meth:`recsys.candidate_features.CandidateFeatures.of`, for a model that reads some.
+            item_ID: ``items.table()`` where the caller keeps it, so that content is not projected again.
         Raises:
             ValueError: the model was trained without actions, the states hold no keys and values, or the features are
                 missing.
         """
-        return self.rank_with_value(states, item_BC, at_B, surface_BC, feature_BCF)[..., : self.config.num_actions]
+        logits = self.rank_with_value(states, item_BC, at_B, surface_BC, feature_BCF, item_ID)
+        return logits[..., : self.config.num_actions]
 
     @torch.no_grad()
     def rank_with_value(
@@ -426,6 +460,7 @@ class UnifiedModel(nn.Module):
         at_B: Tensor,
         surface_BC: Tensor,
         feature_BCF: Tensor | None = None,
+        item_ID: Tensor | None = None,
     ) -> Tensor:
         """As :meth:`rank`, with a last column ln(1 + value) [B, C, A + 1] where the model regresses values."""
         if self.action_head is None:
@@ -436,21 +471,63 @@ class UnifiedModel(nn.Module):
             raise ValueError(
                 "this model ranks with features of candidates; give feature_BCF, from CandidateFeatures.of()"
             )
-        step = max(1, _MICRO_BATCH // max(1, states.num_users))
+        step = max(1, self.micro_batch // max(1, states.num_users))
         cuts = [slice(low, low + step) for low in range(0, item_BC.shape[1], step)]
         parts = [
             self._rank_rows(
-                states, item_BC[:, cut], at_B, surface_BC[:, cut], None if feature_BCF is None else feature_BCF[:, cut]
-            )
+                states,
+                item_BC[:, cut],
+                at_B,
+                surface_BC[:, cut],
+                None if feature_BCF is None else feature_BCF[:, cut],
+                self._lookup(item_ID),
+            )  # fmt: skip
             for cut in cuts
         ]
         if not parts:
             return self.start_D.new_zeros(*item_BC.shape, self.config.num_actions + self.config.regress_value)
-        return torch.cat(parts, 1)
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+    @torch.no_grad()
+    def attention(self, states: UserStates, item_BC: Tensor, at_B: Tensor, surface_BC: Tensor) -> list[Tensor]:
+        """Per layer [B, C, H, L] attention weights of candidates over cached rows: what :meth:`rank` reads by.
+
+        Raises:
+            ValueError: the states hold no keys and values.
+        """
+        if not states.cache:
+            raise ValueError("these states hold no keys and values; encode with keep_cache=True")
+        weights: list[Tensor] = []
+        self._candidates(states, item_BC, at_B, surface_BC, self.items.rows, weights)
+        return weights
 
     def _rank_rows(
-        self, states: UserStates, item_BC: Tensor, at_B: Tensor, surface_BC: Tensor, feature_BCF: Tensor | None
+        self,
+        states: UserStates,
+        item_BC: Tensor,
+        at_B: Tensor,
+        surface_BC: Tensor,
+        feature_BCF: Tensor | None,
+        lookup: Callable[[Tensor], Tensor],
     ) -> Tensor:
+        num_users, columns = item_BC.shape
+        z_ND, vector_ND = self._candidates(states, item_BC, at_B, surface_BC, lookup)
+        assert self.action_head is not None
+        feature_NF = None if feature_BCF is None else feature_BCF.flatten(0, 1)
+        user_ND = states.user_BD.repeat_interleave(columns, 0)
+        logits = self.action_head(z_ND, vector_ND, feature_RF=feature_NF, user_RD=user_ND)
+        return logits.view(num_users, columns, logits.shape[-1]).float()
+
+    def _candidates(
+        self,
+        states: UserStates,
+        item_BC: Tensor,
+        at_B: Tensor,
+        surface_BC: Tensor,
+        lookup: Callable[[Tensor], Tensor],
+        weights: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """[N, D] output rows of candidates, and their item vectors."""
         num_users, columns = item_BC.shape
         each = torch.arange(num_users, device=item_BC.device).repeat_interleave(columns)
         rows = CandidateRows(
@@ -458,7 +535,7 @@ class UnifiedModel(nn.Module):
             item_N=item_BC.flatten(), time_N=at_B[each], surface_N=surface_BC.flatten(),
             visible_N=(states.num_events_B - states.first_B)[each],
         )  # fmt: skip
-        vector_ND = self.items.rows(rows.item_N)
+        vector_ND = lookup(rows.item_N)
         x_ND = self.candidate_tokens(
             vector_ND, states.last_actions.at(each), rows.surface_N, rows.time_N,
             _gap(at_B, states.last_time_B)[each], rows.visible_N, states.positive_age_B[each],
@@ -466,12 +543,9 @@ class UnifiedModel(nn.Module):
         z_ND, _ = self.encoder.delta(
             x_ND, rows, states.cache, states.num_rows_B[:, None], own="self",
             time_BN=at_B[:, None], time_known_BN=torch.ones_like(at_B, dtype=torch.bool)[:, None],
-            time_BL=states.time_BL, time_known_BL=states.time_known_BL,
+            time_BL=states.time_BL, time_known_BL=states.time_known_BL, weights=weights,
         )  # fmt: skip
-        assert self.action_head is not None
-        feature_NF = None if feature_BCF is None else feature_BCF.flatten(0, 1)
-        logits = self.action_head(z_ND, vector_ND, feature_RF=feature_NF, user_RD=states.user_BD[each])
-        return logits.view(num_users, columns, logits.shape[-1]).float()
+        return z_ND, vector_ND
 
     # -- files ----------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GroupedAuc", "auc", "gauc", "grouped_auc", "logloss", "logloss_rows", "ndcg_groups"]
+__all__ = ["GroupedAuc", "auc", "calibration_error", "gauc", "grouped_auc", "logloss", "logloss_rows", "ndcg_groups"]
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -74,6 +74,22 @@ def grouped_auc(yes_R: Bools, score_R: NDArray[np.floating], group_R: Ints) -> G
     wins_G = rank_sum_G - num_yes_G * (num_yes_G + 1) / 2.0
     auc_G = np.divide(wins_G, pairs_G, out=np.full(len(group_G), np.nan), where=pairs_G > 0)
     return GroupedAuc(group_G, auc_G, num_rows_G)
+
+
+def calibration_error(yes_R: Bools, prob_R: NDArray[np.floating], bins: int = 15) -> float:
+    """Expected calibration error: mean over rows of |mean probability − rate| of their group. NaN without rows.
+
+    Groups hold equally many rows by rising probability (adaptive groups, Nixon et al., arXiv 1904.01685).
+
+    >>> yes = np.array([False, False, True, True])
+    >>> calibration_error(yes, np.array([0.1, 0.3, 0.5, 0.9]), bins=2)  # (|.2 - 0| + |.7 - 1|) / 2
+    0.25
+    """
+    _check(yes_R, prob_R)
+    order_R = np.argsort(prob_R, kind="stable")
+    groups = [rows for rows in np.array_split(order_R, bins) if len(rows)]
+    gaps = [abs(float(prob_R[rows].mean()) - float(yes_R[rows].mean())) * len(rows) for rows in groups]
+    return sum(gaps) / len(yes_R) if len(yes_R) else float("nan")
 
 
 def logloss_rows(yes_R: Bools, prob_R: NDArray[np.floating]) -> Floats:

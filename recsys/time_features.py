@@ -18,6 +18,7 @@ __all__ = ["GAP_BOUNDARIES", "NUM_BUCKETS", "UNKNOWN_GAP", "ContextFeatures", "T
 _DAY, _WEEK = 86_400, 604_800
 GAP_BOUNDARIES = sorted({math.ceil(math.exp(0.301 * power)) for power in range(1, 65)})
 """Bucket b > 0 begins at the b-th of these gaps, in seconds."""
+_BOUNDS = torch.tensor(GAP_BOUNDARIES, dtype=torch.int64)
 NUM_BUCKETS = len(GAP_BOUNDARIES) + 2
 """Log buckets of a gap in seconds (about 0.3 in ln, as in HSTU, arXiv 2402.17152), and a last one for *unknown*."""
 UNKNOWN_GAP = -1
@@ -26,8 +27,7 @@ UNKNOWN_GAP = -1
 
 def gap_bucket(gap_seconds: Tensor) -> Tensor:
     """Bucket of integer gaps of any shape; negative gaps are *unknown*."""
-    bounds = torch.tensor(GAP_BOUNDARIES, dtype=torch.int64, device=gap_seconds.device)
-    bucket = torch.bucketize(gap_seconds, bounds, right=True)
+    bucket = torch.bucketize(gap_seconds, _BOUNDS.to(gap_seconds.device), right=True)
     return torch.where(gap_seconds < 0, NUM_BUCKETS - 1, bucket)
 
 

@@ -5,7 +5,8 @@ Suffixes: B = users, L = cached rows (padded on the right), H = heads, D = width
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from recsys.encoder import KeysValues
 from recsys.layouts import ActionInput
 
-__all__ = ["UserStates"]
+__all__ = ["UserStates", "merge_states"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,47 @@ class UserStates:
         return UserStates(
             cache=[(k[rows], v[rows]) for k, v in self.cache], last_actions=self.last_actions.at(rows), **picked
         )
+
+    def without_cache(self) -> UserStates:
+        """The same states without keys and values, for retrieval alone."""
+        return replace(self, cache=[], time_BL=self.time_BL[:, :0], time_known_BL=self.time_known_BL[:, :0])
+
+
+def merge_states(parts: Sequence[UserStates], places: Sequence[Sequence[int]]) -> UserStates:
+    """States of several batches as one; keys and values are padded to the longest.
+
+    Args:
+        parts: at least one; all with keys and values, or all without.
+        places: where each state of each part stands in the result, every place once.
+    """
+    if len(parts) == 1 and list(places[0]) == list(range(parts[0].num_users)):
+        return parts[0]
+    device = parts[0].num_rows_B.device
+    place = [torch.tensor(rows, dtype=torch.int64, device=device) for rows in places]
+    total, width = sum(map(len, places)), max(part.time_BL.shape[1] for part in parts)
+
+    def merged(values: Sequence[Tensor], *, padded: bool = False) -> Tensor:
+        tail = values[0].shape[1 + padded :]
+        out = values[0].new_zeros(total, *([width] if padded else []), *tail)
+        for rows, value in zip(place, values, strict=True):
+            (out[:, : value.shape[1]] if padded else out).index_copy_(0, rows, value)
+        return out
+
+    joined = {
+        field.name: merged(
+            [getattr(part, field.name) for part in parts], padded=field.name in ("time_BL", "time_known_BL")
+        )
+        for field in fields(UserStates)
+        if field.name not in ("cache", "last_actions")
+    }
+    actions = {
+        field.name: merged([getattr(part.last_actions, field.name) for part in parts]) for field in fields(ActionInput)
+    }
+    layers = [
+        (merged([k for k, _ in layer], padded=True), merged([v for _, v in layer], padded=True))
+        for layer in zip(*(part.cache for part in parts), strict=True)
+    ]
+    return UserStates(cache=layers, last_actions=ActionInput(**actions), **joined)
 
 
 def pad_packed(rows_R: Tensor, start_B: Tensor, length_B: Tensor, columns: int) -> Tensor:

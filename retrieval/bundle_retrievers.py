@@ -42,6 +42,8 @@ class RetrieverParts:
     trie: CodeTrie | None
     """None where the model generates no semantic IDs."""
     hybrid_weights: HybridWeights | None = None
+    gone_I: Tensor | None = None
+    """[I] bool, items that retrievers by codes do not return; index, graph and trie know it by themselves."""
     neighbours: Mapping[str, CodeNeighbours] = field(default_factory=dict)
     """By kind of codes; of those that are walked, not scored whole."""
 
@@ -66,10 +68,15 @@ class RetrieverParts:
         if self.trie is not None:
             found.append(GenerativeRetriever(self.model, self.trie))
         if self.model.parallel_codes is not None:
-            found.append(ParallelRetriever(self.model, self.neighbours.get("parallel_codes")))
+            found.append(ParallelRetriever(self.model, self.gone_I, self._walked("parallel_codes")))
         if self.model.set_codes is not None:
-            found.append(SetRetriever(self.model, self.neighbours.get("set_codes")))
+            found.append(SetRetriever(self.model, self.gone_I, self._walked("set_codes")))
         return found
+
+    def _walked(self, kind: str) -> CodeNeighbours | None:
+        """The graph of a kind of codes; None where there is none, or where items came after it was built."""
+        found = self.neighbours.get(kind)
+        return found if found is not None and found.num_items == self.model.config.num_items else None
 
     def hybrid(self, weights: HybridWeights | None = None) -> HybridRetriever:
         """The union of all; with the weights of these parts unless others are given."""
@@ -104,6 +111,7 @@ def bundle_retrievers(
         memory_weights=bundle.memory_weights,
         trie=bundle.trie,
         hybrid_weights=None if stored is None else HybridWeights.from_dict(stored),
+        gone_I=bundle.index.gone_I,
         neighbours=bundle.neighbours,
     )
     return {name: _retriever(bundle, parts, name) for name in wanted}

@@ -75,7 +75,14 @@ class CatalogueRetriever(ABC):
             return self.catalogue.search(logp_JBK, k, exclude_QE, allow_N)
         check_lists(logp_JBK.shape[1], k, exclude_QE, allow_N, len(self.catalogue.code_IJ))
         hits: Hits = code_walk(
-            self.neighbours, self.catalogue.code_IJ, logp_JBK, k, self.walk, exclude_BE=exclude_QE, allow_N=allow_N
+            self.neighbours,
+            self.catalogue.code_IJ,
+            logp_JBK,
+            k,
+            self.walk,
+            exclude_BE=exclude_QE,
+            allow_N=allow_N,
+            gone_I=self.catalogue.gone_I,
         )
         short_S = (hits.ids_QK[:, -1] < 0).nonzero().flatten()
         if len(short_S):

@@ -34,10 +34,11 @@ class CodeCatalogue:
 
     Args:
         code_IJ: [I, J] codes of the catalogue, as the model holds them.
+        gone_I: [I] bool, items that no search returns; None = all may be.
     """
 
-    def __init__(self, code_IJ: Tensor) -> None:
-        self.code_IJ = code_IJ
+    def __init__(self, code_IJ: Tensor, gone_I: Tensor | None = None) -> None:
+        self.code_IJ, self.gone_I = code_IJ, gone_I
 
     @torch.no_grad()
     def scores(self, logp_JBK: Tensor) -> Tensor:
@@ -82,6 +83,8 @@ class CodeCatalogue:
         for first, score_BT in self._blocks(logp_JBK, allow_N):
             id_T = torch.arange(first, first + score_BT.shape[1], device=logp_JBK.device)
             id_T = id_T if allow_N is None else allow_N[id_T]
+            if self.gone_I is not None:
+                score_BT.masked_fill_(self.gone_I[id_T], -torch.inf)
             if exclude_BE is not None:
                 _exclude(score_BT, id_T, exclude_BE)
             if score_BK is None or id_BK is None:

@@ -60,6 +60,7 @@ def code_walk(
     *,
     exclude_BE: Tensor | None = None,
     allow_N: Tensor | None = None,
+    gone_I: Tensor | None = None,
 ) -> WalkHits:
     """The k best of the items that a walk meets, each by the mean log-probability of its codes.
 
@@ -70,12 +71,13 @@ def code_walk(
         k: at least 1.
         config: of the walk.
         exclude_BE, allow_N: see :class:`recsys.retrieval.protocol.Retriever`.
+        gone_I: [I] bool, items that no search returns; None = all may be.
 
     Returns:
         Best first; equal scores go to the smaller id; unfilled places are (−1, −inf).
     """
     scored = _Scored(code_IJ, logp_JBK)
-    legal = _Legal(exclude_BE, allow_N, len(code_IJ))
+    legal = _Legal(exclude_BE, allow_N, gone_I, len(code_IJ))
     num_users = logp_JBK.shape[1]
     num_excluded = 0 if exclude_BE is None else exclude_BE.shape[1]
     width = max(config.num_beams, k + num_excluded)
@@ -127,12 +129,16 @@ class _Scored:
 class _Legal:
     """What may be returned to a user."""
 
-    def __init__(self, exclude_BE: Tensor | None, allow_N: Tensor | None, num_items: int) -> None:
+    def __init__(
+        self, exclude_BE: Tensor | None, allow_N: Tensor | None, gone_I: Tensor | None, num_items: int
+    ) -> None:
         self.exclude_BE = None if exclude_BE is None else exclude_BE.sort(1).values
         self.allowed_I: Tensor | None = None
         if allow_N is not None:
             self.allowed_I = torch.zeros(num_items, dtype=torch.bool, device=allow_N.device)
             self.allowed_I[allow_N] = True
+        if gone_I is not None:
+            self.allowed_I = ~gone_I if self.allowed_I is None else self.allowed_I & ~gone_I
 
     def scores(self, item_BC: Tensor, score_BC: Tensor) -> Tensor:
         """[B, C] the scores, −inf where the item may not be returned or there is none."""

@@ -34,7 +34,8 @@ class DenseRetriever:
 
     Args:
         model: makes the queries; in eval mode.
-        index: over ``vectors``; the exact one returns the true top-k, an approximate one may miss some.
+        index: over ``vectors``; the exact one returns the true top-k, an approximate one may miss some. Its items that
+            are gone are not returned.
         vectors: [I, D] float32, of the same model.
         name: ``dense``, or ``dense_learned`` for the learned part alone.
         memory: the terms; None = the learned part alone.
@@ -136,6 +137,8 @@ class DenseRetriever:
         if exclude_BE is not None:
             user_X, place_X = (exclude_BE >= 0).nonzero(as_tuple=True)
             score_BI[user_X, exclude_BE[user_X, place_X]] = -torch.inf
+        if self.index.gone_I is not None:
+            score_BI.masked_fill_(self.index.gone_I, -torch.inf)
         if allow_N is None:
             best_BC, id_BC = largest(score_BI, min(k + _SPARE, score_BI.shape[1]))
         else:
@@ -168,6 +171,8 @@ class DenseRetriever:
             keep_X &= ~torch.isin(key_X, at_E * num_items + exclude_BE[at_E, place_E])
         if allow_N is not None:
             keep_X &= torch.isin(item_X, allow_N)
+        if self.index.gone_I is not None:
+            keep_X &= ~self.index.gone_I[item_X]
         user_X, item_X, sum_X = user_X[keep_X], item_X[keep_X], sum_X[keep_X]
         count_B = torch.bincount(user_X, minlength=len(query_BD))
         column_X = torch.arange(len(user_X), device=user_X.device) - (count_B.cumsum(0) - count_B)[user_X]

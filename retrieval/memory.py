@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from recsys.index.hits import Hits
 from recsys.index.item_graph import ItemGraph
+from recsys.index.pair_values import pair_values
 
 __all__ = ["HasRecent", "MemoryRetriever", "RecentItems"]
 
@@ -74,6 +76,17 @@ class MemoryRetriever:
         return self.graph.search(
             states.recent_BM, k, weights=self.weights, decay=self.decay, exclude_QE=exclude_QE, allow_N=allow_N
         )
+
+    def parts(self, recent_M: Tensor, item: int) -> Tensor:
+        """[M, R] the terms of one item by recent item and relation of the graph.
+
+        Args:
+            recent_M: [M] int64 last positive items, newest first, -1 padded.
+        """
+        weight_R = torch.tensor([self.weights.get(name, 0.0) for name in self.graph.relations])
+        decay_M1 = self.decay ** torch.arange(len(recent_M))[:, None]
+        value_MR = pair_values(self.graph, recent_M, torch.full_like(recent_M, item))
+        return value_MR * (decay_M1 * weight_R).to(value_MR.device)
 
     def scores(self, states: HasRecent, *, at_B: Tensor | None = None, surface_B: Tensor | None = None) -> Tensor:
         """[B, I] float32 scores; 0 for an item that is nobody's neighbour."""

@@ -20,6 +20,10 @@ class Hit:
     actions: dict[str, float] = field(default_factory=dict)
     """Probability per action, each on its own; empty where no ranking was asked for."""
     retriever: str = "dense"
+    """Who found it; ``pin`` for an item that a rule put there."""
+    propensity: float = 1.0
+    """Probability with which it was taken for its place, given the places above it; below 1 only where
+    :class:`recsys.retrieval.rules.Explore` leaves it to chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,10 @@ class Page(Sequence[Hit]):
     """Items that the request's exclusions, allow list and history filter left to choose from."""
     notes: tuple[str, ...] = ()
     """Sentences about this answer: why it is short, what was not known."""
+    version: str = ""
+    """What answered: the hash of the bundle and the number of the update; no page mixes two."""
+    timings: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Milliseconds by stage, and counts; see :meth:`recsys.retrieval.timings.BatchTimings.of`."""
 
     def __len__(self) -> int:
         return len(self.hits)

@@ -23,6 +23,7 @@ class ParallelRetriever(CatalogueRetriever):
 
     Args:
         model: with a head of parallel codes; in eval mode.
+        gone_I: [I] bool, items that no search returns; None = all may be.
         neighbours, walk: for catalogues too large to score whole; see :class:`CatalogueRetriever`.
     """
 
@@ -30,11 +31,15 @@ class ParallelRetriever(CatalogueRetriever):
     reads_cache = False
 
     def __init__(
-        self, model: UnifiedModel, neighbours: CodeNeighbours | None = None, walk: CodeWalkConfig | None = None
+        self,
+        model: UnifiedModel,
+        gone_I: Tensor | None = None,
+        neighbours: CodeNeighbours | None = None,
+        walk: CodeWalkConfig | None = None,
     ) -> None:
         if model.parallel_codes is None:
             raise ValueError("this model predicts no parallel codes; train it with such codes of the items")
-        super().__init__(CodeCatalogue(model.codes.of("parallel_codes")), neighbours, walk)
+        super().__init__(CodeCatalogue(model.codes.of("parallel_codes"), gone_I), neighbours, walk)
         self.model, self.head = model, model.parallel_codes
 
     @torch.no_grad()

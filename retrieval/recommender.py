@@ -1,76 +1,49 @@
 """The embedded recommender: a bundle in memory, answering requests from any thread.
 
-Suffixes: B = requests, C = candidates of a request, E = exclusions, N = allowed items, A = actions, I = items.
+Suffixes: I = items, K = hits.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from recsys.bundle import Bundle
-from recsys.errors import InputError
-from recsys.events import UNKNOWN_ITEM, Event, History
-from recsys.index.hits import SourcedHits
+from recsys.errors import Closed, InputError, SourceUnavailable
+from recsys.events import Event
 from recsys.kernels.topk import topk_smaller_id
-from recsys.retrieval.bundle_retrievers import bundle_retrievers
+from recsys.retrieval.answer import answer, short_notes
+from recsys.retrieval.explain import MAX_EVENTS, Explanation, explained
+from recsys.retrieval.history_sources.bundle import no_histories
+from recsys.retrieval.live_catalogue import LiveCatalogue
 from recsys.retrieval.page import Hit, Page
-from recsys.retrieval.protocol import Retriever, source_labels
+from recsys.retrieval.question import Question, own_user_id, questions_of, source_of
 from recsys.retrieval.request import Request
-from recsys.retrieval.user_features import encoded_user
-from recsys.user_state import UserStates
-from recsys.vocabulary import empty_history
+from recsys.retrieval.request_log import RequestLog
+from recsys.retrieval.rules import Explore, Rule
+from recsys.retrieval.snapshot import Snapshot, SourceChoice
+from recsys.retrieval.timings import BatchTimings, Observer
+from recsys.state_layout import Storage
+from recsys.state_store import StoreCounts, UserStateStore
 
 __all__ = ["Recommender"]
 
 BATCH = 256
 """Requests encoded together; bounds the memory of :meth:`Recommender.recommend_batch`, not its results."""
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """A request in internal numbers."""
-
-    request: Request
-    history: History
-    exclude_E: Ints
-    """Sorted, each once."""
-    allow_N: Ints | None
-    """Sorted, each once; exclusions not yet taken out."""
-    at: int
-    surface: int
-    num_wanted: int
-    num_reachable: int
-    notes: list[str]
-    user_K: Floats
-    """Features of the user, zeros where unknown."""
-
-    @property
-    def search_key(self) -> tuple[Any, ...]:
-        """Questions with equal keys can be searched together."""
-        allow = None if self.allow_N is None else self.allow_N.tobytes()
-        return (self.num_wanted, allow)
-
-
-Found = list[tuple[int, float, str]]
-"""Internal item id, retrieval score, retriever; best first."""
-
 
 class Recommender:
-    """Recommends from a bundle. Nothing in it changes after loading, so one instance serves all threads.
+    """Recommends from a bundle. One instance serves all threads: what answers is replaced as a whole, never changed.
+
+    What it made of a user's history is kept for the next request, which then pays for the new events alone; no answer
+    depends on what is kept.
 
     Example:
         >>> rec = Recommender.load("bundle/")                                               # doctest: +SKIP
@@ -78,36 +51,125 @@ class Recommender:
         >>> [(hit.item_id, hit.score, hit.actions) for hit in page]                         # doctest: +SKIP
     """
 
-    def __init__(self, bundle: Bundle, *, clock: Callable[[], float] = time.time) -> None:
-        """Serve a loaded bundle; ``clock`` gives the seconds since 1970 of requests that name no time."""
-        self.bundle = bundle
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        clock: Callable[[], float] = time.time,
+        history_source: SourceChoice = None,
+        states: UserStateStore | None = None,
+    ) -> None:
+        """Serve a loaded bundle.
+
+        Args:
+            bundle: what to serve.
+            clock: gives the seconds since 1970 of requests that name no time.
+            history_source: where the events of a ``user_id`` come from and :meth:`append_events` puts them; None = the
+                bundle's histories, read-only. It stays the caller's to close.
+            states: keeps the states of returning users, for the bundle's model; None = as :meth:`load` does.
+        """
         self._clock = clock
-        self._device = bundle.vectors.device
-        self._retrievers: dict[str, Retriever] = bundle_retrievers(bundle)
-        self._length_I = bundle.vectors.norm(dim=1)
+        self._observers: tuple[Observer, ...] = (RequestLog(),)
+        kept = _store(bundle) if states is None else states
+        self._live = LiveCatalogue(Snapshot.of(bundle, history_source, kept))
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "cpu") -> Recommender:
+    def load(
+        cls,
+        path: Path | str,
+        device: str = "cpu",
+        *,
+        history_source: SourceChoice = None,
+        state_bytes: int | Literal["auto"] = "auto",
+        state_storage: Storage = "float32",
+    ) -> Recommender:
         """Open a bundle folder.
 
+        Args:
+            path: the folder.
+            device: ``cpu`` or ``cuda``.
+            history_source: where the events of a ``user_id`` come from: a
+                :class:`~recsys.retrieval.history_sources.source.HistorySource`, or ``over_bundle(source)`` for the
+                bundle's histories continued by one; None = the bundle's histories.
+            state_bytes: memory for states of returning users, who then pay for their new events only. ``auto`` = a
+                quarter of what is free on the device, and of the host's for what has to leave a GPU; 0 = none.
+            state_storage: ``int8`` keeps three to four times as many users, whose probabilities are then approximate.
+
         Raises:
-            InputError: a part of the bundle is missing, damaged or foreign; one line says which and what to do.
+            InputError: a part of the bundle is missing, damaged or foreign, or the memory is not there; one line says
+                which and what to do.
         """
-        return cls(Bundle.open(path, device))
+        bundle = Bundle.open(path, device)
+        return cls(bundle, history_source=history_source, states=_store(bundle, state_bytes, state_storage))
 
     def save(self, path: Path | str) -> None:
-        """Write the bundle to another folder."""
-        self.bundle.save(path)
+        """Write a bundle to another folder that loads as what answers now, changes of the catalogue included.
+
+        Raises:
+            InputError: the files that this recommender was loaded from are gone or changed.
+        """
+        self._live.save(path)
+
+    def update_items(self, items: Any = None, *, withdraw: Iterable[Any] = (), restore: Iterable[Any] = ()) -> None:
+        """Change the catalogue under way; all of it holds for every request that begins after the call returns.
+
+        Items that the catalogue does not hold are new: they are known by their content until a model is trained with
+        them. Known ones get other values. Items that are withdrawn are never returned by anything, and their events
+        still count in histories. Requests under way are answered by what they began with.
+
+        Args:
+            items: a polars or pandas frame, or mappings, with ``item_id`` and columns of :attr:`items`; what a mapping
+                leaves out, or a frame has no column of, stays as it is, and is unknown of a new item. New items need
+                every vector column that the model reads. Where the bundle has semantic IDs, ``codes`` (or
+                ``parallel_codes``, ``set_codes``) states those of new items; otherwise its codebooks make them.
+            withdraw: ids of known items. restore: ids of withdrawn items that are to be returned again.
+
+        Raises:
+            InputError: an unknown column or id, an id twice, a value of another type; nothing has changed then.
+        """
+        self._live.update_items(items, withdraw, restore)
+
+    def swap(self, bundle: Path | str | Bundle, *, keep_updates: bool = True) -> None:
+        """Answer from another bundle. Going back is the same call with the old one.
+
+        The bundle is loaded beside the present one, checked, and asked something before it takes over, so that there
+        is memory needed for both. Requests under way end on the old one, which then goes.
+
+        Args:
+            bundle: a folder, or what was loaded from one.
+            keep_updates: make the changes of :meth:`update_items` to it as well, by the callers' ids: withdrawn items
+                stay withdrawn, new ones that it does not know are added, and values that were given replace its own.
+                False = take it as it is.
+
+        Raises:
+            InputError: it cannot be loaded or cannot answer; the present one goes on.
+        """
+        self._live.swap(bundle, keep_updates)
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        return self._live.snapshot
+
+    @property
+    def withdrawn(self) -> list[Any]:
+        """Ids of items that are never returned."""
+        bundle = self.bundle
+        return bundle.vocabulary.items.take(bundle.withdrawn_G)
+
+    @property
+    def bundle(self) -> Bundle:
+        """What answers requests now."""
+        return self._snapshot.bundle
 
     @property
     def retrievers(self) -> tuple[str, ...]:
         """Names to use in ``retrievers=``."""
-        return tuple(self._retrievers)
+        return tuple(self._snapshot.retrievers)
 
     @property
     def actions(self) -> tuple[str, ...]:
         """Keys of :attr:`Hit.actions`; none where the data had too few actions to learn probabilities from."""
-        return self.bundle.vocabulary.actions if self.bundle.model.action_head is not None else ()
+        return self._snapshot.actions
 
     @property
     def items(self) -> pl.DataFrame:
@@ -119,6 +181,16 @@ class Recommender:
         """Users whose events the bundle holds."""
         histories = self.bundle.histories
         return pl.Series("user_id", [], dtype=pl.String) if histories is None else histories.users.ids
+
+    @property
+    def states(self) -> UserStateStore:
+        """What is kept of returning users; ``states.forget(keys)`` drops it."""
+        return self._snapshot.states
+
+    @property
+    def state_counts(self) -> StoreCounts:
+        """What all requests so far found kept, appended and encoded."""
+        return self._snapshot.states.counts
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -139,6 +211,9 @@ class Recommender:
         rank_by: str | Mapping[str, float] | None = None,
         candidates: int = 100,
         user_features: Mapping[str, Any] | None = None,
+        rules: Sequence[Rule] = (),
+        max_candidates: int | None = None,
+        cache_key: str | int | None = None,
     ) -> Page:
         """Retrieve and rank for one user; both read the same keys and values of one pass over the history.
 
@@ -150,16 +225,19 @@ class Recommender:
 
         Args:
             user_id, history, new_events, k, retrievers, exclude, allow, exclude_history, at, surface, rank, rank_by,
-                candidates, user_features: see :class:`recsys.retrieval.request.Request`.
+                candidates, user_features, rules, max_candidates, cache_key: see
+                :class:`recsys.retrieval.request.Request`.
 
         Raises:
             InputError: a request that cannot be meant (unknown retriever or action, k below 1, both user_id and
                 history), or a user id where the bundle holds no histories.
+            SourceUnavailable: the user's history cannot be read now.
         """
         request = Request(
             user_id=user_id, history=history, new_events=new_events, k=k, retrievers=retrievers, exclude=exclude,
             allow=allow, exclude_history=exclude_history, at=at, surface=surface, rank=rank, rank_by=rank_by,
-            candidates=candidates, user_features=user_features,
+            candidates=candidates, user_features=user_features, rules=rules, max_candidates=max_candidates,
+            cache_key=cache_key,
         )  # fmt: skip
         return self.recommend_batch([request])[0]
 
@@ -168,12 +246,88 @@ class Recommender:
 
         Args:
             requests: :class:`Request` objects, or mappings of the same fields.
+
+        Raises:
+            InputError, SourceUnavailable: of the first request that :meth:`recommend` would refuse.
         """
+        return self._pages(self._snapshot, requests, keep_states=True)
+
+    def _pages(
+        self, snapshot: Snapshot, requests: Sequence[Request | Mapping[str, Any]], *, keep_states: bool
+    ) -> list[Page]:
         full = [request if isinstance(request, Request) else _request(request) for request in requests]
-        pages: list[Page] = []
+        pages = list[Page]()
         for begin in range(0, len(full), BATCH):
-            pages += self._answer([self._question(request) for request in full[begin : begin + BATCH]])
+            part = full[begin : begin + BATCH]
+            pages += self._answered(snapshot, part, together=True, keep_states=keep_states)
         return pages
+
+    def recommend_each(self, requests: Sequence[Request]) -> list[Page | InputError | SourceUnavailable | Closed]:
+        """As :meth:`recommend_batch`, for requests of different people: one that is refused has its error in its place.
+
+        Args:
+            requests: checked one by one where they were made.
+        """
+        snapshot, results = self._snapshot, list[Any]()
+        for begin in range(0, len(requests), BATCH):
+            results += self._answered(snapshot, requests[begin : begin + BATCH], together=False)
+        return results
+
+    def _answered(
+        self, snapshot: Snapshot, requests: Sequence[Request], *, together: bool, keep_states: bool = True
+    ) -> list[Any]:
+        """Pages, errors in the places of requests that are refused; ``together``: the first of these is raised."""
+        timings = BatchTimings(requests)
+        try:
+            with timings.stage("history"):
+                questions = questions_of(snapshot, requests, self._clock(), keep_states=keep_states)
+            refused = [question for question in questions if not isinstance(question, Question)]
+            if refused and together:
+                raise refused[0]
+            kept = [question for question in questions if isinstance(question, Question)]
+            timings.keep([question.request for question in kept])
+            pages = iter(answer(snapshot, kept, timings))
+        except Exception as error:
+            self._tell_of_failure(timings, error)
+            raise
+        for refusal in refused:
+            self._tell_of_failure(BatchTimings([None]), refusal)
+        if kept:
+            for observer in self._observers:
+                observer.answered(timings)
+        return [next(pages) if isinstance(question, Question) else question for question in questions]
+
+    def _tell_of_failure(self, timings: BatchTimings, error: Exception) -> None:
+        timings.finish()
+        for observer in self._observers:
+            observer.failed(timings, error)
+
+    def append_events(self, user_id: Any, events: Sequence[Event]) -> None:
+        """Add to a user's stored history; the next request that names the user sees it. Durable when it returns.
+
+        An event without a time happened now, where the data has a real clock. Give times where an append may be
+        repeated: equal events with a time count once.
+
+        Raises:
+            InputError: an id or event that cannot be meant, or the histories are the bundle's own, which stay as they
+                are.
+            SourceUnavailable: the source cannot be written now.
+        """
+        snapshot = self._snapshot
+        if snapshot.bundle.vocabulary.clock == "real" and isinstance(events, Sequence):
+            now = int(self._clock())
+            events = [
+                replace(event, timestamp=now) if isinstance(event, Event) and event.timestamp is None else event
+                for event in events
+            ]
+        source_of(snapshot).append(own_user_id(snapshot, user_id), events)
+
+    def observe(self, *observers: Observer) -> None:
+        """Tell others of every batch, instead of the log that a new recommender tells of slow ones: a
+        :class:`~recsys.retrieval.request_log.RequestLog`,
+        :class:`~recsys.retrieval.metrics_export.PrometheusMetrics`, :class:`~recsys.retrieval.tracing.RequestSpans`
+        or one of your own; none = nobody."""
+        self._observers = observers
 
     def recommend_frame(
         self, users: Iterable[Any] | pl.DataFrame | None = None, k: int = 10, **settings: Any
@@ -187,206 +341,123 @@ class Recommender:
 
         Returns:
             Columns user_id, rank (from 1), item_id, score, retriever and prob_ACTION for every action (unless
-            ``rank=False``); users in the order given, ids in the types of the data. A user without hits has no row.
+            ``rank=False``), and propensity where a rule explores; users in the order given, ids in the types of the
+            data. A user without hits has no row.
         """
+        snapshot = self._snapshot
+        histories = snapshot.bundle.histories
+        if snapshot.source is None or (users is None and histories is None):
+            raise no_histories(snapshot.bundle)
         if users is None:
-            wanted = self.user_ids.to_list()
+            assert histories is not None
+            wanted = histories.users.ids.to_list()
         else:
             given: Any = users
             column = given["user_id"] if hasattr(given, "columns") else given
             wanted = column.to_list() if hasattr(column, "to_list") else list(column)
-        histories = self._stored()
         rows: list[tuple[Any, ...]] = []
-        actions = self.actions if settings.get("rank", True) else ()
+        actions = snapshot.actions if settings.get("rank", True) else ()
+        explores = any(isinstance(rule, Explore) for rule in settings.get("rules", ()))
         for begin in range(0, len(wanted), BATCH):
             part = wanted[begin : begin + BATCH]
-            pages = self.recommend_batch([{**settings, "user_id": user, "k": k} for user in part])
+            # Each user once: keeping their states would cost time and turn out those of users who do return.
+            asked = [{**settings, "user_id": user, "k": k} for user in part]
+            pages = self._pages(snapshot, asked, keep_states=False)
             for user, page in zip(part, pages, strict=True):
-                known = int(histories.users.index([user])[0])
-                shown = histories.users.take([known])[0] if known >= 0 else user
+                shown = own_user_id(snapshot, user)
                 for place, hit in enumerate(page, start=1):
-                    rows.append((shown, place, hit.item_id, hit.score, hit.retriever, *hit.actions.values()))
+                    chance = (hit.propensity,) if explores else ()
+                    rows.append((shown, place, hit.item_id, hit.score, hit.retriever, *hit.actions.values(), *chance))
         schema: dict[str, Any] = {
-            "user_id": histories.users.dtype,
+            "user_id": pl.Series(wanted).dtype if histories is None else histories.users.dtype,
             "rank": pl.UInt32,
-            "item_id": self.bundle.vocabulary.items.dtype,
+            "item_id": snapshot.bundle.vocabulary.items.dtype,
             "score": pl.Float32,
             "retriever": pl.String,
         }
         schema |= {f"prob_{action}": pl.Float32 for action in actions}
+        schema |= {"propensity": pl.Float64} if explores else {}
         return pl.DataFrame(rows, schema=schema, orient="row", strict=False)
+
+    def explain(
+        self,
+        user_id: Any = None,
+        item_id: Any = None,
+        *,
+        history: Sequence[Event] | None = None,
+        new_events: Sequence[Event] = (),
+        retriever: str = "dense",
+        at: int | None = None,
+        surface: str | None = None,
+        user_features: Mapping[str, Any] | None = None,
+        max_events: int = MAX_EVENTS,
+        attention: bool = False,
+    ) -> Explanation:
+        """How the score of one item would change without each event of the history, exactly.
+
+        Events of the window are left out one by one, the newest first, and the rest encoded anew as
+        :meth:`recommend` would; the request keeps its time and surface. It costs one encoding per event.
+
+        Args:
+            item_id: any item of the catalogue, recommended or not.
+            retriever: whose score; the probabilities are those of the ranking head.
+            max_events: most events to leave out.
+            attention: keep the attention weights too, as a picture.
+            user_id, history, new_events, at, surface, user_features: see
+                :class:`recsys.retrieval.request.Request`.
+
+        Raises:
+            InputError: as :meth:`recommend`; and the catalogue does not hold the item.
+        """
+        request = Request(
+            user_id=user_id, history=history, new_events=new_events, retrievers=(retriever,), at=at, surface=surface,
+            user_features=user_features,
+        )  # fmt: skip
+        snapshot = self._snapshot
+        (question,) = questions_of(snapshot, [request], self._clock())
+        if not isinstance(question, Question):
+            raise question
+        return explained(snapshot, question, item_id, max_events=max_events, attention=attention)
 
     @torch.inference_mode()
     def similar_items(self, item_id: Any, k: int = 10) -> Page:
-        """The items nearest to one, by cosine of item vectors; equal ones by place in the catalogue.
+        """The items nearest to one, by cosine of item vectors; equal ones by place in the catalogue. The one may be
+        withdrawn.
 
         Raises:
             InputError: the catalogue does not hold the item.
         """
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise InputError(f"k must be a positive integer, got {k!r}")
-        item = int(self.bundle.vocabulary.items.index([item_id])[0])
+        snapshot = self._snapshot
+        bundle, length_I = snapshot.bundle, snapshot.length_I.clamp_min(1e-12)
+        item = int(bundle.vocabulary.items.index([item_id])[0])
         if item < 0:
-            raise InputError(f"item {item_id!r} is not in the catalogue of {self.bundle.path}")
-        length_I = self._length_I.clamp_min(1e-12)
-        cosine_I = (self.bundle.vectors @ (self.bundle.vectors[item] / length_I[item])) / length_I
+            raise InputError(f"item {item_id!r} is not in the catalogue of {bundle.path}")
+        cosine_I = (bundle.vectors @ (bundle.vectors[item] / length_I[item])) / length_I
         cosine_I[item] = -torch.inf
-        num_hits = min(k, len(cosine_I) - 1)
-        every_I = torch.arange(len(cosine_I), device=self._device)
+        num_left = len(cosine_I) - len(np.union1d(bundle.withdrawn_G, [item]))
+        if bundle.index.gone_I is not None:
+            cosine_I.masked_fill_(bundle.index.gone_I, -torch.inf)
+        num_hits = min(k, num_left)
+        every_I = torch.arange(len(cosine_I), device=snapshot.device)
         best_1K, near_1K = topk_smaller_id(cosine_I[None], every_I[None], num_hits)
-        ids = self.bundle.vocabulary.items.take(near_1K[0].tolist())
+        ids = bundle.vocabulary.items.take(near_1K[0].tolist())
         hits = [Hit(name, score, {}, "similar") for name, score in zip(ids, best_1K[0].tolist(), strict=True)]
-        return Page(tuple(hits), len(cosine_I) - 1, _short(num_hits, k, len(cosine_I) - 1))
+        return Page(tuple(hits), num_left, short_notes(num_hits, k, num_left), snapshot.version)
 
-    # -- one batch -------------------------------------------------------------------------------------------------
 
-    def _stored(self) -> Any:
-        if self.bundle.histories is None:
-            raise InputError(
-                f"{self.bundle.path} holds no histories, so a user id says nothing to it; give history=[Event(…)], or "
-                "export with --histories"
-            )
-        return self.bundle.histories
-
-    def _question(self, request: Request) -> _Question:
-        words, notes = self.bundle.vocabulary, []
-        for name in request.retrievers:
-            if name not in self._retrievers:
-                raise InputError(f"there is no retriever {name!r} in this bundle; it has {', '.join(self._retrievers)}")
-        self._weights(request)
-        start, user_K = empty_history(), np.zeros(self.bundle.model.config.user_dim, dtype=np.float32)
-        if request.user_id is not None:
-            histories = self._stored()
-            user = int(histories.users.index([request.user_id])[0])
-            if user >= 0:
-                start = histories.events.history(user)
-                if self.bundle.user_features_UK is not None:
-                    user_K = self.bundle.user_features_UK[user].cpu().numpy()
-            else:
-                notes.append(f"user {request.user_id!r} is not in this bundle; answered as for a new user")
-        if request.user_features is not None:
-            user_K = encoded_user(self.bundle, request.user_features)
-        history = words.history([*(request.history or ()), *request.new_events], after=start)
-        num_strange = int((history.item == UNKNOWN_ITEM).sum())
-        if num_strange:
-            notes.append(f"{num_strange} events are of items outside the catalogue")
-        exclude_E = _known(words.items.index(request.exclude))
-        if request.exclude_history:
-            exclude_E = _known(np.concatenate([exclude_E, history.item]))
-        allow_N, num_reachable = None, len(words.items) - len(exclude_E)
-        if request.allow is not None:
-            asked = words.items.index(request.allow)
-            allow_N = _known(asked)
-            num_reachable = len(np.setdiff1d(allow_N, exclude_E, assume_unique=True))
-            if (asked < 0).any():
-                notes.append(f"{int((asked < 0).sum())} allowed ids are not in the catalogue")
-        return _Question(
-            request=request,
-            history=history,
-            exclude_E=exclude_E,
-            allow_N=allow_N,
-            at=self._time(request, history),
-            surface=words.surface_index(request.surface),
-            num_wanted=request.k if request.rank_by is None else max(request.k, request.candidates),
-            num_reachable=num_reachable,
-            notes=notes,
-            user_K=user_K,
-        )
-
-    def _time(self, request: Request, history: History) -> int:
-        if request.at is not None:
-            return int(request.at)
-        if self.bundle.vocabulary.clock == "real":
-            return int(self._clock())
-        return int(history.timestamp[-1]) if len(history) else self.bundle.vocabulary.max_timestamp
-
-    def _weights(self, request: Request) -> list[float]:
-        """Weight of each action in the final order."""
-        given = {request.rank_by: 1.0} if isinstance(request.rank_by, str) else dict(request.rank_by or {})
-        for name in given:
-            if name not in self.actions:
-                raise InputError(f"rank_by: this model ranks by {list(self.actions)}, not by {name!r}")
-        return [float(given.get(name, 0.0)) for name in self.actions]
-
-    def _answer(self, questions: Sequence[_Question]) -> list[Page]:
-        if not questions:
-            return []
-        with torch.inference_mode():
-            ranks = bool(self.actions) and any(question.request.rank for question in questions)
-            asked = {name for question in questions for name in question.request.retrievers}
-            keep_cache = ranks or any(self._retrievers[name].reads_cache for name in asked)
-            histories = [question.history for question in questions]
-            user_BK = np.stack([question.user_K for question in questions])
-            states = self.bundle.model.encode(histories, keep_cache=keep_cache, user_BK=user_BK)
-            found = self._search(states, questions)
-            probability = self._rank(states, questions, found)
-        return [self._page(*row) for row in zip(questions, found, probability, strict=True)]
-
-    def _search(self, states: UserStates, questions: Sequence[_Question]) -> list[Found]:
-        """The candidates of every question, in the order of retrieval."""
-        lists: list[dict[str, Found]] = [{} for _ in questions]
-        for name in dict.fromkeys(name for question in questions for name in question.request.retrievers):
-            groups: dict[tuple[Any, ...], list[int]] = {}
-            for row, question in enumerate(questions):
-                if name in question.request.retrievers and question.num_reachable:
-                    groups.setdefault(question.search_key, []).append(row)
-            for rows in groups.values():
-                group = [questions[row] for row in rows]
-                first = group[0]
-                hits = self._retrievers[name].search(
-                    states.select(self._tensor(rows)),
-                    first.num_wanted,
-                    at_B=self._tensor([question.at for question in group]),
-                    surface_B=self._tensor([question.surface for question in group]),
-                    exclude_QE=self._tensor(_padded([question.exclude_E for question in group])),
-                    allow_N=None if first.allow_N is None else self._tensor(first.allow_N),
-                )
-                labels = source_labels(self._retrievers[name])
-                source_QK = hits.source_QK if isinstance(hits, SourcedHits) else torch.zeros_like(hits.ids_QK)
-                parts = (hits.ids_QK.tolist(), hits.scores_QK.tolist(), source_QK.tolist())
-                for row, *columns in zip(rows, *parts, strict=True):
-                    found = zip(*columns, strict=True)
-                    lists[row][name] = [(i, score, labels[source]) for i, score, source in found if i >= 0]
-        return [
-            _take_turns([parts.get(name, []) for name in question.request.retrievers])[: question.num_wanted]
-            for parts, question in zip(lists, questions, strict=True)
-        ]
-
-    def _rank(
-        self, states: UserStates, questions: Sequence[_Question], found: Sequence[Found]
-    ) -> list[NDArray[np.float32] | None]:
-        """[C, A] probabilities of every question's candidates; None where none were asked for."""
-        rows = [row for row, question in enumerate(questions) if question.request.rank and found[row]]
-        result: list[NDArray[np.float32] | None] = [None] * len(questions)
-        if rows and self.actions:
-            item_BC = self._tensor(_padded([np.array([hit[0] for hit in found[row]], dtype=np.int64) for row in rows]))
-            surface_B = self._tensor([questions[row].surface for row in rows])
-            ranked = states.select(self._tensor(rows))
-            at_B = self._tensor([questions[row].at for row in rows])
-            surface_BC = surface_B[:, None].expand_as(item_BC)
-            feature_BCF = self.bundle.features().of(ranked, item_BC, at_B, surface_BC)
-            logits = self.bundle.model.rank(ranked, item_BC, at_B, surface_BC, feature_BCF)
-            probability = self.bundle.calibration.probabilities(logits).cpu().numpy()
-            for place, row in enumerate(rows):
-                result[row] = probability[place, : len(found[row])]
-        return result
-
-    def _page(self, question: _Question, found: Found, probability: NDArray[np.float32] | None) -> Page:
-        request = question.request
-        order = np.arange(len(found))
-        if request.rank_by is not None and probability is not None:
-            order = np.argsort(-(probability @ np.array(self._weights(request), dtype=np.float32)), kind="stable")
-        order = order[: request.k]
-        names = self.bundle.vocabulary.items.take([found[place][0] for place in order])
-        hits = []
-        for place, name in zip(order, names, strict=True):
-            chances = {} if probability is None else dict(zip(self.actions, probability[place].tolist(), strict=True))
-            hits.append(Hit(name, found[place][1], chances, found[place][2]))
-        notes = (*question.notes, *_short(len(hits), request.k, question.num_reachable))
-        return Page(tuple(hits), question.num_reachable, notes)
-
-    def _tensor(self, values: Sequence[int] | Ints) -> Tensor:
-        return torch.as_tensor(np.asarray(values, dtype=np.int64), device=self._device)
+def _store(
+    bundle: Bundle, state_bytes: int | Literal["auto"] = "auto", state_storage: Storage = "float32"
+) -> UserStateStore:
+    if state_bytes != "auto" and (isinstance(state_bytes, bool) or not isinstance(state_bytes, int) or state_bytes < 0):
+        raise InputError(f"state_bytes must be 'auto' or a number of bytes, 0 for none, got {state_bytes!r}")
+    max_bytes = None if state_bytes == "auto" else state_bytes
+    host_bytes = 0 if state_bytes == 0 else None
+    return UserStateStore(
+        bundle.model, model_hash=bundle.model_hash, max_bytes=max_bytes, host_bytes=host_bytes,
+        storage=state_storage,
+    )  # fmt: skip
 
 
 def _request(fields: Mapping[str, Any]) -> Request:
@@ -394,35 +465,3 @@ def _request(fields: Mapping[str, Any]) -> Request:
     if unknown:
         raise InputError(f"a request has no field {unknown[0]!r}; its fields are {list(Request.__dataclass_fields__)}")
     return Request(**fields)
-
-
-def _known(index: Ints) -> Ints:
-    """Sorted, each once, without unknown ones."""
-    return np.unique(index[index >= 0])
-
-
-def _padded(parts: Sequence[Ints]) -> Ints:
-    """Rows of different length as one matrix, -1 where there is nothing."""
-    matrix = np.full((len(parts), max(len(part) for part in parts)), -1, dtype=np.int64)
-    for row, part in zip(matrix, parts, strict=True):
-        row[: len(part)] = part
-    return matrix
-
-
-def _take_turns(lists: Sequence[Found]) -> Found:
-    """Best of each list, then second of each, and so on; an item stays where it first came up."""
-    merged: dict[int, tuple[int, float, str]] = {}
-    for turn in zip_longest(*lists):
-        for hit in turn:
-            if hit is not None:
-                merged.setdefault(hit[0], hit)
-    return list(merged.values())
-
-
-def _short(num_hits: int, k: int, num_reachable: int) -> tuple[str, ...]:
-    """Why a page is shorter than asked for."""
-    if num_hits >= k:
-        return ()
-    if num_reachable < k:
-        return (f"{k} items were asked for and {num_reachable} were left to choose from",)
-    return (f"the retrievers found {num_hits} of the {k} items asked for; add one that reaches more, such as 'dense'",)

@@ -8,8 +8,12 @@ from typing import Any
 
 from recsys.errors import InputError
 from recsys.events import Event
+from recsys.retrieval.rules.plan import check_rules
+from recsys.retrieval.rules.rule import Rule, is_number
 
-__all__ = ["Request"]
+__all__ = ["Request", "is_cache_key"]
+
+_LONGEST_KEY = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +21,8 @@ class Request:
     """Who asks, for what, among which items. All ids are the caller's."""
 
     user_id: Any = None
-    """A user whose events the bundle holds. One it does not know counts as new, and a note says so."""
+    """A user whose events the source of histories holds, by default the bundle. One it does not know counts as new,
+    and a note says so."""
     history: Sequence[Event] | None = None
     """The user's events in any order, instead of stored ones. Empty or None without a user = somebody new."""
     user_features: Mapping[str, Any] | None = None
@@ -43,13 +48,24 @@ class Request:
     """Whether hits carry a probability per action."""
     rank_by: str | Mapping[str, float] | None = None
     """An action, or weights of several: retrieve ``candidates`` items and order them by Σ weight · probability.
-    None keeps the order of retrieval."""
+    A weight below 0 lowers what the action is likely for: ``{"like": 1.0, "hide": -1.0}``. None keeps the order of
+    retrieval."""
     candidates: int = 100
-    """Items to retrieve before ordering by ``rank_by``; never fewer than k."""
+    """Items to retrieve before ordering by ``rank_by``, or by a rule that changes scores; never fewer than k."""
+    rules: Sequence[Rule] = ()
+    """Business rules, see :mod:`recsys.retrieval.rules`; they act before the page is cut to k items."""
+    max_candidates: int | None = None
+    """Where caps and floors leave fewer than k items, more are retrieved, twice as many each time, up to this number;
+    None = until the catalogue is exhausted."""
+    cache_key: str | int | None = None
+    """Under which the recommender keeps what it made of the history, so that the next request with this key pays for
+    new events only. None = ``user_id`` where one is named, else nothing is kept. No key changes a result."""
 
     def __post_init__(self) -> None:
-        for name in ("k", "candidates"):
+        for name in ("k", "candidates", "max_candidates"):
             value = getattr(self, name)
+            if value is None and name == "max_candidates":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a positive integer, got {value!r}")
         if self.user_id is not None and self.history is not None:
@@ -58,6 +74,18 @@ class Request:
             raise InputError(f"retrievers must be a sequence of names such as ('dense',), got {self.retrievers!r}")
         if self.rank_by is not None and not self.rank:
             raise InputError("rank_by orders by probabilities; it needs rank=True")
+        if isinstance(self.rank_by, Mapping):
+            for action, weight in self.rank_by.items():
+                if not is_number(weight):
+                    raise InputError(f"rank_by: the weight of {action!r} must be a finite number, got {weight!r}")
+        if isinstance(self.rules, Rule) or not isinstance(self.rules, Sequence):
+            raise InputError(f"rules must be a sequence of rules such as [Cap('category', n=2)], got {self.rules!r}")
+        check_rules(self.rules, self.k)
+        if self.cache_key is not None and not is_cache_key(self.cache_key):
+            raise InputError(
+                f"cache_key must be an integer or a string of at most {_LONGEST_KEY} characters, got "
+                f"{str(self.cache_key)[:40]!r}"
+            )
         for name in ("exclude", "allow"):
             if isinstance(getattr(self, name), (str, bytes)):
                 raise InputError(
@@ -65,3 +93,10 @@ class Request:
                 )
             if isinstance(getattr(self, name), Iterator):  # would be empty when the request is asked again
                 object.__setattr__(self, name, list(getattr(self, name)))
+
+
+def is_cache_key(key: Any) -> bool:
+    """Whether something can be a key: keys are held beside the states, so that they must be small."""
+    if isinstance(key, str):
+        return len(key) <= _LONGEST_KEY
+    return isinstance(key, int) and key.bit_length() < 128

@@ -24,6 +24,7 @@ class SetRetriever(CatalogueRetriever):
 
     Args:
         model: with a head of sets of codes; in eval mode.
+        gone_I: [I] bool, items that no search returns; None = all may be.
         neighbours, walk: for catalogues too large to score whole; see :class:`CatalogueRetriever`.
     """
 
@@ -31,11 +32,15 @@ class SetRetriever(CatalogueRetriever):
     reads_cache = True
 
     def __init__(
-        self, model: UnifiedModel, neighbours: CodeNeighbours | None = None, walk: CodeWalkConfig | None = None
+        self,
+        model: UnifiedModel,
+        gone_I: Tensor | None = None,
+        neighbours: CodeNeighbours | None = None,
+        walk: CodeWalkConfig | None = None,
     ) -> None:
         if model.set_codes is None:
             raise ValueError("this model predicts no sets of codes; train it with such codes of the items")
-        super().__init__(CodeCatalogue(model.codes.of("set_codes")), neighbours, walk)
+        super().__init__(CodeCatalogue(model.codes.of("set_codes"), gone_I), neighbours, walk)
         self.model, self.head = model, model.set_codes
 
     @torch.no_grad()

@@ -50,6 +50,11 @@ def test_there_are_enough_and_each_names_an_existing_test(root):
         assert len(head(patch, "breaks")) > 10
 
 
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
+def test_patch_still_applies(patch, root):
+    subprocess.run(["git", "apply", "--check", str(patch)], check=True, cwd=root)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("test", sorted({head(patch, "test") for patch in PATCHES}))
 def test_named_test_passes_on_the_unpatched_copy(test, pristine):

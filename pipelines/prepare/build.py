@@ -35,6 +35,7 @@ from recsys.pipelines.prepare.slates import (
 )
 from recsys.pipelines.prepare.splits import Split, cold_targets, held_out_items, leave_one_out, split_by_time
 from recsys.pipelines.prepare.user_content import user_content
+from recsys.sparse_rows import write_sparse
 
 __all__ = ["check_tables", "prepare_frames", "prepare_tables"]
 
@@ -216,14 +217,7 @@ def _write_content(folder: Path, content: Content) -> None:
         save_file({"content": content.rows.content_IC}, folder / "content.safetensors")
     if content.fitted.transform is not None and content.rows.sparse_text_IV is not None:
         content.fitted.transform.save(folder / "text")
-        rows = content.rows.sparse_text_IV
-        arrays = {
-            "indptr": rows.indptr.astype(np.int64),
-            "indices": rows.indices.astype(np.int32),
-            "data": rows.data.astype(np.float32),
-            "shape": np.asarray(rows.shape, dtype=np.int64),
-        }
-        save_file(arrays, folder / "sparse_text.safetensors")
+        write_sparse(content.rows.sparse_text_IV, folder / "sparse_text.safetensors")
 
 
 def _manifest(

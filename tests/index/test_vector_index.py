@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from recsys.index import INDEX_KINDS, ExactIndex, VectorIndex, build_index, load_index
+from recsys.index.exact import exact_scores
 
 EXACT_KINDS = ("exact", "flat")
 DIM = 12
@@ -283,3 +284,46 @@ def test_search_on_a_gpu_equals_the_cpu(kind):
     hits = build_index(kind, vectors.cuda()).search(queries.cuda(), 20)
     assert hits.ids_QK.is_cuda
     assert recall(hits, reference) >= (1 if kind in EXACT_KINDS else 0.9)
+
+
+def test_items_that_came_moved_or_went(kind):
+    """An index under way finds new items, forgets old vectors and gone items, and fills every place."""
+    generator = torch.Generator().manual_seed(3)
+    vectors = torch.randn(640, 8, generator=generator)
+    index = build_index(kind, vectors[:600])
+    after = vectors.clone()
+    changed = torch.tensor([3, 50, 599])
+    after[changed] = torch.randn(3, 8, generator=generator) * 2
+    moved = torch.cat([changed, torch.arange(600, 640)])
+    query = torch.cat([after[changed], after[630:633], torch.randn(4, 8, generator=generator)]) * 3
+    best = ExactIndex(after).search(query, 3).ids_QK
+    gone = torch.zeros(640, dtype=torch.bool)
+    gone[best[:, 0]] = True
+    live = index.moved(after[:610], moved[:13]).moved(after, moved).without(gone)
+    excluded = gone.nonzero().flatten().expand(len(query), -1).contiguous()
+    allow = torch.arange(0, 640, 2)
+    for allow_N in (None, allow):
+        for k in (1, 5, 40):
+            hits = live.search(query, k, allow_N=allow_N)
+            plain = ExactIndex(after).search(query, k, exclude_QE=excluded, allow_N=allow_N)
+            assert bool((hits.ids_QK >= 0).all()) and not bool(gone[hits.ids_QK].any())
+            if kind in ("exact", "flat"):
+                assert torch.equal(hits.ids_QK, plain.ids_QK) and torch.equal(hits.scores_QK, plain.scores_QK)
+            else:  # what is new or moved is found exactly, whatever the structure misses of the rest
+                beside = torch.isin(plain.ids_QK, moved)
+                found = [torch.isin(p, h) for p, h in zip(plain.ids_QK, hits.ids_QK, strict=True)]
+                assert bool((beside <= torch.stack(found)).all())
+            assert torch.equal(hits.scores_QK, exact_scores(after, query, hits.ids_QK))
+    most = live.search(query, 640)
+    assert int((most.ids_QK >= 0).sum(1).unique()) == 640 - int(gone.sum())
+    fresh = build_index(kind, vectors[:600])
+    assert index.gone_I is None and torch.equal(index.search(query, 3).ids_QK, fresh.search(query, 3).ids_QK)
+    assert live.without(None).search(query, 3).ids_QK.tolist()[:3] == best.tolist()[:3]
+
+
+def test_a_moved_index_is_saved_whole(kind, tmp_path):
+    vectors = torch.randn(300, 8, generator=torch.Generator().manual_seed(4))
+    build_index(kind, vectors[:290]).moved(vectors, torch.arange(290, 300)).save(tmp_path)
+    loaded = load_index(tmp_path)
+    assert (loaded.num_items, loaded.kind, loaded.gone_I) == (300, kind, None)
+    assert loaded.search(vectors[295:296], 1).scores_QK.shape == (1, 1)

@@ -12,7 +12,7 @@ import torch
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.model import UnifiedModel
-from recsys.pipelines.code_blocks import blocks_of_new_items, code_blocks
+from recsys.pipelines.code_blocks import code_blocks
 from recsys.pipelines.code_settings import KINDS, CodeSettings
 from recsys.pipelines.item_codes import read_codes
 from recsys.pipelines.made_codes import MadeCodes, make_codes, tokenizer_tensors, write_tokenizers
@@ -20,6 +20,7 @@ from recsys.pipelines.prepare.build import prepare_frames
 from recsys.pipelines.sids_update import aligned_to, appended_to, settings_like
 from recsys.pipelines.transition_vectors import transition_vectors
 from recsys.tokenizers.item_tokenizer import load_item_tokenizer
+from recsys.tokenizers.new_item_blocks import blocks_of_new_items
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,8 @@ def test_integer_ids_are_found_by_number_and_by_text(dtype):
 def test_text_ids_are_found_by_text_and_number():
     ids = IdMap(pl.Series(["7", "b", "é", ""]))
     assert ids.index(["é", 7, "B", "", None, "zz"]).tolist() == [2, 0, -1, 3, -1, -1]
+    assert ids.index(["é", "\ud800", None, 7]).tolist() == [2, -1, -1, 0]  # half a surrogate pair is in no table
+    assert [ids.own(value) for value in (8, "8", "\ud800", None, True)] == ["8", "8", None, None, None]
     assert ids.index(pl.Series(["b", None, "7"])).tolist() == [1, -1, 0]
     assert ids.index([]).tolist() == []
     assert IdMap(pl.Series([], dtype=pl.String)).index(["a"]).tolist() == [-1]
@@ -71,6 +73,23 @@ def test_events_without_a_time_happen_where_they_stand():
     longer = words.history([Event(item_id="c"), Event(item_id="c", timestamp=40)], after=history)
     assert longer.item.tolist() == [2, 1, 0, 2, 2]
     assert longer.timestamp.tolist() == [40, 50, 50, 50, 50]
+
+
+def test_a_history_may_be_continued_anywhere():
+    """Events behind an earlier history give the history of all of them, however their times overlap."""
+    rng, words = np.random.default_rng(0), vocabulary()
+    for _ in range(200):
+        times = rng.integers(0, 8, size=int(rng.integers(1, 12))).tolist()
+        events = [
+            Event(
+                item_id="abc"[int(rng.integers(3))], timestamp=time, actions=["buy", "click", ""][int(rng.integers(3))]
+            )
+            for time in times
+        ]
+        cut = int(rng.integers(len(events)))
+        whole, continued = words.history(events), words.history(events[cut:], after=words.history(events[:cut]))
+        for name in ("item", "timestamp", "yes", "known", "surface", "time_known"):
+            assert np.array_equal(getattr(whole, name), getattr(continued, name)), name
 
 
 def test_places_are_counted_where_there_is_no_clock():

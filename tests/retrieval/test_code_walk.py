@@ -78,13 +78,18 @@ def test_what_it_returns_is_allowed_and_scored_exactly(num_beams, num_steps, k, 
     graph = CodeNeighbours(graph.neighbour_IM, graph.entry_E[seed % 7 :: 20], graph.code_hash)
     exclude_BE, allow_N = lists(torch.Generator().manual_seed(seed), 4, 300)
     config = CodeWalkConfig(num_beams=num_beams, num_steps=num_steps)
-    hits = code_walk(graph, code_IJ, logp_JBK, k, config, exclude_BE=exclude_BE, allow_N=allow_N if cut else None)
+    gone_I = torch.arange(300) % 7 == seed % 7
+    hits = code_walk(
+        graph, code_IJ, logp_JBK, k, config,
+        exclude_BE=exclude_BE, allow_N=allow_N if cut else None, gone_I=gone_I if seed % 2 else None,
+    )  # fmt: skip
     score_BI = code_scores(logp_JBK, code_IJ)
     for user in range(4):
         ids = hits.ids_QK[user][hits.ids_QK[user] >= 0]
         assert len(ids.unique()) == len(ids) <= int(hits.visited_B[user]) <= 300
         assert not torch.isin(ids, exclude_BE[user]).any()
         assert not cut or torch.isin(ids, allow_N).all()
+        assert not (seed % 2 and gone_I[ids].any())
         found = hits.scores_QK[user, : len(ids)]
         assert torch.equal(found, score_BI[user, ids]) and (found.diff() <= 0).all()
         assert (hits.ids_QK[user, len(ids) :] == -1).all()
@@ -130,6 +135,8 @@ def test_blocks_of_a_catalogue_give_the_sorted_scores(at_once, cut, num_users, m
     item_BC = torch.randint(-1, 200, (num_users, 9))
     assert torch.equal(catalogue.scores_of(logp_JBK, item_BC), score_BI.gather(1, item_BC.clamp_min(0)))
     exclude_BE, allow_N = lists(torch.Generator().manual_seed(1), num_users, 200) if cut else (None, None)
+    catalogue = CodeCatalogue(code_IJ, torch.arange(200) % 9 == 4)
+    score_BI[:, 4::9] = -torch.inf
     if cut:
         score_BI[:, ~torch.isin(torch.arange(200), allow_N)] = -torch.inf
         row_P, place_P = (exclude_BE >= 0).nonzero(as_tuple=True)
@@ -153,23 +160,29 @@ def test_a_retriever_walks_where_it_has_a_graph_and_fills_what_the_walk_left(cod
     request = {"at_B": torch.full((8,), AT), "surface_B": torch.arange(8) % 3}
     allowed = {"allow_N": torch.arange(4, 30), "exclude_QE": torch.arange(8)[:, None]}
     exact = retriever_of(code_model)
-    narrow = retriever_of(code_model, one, CodeWalkConfig(num_beams=1, num_steps=1, exact_below=0))
+    narrow = retriever_of(code_model, None, one, CodeWalkConfig(num_beams=1, num_steps=1, exact_below=0))
     for limits in ({}, allowed):
-        wide = retriever_of(code_model, graph, CodeWalkConfig(num_beams=30, num_steps=30, exact_below=0))
+        wide = retriever_of(code_model, None, graph, CodeWalkConfig(num_beams=30, num_steps=30, exact_below=0))
         for k in (4, 30):
             wanted = exact.search(states, k, **request, **limits)
             assert torch.equal(wide.search(states, k, **request, **limits).ids_QK, wanted.ids_QK)
         # One item and its neighbours cannot be thirty items.
         assert torch.equal(narrow.search(states, 30, **request, **limits).ids_QK, wanted.ids_QK)
+    gone_I = torch.arange(30) % 4 == 1
+    for at_beams in (1, 30):
+        config = CodeWalkConfig(num_beams=at_beams, num_steps=30, exact_below=0)
+        left = retriever_of(code_model, gone_I, graph, config).search(states, 30, **request).ids_QK
+        assert torch.equal(left, retriever_of(code_model, gone_I).search(states, 30, **request).ids_QK)
+        assert not gone_I[left[left >= 0]].any() and (left >= 0).sum(1).eq(30 - int(gone_I.sum())).all()
     few = narrow.search(states, 1, **request)
     assert (few.scores_QK < exact.search(states, 1, **request).scores_QK).any()  # it did walk
-    kept = retriever_of(code_model, one, CodeWalkConfig(num_beams=1, num_steps=0, exact_below=26))
+    kept = retriever_of(code_model, None, one, CodeWalkConfig(num_beams=1, num_steps=0, exact_below=26))
     assert torch.equal(
         kept.search(states, 2, **request, **allowed).ids_QK, exact.search(states, 2, **request, **allowed).ids_QK
     )
     foreign = CodeNeighbours(graph.neighbour_IM[:20], graph.entry_E[:1], graph.code_hash)
     with pytest.raises(ValueError, match="holds 20 items and the catalogue 30"):
-        retriever_of(code_model, foreign)
+        retriever_of(code_model, None, foreign)
 
 
 def test_a_large_catalogue_is_exported_with_its_graph(code_model, toy_dataset, tmp_path):

@@ -1,0 +1,161 @@
+"""The one reference to what answers requests, and everything that may put another in its place."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from recsys.bundle import Bundle
+from recsys.errors import InputError
+from recsys.events import Event
+from recsys.retrieval.answer import answer
+from recsys.retrieval.catalogue_change import CatalogueChange, GivenRows, given_rows
+from recsys.retrieval.catalogue_save import save_state
+from recsys.retrieval.catalogue_update import CatalogueState, changed_state
+from recsys.retrieval.question import Question, questions_of
+from recsys.retrieval.request import Request
+from recsys.retrieval.snapshot import Snapshot
+
+__all__ = ["LiveCatalogue", "UpdateJournal"]
+
+_FRAMES_AT_MOST = 64
+
+
+@dataclass(slots=True)
+class UpdateJournal:
+    """Changes in the caller's words, so that they can be made to another bundle: the last one of every item."""
+
+    rows: list[pl.DataFrame] = field(default_factory=list)
+    withdrawn: dict[str, Any] = field(default_factory=dict)
+    """Ids by their text, which is how ids are compared."""
+    restored: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, rows: GivenRows, withdraw: Iterable[Any], restore: Iterable[Any]) -> None:
+        """Note a change that was made."""
+        self.rows += rows
+        for ids, into, out_of in ((withdraw, self.withdrawn, self.restored), (restore, self.restored, self.withdrawn)):
+            for name in ids:
+                out_of.pop(str(name), None)
+                into[str(name)] = name
+        if len(self.rows) > _FRAMES_AT_MOST:
+            self.rows = list(self.net())
+
+    def net(self) -> GivenRows:
+        """The rows of all changes, one per item, items in the order in which they first came."""
+        merged: dict[str, dict[str, Any]] = {}
+        schema: dict[str, Any] = {}
+        for frame in self.rows:
+            schema |= frame.schema
+            for row in frame.iter_rows(named=True):
+                merged.setdefault(str(row["item_id"]), {}).update(row)
+        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for row in merged.values():
+            groups.setdefault(tuple(sorted(row)), []).append(row)
+        return tuple(
+            pl.DataFrame(rows, schema={name: schema[name] for name in names}, strict=False)
+            for names, rows in groups.items()
+        )
+
+
+class LiveCatalogue:
+    """Holds the present snapshot. Reading it takes no lock; changes wait for each other."""
+
+    def __init__(self, first: Snapshot) -> None:
+        """Begin with a snapshot; those that are swapped in share its source of histories and its memory for states."""
+        self._lock = threading.Lock()
+        self._state = CatalogueState(first)
+        self._journal = UpdateJournal()
+        self._num_swaps = 0
+        self._items_came = False
+        """Whether a number beyond a bundle's items was ever given out, or a known item changed."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What answers requests now: read it once per call."""
+        return self._state.snapshot
+
+    def update_items(self, items: Any, withdraw: Iterable[Any], restore: Iterable[Any]) -> None:
+        """See :meth:`recsys.retrieval.recommender.Recommender.update_items`."""
+        rows = given_rows(items)
+        gone = withdraw if isinstance(withdraw, (str, bytes)) else list(withdraw)
+        back = restore if isinstance(restore, (str, bytes)) else list(restore)
+        with self._lock:
+            after = _changed(self._state, rows, gone, back)
+            self._state = after
+            self._journal.add(rows, gone, back)
+            self._items_came |= bool(rows)
+
+    def swap(self, bundle: Path | str | Bundle, keep_updates: bool) -> None:
+        """See :meth:`recsys.retrieval.recommender.Recommender.swap`."""
+        with self._lock:
+            before = self.snapshot
+            loaded = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, before.device)
+            snapshot, journal = Snapshot.of(loaded, before.history_source, before.states), UpdateJournal()
+            mark = snapshot.state_hash
+            if self._items_came:
+                # Numbers beyond a bundle's items may now stand for others: no user state of before may be taken.
+                mark = hashlib.sha256(f"{mark} swap {self._num_swaps + 1}".encode()).hexdigest()
+            state = CatalogueState(snapshot.apart(mark, before.number + 1))
+            if keep_updates:
+                journal = replace(
+                    self._journal, rows=list(self._journal.net()), withdrawn=dict(self._journal.withdrawn)
+                )
+                gone = before.bundle.vocabulary.items.take(before.bundle.withdrawn_G)
+                journal.withdrawn |= {str(name): name for name in gone}
+                withdrawn, restored = list(journal.withdrawn.values()), list(journal.restored.values())
+                state = _changed(state, tuple(journal.rows), withdrawn, restored, lenient=True)
+            _check_answers(state.snapshot)
+            self._state, self._journal = state, journal
+            self._num_swaps += 1
+
+    def save(self, path: Path | str) -> None:
+        """Write a bundle that loads as what answers now."""
+        save_state(self._state, Path(path))
+
+
+def _changed(
+    state: CatalogueState, rows: GivenRows, withdraw: Iterable[Any], restore: Iterable[Any], *, lenient: bool = False
+) -> CatalogueState:
+    if rows:
+        state = state.with_content()
+    content = state.content
+    change = CatalogueChange.of(
+        state.snapshot.bundle,
+        rows,
+        withdraw,
+        restore,
+        read=frozenset() if content is None else content.columns,
+        vector_columns=() if content is None else content.vector_columns,
+        lenient=lenient,
+    )
+    return changed_state(state, change)
+
+
+def _check_answers(snapshot: Snapshot) -> None:
+    """Ask every retriever something, which also loads what is loaded late.
+
+    Raises:
+        InputError: the bundle cannot answer.
+    """
+    bundle = snapshot.bundle
+    events = [
+        Event(item_id=name, actions=bundle.vocabulary.actions[:1]) for name in bundle.vocabulary.items.ids.head(3)
+    ]
+    names = tuple(snapshot.retrievers)
+    try:
+        requests = [Request(history=events, k=5, retrievers=names), Request(k=5, retrievers=names)]
+        questions = questions_of(snapshot, requests, 0.0, keep_states=False)
+        pages = answer(snapshot, [question for question in questions if isinstance(question, Question)])
+    except (ValueError, RuntimeError, KeyError, IndexError) as error:
+        line = " ".join(str(error).split())
+        raise InputError(f"{bundle.path} cannot answer ({line}); nothing was swapped") from error
+    for hit in (hit for page in pages for hit in page):
+        if not all(map(math.isfinite, (hit.score, *hit.actions.values()))):
+            raise InputError(f"{bundle.path} scores item {hit.item_id!r} as {hit.score}; nothing was swapped")
