@@ -261,4 +261,5 @@ class ModelConfig:
         lists = {
             name: tuple(values.get(name, ())) for name in ("relations", "code_sizes", "parallel_sizes", "set_sizes")
         }
-        return cls(**{"code_children": False, **values, **lists})  # one without it was trained among all codes
+        # A decoder whose configuration says nothing of it was trained among all codes.
+        return cls(**{"code_children": not lists["code_sizes"], **values, **lists})
