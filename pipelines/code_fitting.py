@@ -120,7 +120,8 @@ def _choices(kind: str, method: str, rows_IV: Floats, settings: CodeSettings) ->
             grid = default_levels(4 * settings.codebook_size) if settings.codebook_size else None
             yield {"num_parts": parts, "levels": grid}
     elif method == "opq":
-        yield from ({"num_parts": parts, "codebook_size": size} for parts in fewer for size in sizes)
+        whiten = settings.whiten
+        yield from ({"num_parts": parts, "codebook_size": size, "whiten": whiten} for parts in fewer for size in sizes)
     else:
         yield from ({"codebook_sizes": (size,) * levels} for size in sizes)
         yield from ({"codebook_sizes": (sizes[-1],) * least} for least in list(fewer)[1:])

@@ -42,6 +42,10 @@ class CodeSettings:
     """Of the networks of rq-vae and fsq; None = the method's."""
     parallel_parts: int = 16
     """Levels of ``parallel_codes``, at most: each needs two directions of the vectors."""
+    whiten: bool = True
+    """Of opq: whether all directions of the vectors count alike. Where vectors are those of a model, an error in a long
+    direction costs more than one in a short one: of validation targets of Amazon Toys 16 codes of 256, summed up, find
+    .130 among ten items without it and .122 with it (dense retrieval .137)."""
     set_parts: int = 4
     """Levels of each block of ``set_codes``, at most."""
 

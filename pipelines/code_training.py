@@ -12,15 +12,17 @@ Suffixes: I = items.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recsys.code_accuracy import code_accuracy
 from recsys.code_children import CodeChildren
 from recsys.code_decoder import StateReader
+from recsys.code_distillation import CodeDistillation
 from recsys.dataset import Dataset
 from recsys.files import atomic_file
 from recsys.model import UnifiedModel
@@ -29,7 +31,7 @@ from recsys.pipelines.checkpoint import load_model, stored_names
 from recsys.pipelines.console import progress_bar
 from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.item_codes import AUTO, GivenCodes
-from recsys.pipelines.model_codes import CODE_HEADS, carried_codes, set_codebooks, with_codes
+from recsys.pipelines.model_codes import CODE_HEADS, carried_codes, start_code_heads, with_codes
 from recsys.pipelines.recipe import chosen_batch_tokens, validation_requests
 from recsys.pipelines.request_tensors import request_tensors
 from recsys.vocabulary import IdMap
@@ -37,9 +39,19 @@ from recsys.vocabulary import IdMap
 __all__ = ["add_code_heads", "train_code_heads"]
 
 _TIMES_TOKENS, _MOST_TOKENS = 4, 8192
-_LR, _WEIGHT_DECAY, _CLIP = 2e-3, 0.1, 1.0
+_LR, _WEIGHT_DECAY, _CLIP = 1e-3, 0.1, 1.0
 _WARMUP, _DECAY = 100, 0.3
 _JUDGED_REQUESTS = 512
+_SHARE = 0.9
+"""Of a label that dense retrieval decides."""
+_CANDIDATES = 1024
+"""Items drawn for a step of the heads that score whole items."""
+_MOST_TAUGHT = 50_000
+"""Items up to which dense retrieval labels every prefix."""
+_OF_HEADS = ("code_pairs", "code_score", "code_children")
+_VECTORS = "codes_JKD"
+"""Parameters that start from item vectors and are not pulled to zero."""
+_OF_PREFIXES = ("code_decoder.pairs.", "code_decoder.codebook_")
 
 Log = Callable[[dict[str, float], int], None]
 
@@ -77,13 +89,14 @@ def add_code_heads(
         old_row_I = torch.from_numpy(IdMap(stored_names(before, init_from).item_ids).index(data.dataset.item_ids))
         if not moved and data.sids == AUTO:
             codes = carried_codes(old, before.get("tokenizers"), model, data.dataset, old_row_I)
+    carried = codes is not None
     if codes is None:
         codes = data.codes(model, like=old)
         if codes is not None and old is not None:
             codes = codes.aligned(old, old_row_I)
     if codes is None:
         return None
-    network = _with_heads(model, codes, data.seed, old)
+    network = _with_heads(model, codes, data.seed, old, carried)
     if moved or old is None or not old.codes.sizes:
         train_code_heads(network, data, epochs, log=log)
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -94,19 +107,36 @@ def add_code_heads(
     return network
 
 
-def _with_heads(model: UnifiedModel, codes: GivenCodes, seed: int, old: UnifiedModel | None) -> UnifiedModel:
+def _with_heads(
+    model: UnifiedModel, codes: GivenCodes, seed: int, old: UnifiedModel | None, carried: bool
+) -> UnifiedModel:
+    """The model with heads for its codes, that start from its item vectors or go on from those of an old model.
+
+    Args:
+        carried: whether the codes are the old model's own: what the decoder knows of prefixes then stays, too.
+    """
+    config = with_codes(model.config, codes, finished=True)
+    if carried:
+        assert old is not None
+        config = replace(config, **{name: getattr(old.config, name) for name in _OF_HEADS})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = UnifiedModel(with_codes(model.config, codes))
+        network = UnifiedModel(config)
     network.load_state_dict(model.state_dict(), strict=False)
     network.codes.fill(codes.codes)
+    start_code_heads(network)
+    made_anew = () if carried else _OF_PREFIXES
     for prefix in CODE_HEADS if old is not None else ():
         assert old is not None
-        before = {name: value for name, value in old.state_dict().items() if name.startswith(prefix)}
-        after = {name: value for name, value in network.state_dict().items() if name.startswith(prefix)}
+        before, after = (
+            {name: value for name, value in one.state_dict().items() if name.startswith(prefix)}
+            for one in (old, network)
+        )
+        before, after = (
+            {n: value for n, value in one.items() if not n.startswith(made_anew)} for one in (before, after)
+        )
         if {name: value.shape for name, value in before.items()} == {n: value.shape for n, value in after.items()}:
             network.load_state_dict(before, strict=False)
-    set_codebooks(network, codes)
     return network
 
 
@@ -125,10 +155,17 @@ def train_code_heads(
     examples = data.examples(network.config, slates=False, batch_tokens=_tokens(data))
     objective = Objective(network, torch.from_numpy(data.dataset.train_item_counts()))
     objective.to(device)
+    if network.config.code_score == "dot":
+        objective.distillation = _distillation(network, data.dataset)
+    vectors = {id(one) for head in heads for name, one in head.named_parameters() if name.endswith(_VECTORS)}
+
+    def decays(parameter: Tensor) -> bool:
+        return parameter.dim() > 1 and id(parameter) not in vectors
+
     optimizer = torch.optim.AdamW(
         [
-            {"params": [one for one in parameters if one.dim() > 1], "weight_decay": _WEIGHT_DECAY},
-            {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0},
+            {"params": [one for one in parameters if decays(one)], "weight_decay": _WEIGHT_DECAY},
+            {"params": [one for one in parameters if not decays(one)], "weight_decay": 0.0},
         ],
         lr=_LR,
     )
@@ -154,6 +191,14 @@ def train_code_heads(
                 log(_accuracy(network, data.dataset), step)
             advance(1)
     network.requires_grad_().eval().to("cpu")
+
+
+def _distillation(network: UnifiedModel, dataset: Dataset) -> CodeDistillation:
+    children = None
+    if network.code_decoder is not None and dataset.num_items <= _MOST_TAUGHT:
+        children = CodeChildren.of(network.codes.of("codes"), network.config.code_sizes)
+    count_I = torch.from_numpy(dataset.train_item_counts()).to(network.device)
+    return CodeDistillation(network.item_vectors(), count_I, _SHARE, _CANDIDATES, children)
 
 
 def _tokens(data: PreparedData) -> int:

@@ -21,11 +21,13 @@ from recsys.model import UnifiedModel
 from recsys.past_counts import PastTable
 from recsys.pipelines.calibrate import fit_calibration
 from recsys.pipelines.checkpoint import load_model
+from recsys.pipelines.code_graphs import code_neighbours
 from recsys.pipelines.console import stdout_console
 from recsys.pipelines.hybrid_choice import code_trie
 from recsys.pipelines.item_graphs import item_graphs, weighted_relations
 from recsys.pipelines.made_codes import write_tokenizers
 from recsys.retrieval.bundle_retrievers import code_retriever_names
+from recsys.retrieval.code_walk import WALK_ABOVE
 from recsys.sparse_rows import write_sparse
 
 __all__ = ["export", "export_model"]
@@ -34,7 +36,14 @@ RETRIEVERS = ("dense", "dense_learned", "memory")
 """Of every bundle."""
 
 
-def export(checkpoint: Path, data: Path, output: Path, histories: bool = False, index: str = "exact") -> None:
+def export(
+    checkpoint: Path,
+    data: Path,
+    output: Path,
+    histories: bool = False,
+    index: str = "exact",
+    walk_above: int = WALK_ABOVE,
+) -> None:
     """Write the bundle that serves a trained model, its probabilities calibrated on the validation slates.
 
     Args:
@@ -43,7 +52,10 @@ def export(checkpoint: Path, data: Path, output: Path, histories: bool = False, 
         output: folder to write; an older bundle there is replaced.
         histories: keep every user's events in the bundle, so that it answers user ids.
         index: exact, or one of FAISS (extra `faiss`): flat, ivf, hnsw, pq.
+        walk_above: items above which `parallel` and `set` walk over items with codes alike instead of scoring all.
     """
+    if walk_above < 0:
+        raise InputError(f"--walk-above must be at least 0, got {walk_above}")
     dataset = Dataset.open(data)
     model, meta = load_model(checkpoint)
     if meta.get("data_hash") != dataset.manifest.data_hash:
@@ -62,6 +74,7 @@ def export(checkpoint: Path, data: Path, output: Path, histories: bool = False, 
         memory_weights=None if weights is None else MemoryWeights.from_dict(weights),
         hybrid_weights=meta.get("hybrid_weights"),
         tokenizers=meta.get("tokenizers"),
+        walk_above=walk_above,
     )
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     stdout_console().print(
@@ -80,11 +93,13 @@ def export_model(
     memory_weights: MemoryWeights | None = None,
     hybrid_weights: dict[str, Any] | None = None,
     tokenizers: dict[str, Tensor] | None = None,
+    walk_above: int = WALK_ABOVE,
 ) -> None:
     """Write a bundle of a model in memory; see :func:`export`.
 
     Args:
         memory_weights, hybrid_weights, tokenizers: as the checkpoint holds them.
+        walk_above: as in :func:`export`.
 
     Raises:
         InputError: the output folder holds something else, or the index cannot be built.
@@ -148,6 +163,9 @@ def export_model(
         trie = code_trie(model, dataset)
         if trie is not None:
             trie.save(folder / "trie")
+        if dataset.num_items > walk_above:
+            for kind, neighbours in code_neighbours(model).items():
+                neighbours.save(folder / "neighbours" / kind)
         if model.codes.sizes and tokenizers is not None:
             write_tokenizers(tokenizers, folder / "tokenizers")
         if model.config.past_rates:

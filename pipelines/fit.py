@@ -104,7 +104,7 @@ class _TrainingCLI(LightningCLI):
             type=NonNegativeInt | None,
             default=None,
             help="passes over the training events in which the heads of semantic IDs learn, after the best epoch is "
-            "known; 0 = the model gets none; null = 4, or fewer where there are more than half a million events",
+            "known; 0 = the model gets none; null = 2, or 1 where there are more than a million and a half events",
         )
         # Two spellings: that of this command line, and that of all others.
         parser.add_argument("--init_from", "--init-from", type=str, default=None, help="start from the weights of FILE")
@@ -367,7 +367,8 @@ def _say_result(
         about = ", ".join(f"{name} {weight:g}" for name, weight in hybrid.weights.codes.items()) or "nothing"
         console.print(
             f"with semantic IDs: {hybrid.ndcg:.4f} beside {hybrid.dense_ndcg:.4f} of dense on {hybrid.num_requests:,} "
-            f"requests (hybrid adds {about}; items without training events {hybrid.weights.cold:+g})"
+            f"requests (hybrid adds {about}; the learned score {hybrid.weights.learned:+.3g}, items without training "
+            f"events {hybrid.weights.cold:+g})"
         )
     if chosen is not None and chosen.new_users is not None:
         start = chosen.new_users

@@ -28,9 +28,12 @@ from recsys.retrieval.hybrid_weights import HybridWeights
 
 __all__ = ["ChosenHybrid", "add_hybrid_weights", "choose_hybrid_weights", "code_trie"]
 
-_MOST_REQUESTS = 4000
+_MOST_REQUESTS = 10_000
 _BUDGETS = {"dense": 100, "generative": 50, "parallel": 50, "set": 50, "memory": 0, "cold": 20}
-_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+_WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
+"""Of the sum over an item's codes; a retriever whose score is their mean gets as many times more as there are codes."""
+_LEARNED = (0.0, -0.2, -0.4, -0.6, -0.8)
+"""In parts of what the learned score counts in the dense one."""
 _COLD = (0.0, 0.25, 0.5, 1.0)
 _ROUNDS = 3
 _BATCH = 128
@@ -71,10 +74,12 @@ def add_hybrid_weights(checkpoint: Path, dataset: Dataset) -> ChosenHybrid | Non
 
 
 def choose_hybrid_weights(model: UnifiedModel, dataset: Dataset, memory_weights: MemoryWeights) -> ChosenHybrid:
-    """Coordinate ascent on validation NDCG@10 over the weight of each retriever by codes and the term of cold items.
+    """Coordinate ascent on validation NDCG@10 over the weights of the learned score and of each retriever by codes,
+    and the term of cold items.
 
-    At most 4,000 requests are looked at. Equal figures go to the smaller weight, and all weights are 0 where the gain
-    is within two standard errors. A retriever of weight 0 is not asked.
+    At most 10,000 requests are looked at. Equal figures go to the smaller weight. All weights are 0 where the gain is
+    within two standard errors: that of each half of the requests under the weights that the other half chooses. A
+    retriever of weight 0 is not asked.
 
     Args:
         model: in evaluation mode, with heads of semantic IDs.
@@ -91,7 +96,7 @@ def choose_hybrid_weights(model: UnifiedModel, dataset: Dataset, memory_weights:
         trie=code_trie(model, dataset),
     )
     names = [one.name for one in parts.by_codes()]
-    start = HybridWeights(dict.fromkeys(names, 1.0), 0.0, _BUDGETS)
+    start = HybridWeights(dict.fromkeys(names, 1.0), budgets=_BUDGETS)
     requests = validation_requests(dataset)
     if len(requests) > _MOST_REQUESTS:
         picked = np.random.default_rng(0).choice(len(requests), _MOST_REQUESTS, replace=False)
@@ -108,29 +113,52 @@ def choose_hybrid_weights(model: UnifiedModel, dataset: Dataset, memory_weights:
             exclude_BE = exclusions(histories).to(model.device)
             union = retriever.union(states, 10, at_B=at_B, surface_B=surface_B, exclude_QE=exclude_BE)
             unions.append((union, target_B))
-    nothing = best = HybridWeights(dict.fromkeys(names, 0.0), 0.0, _BUDGETS)
+    codes = {name: 1 if name == "generative" else len(model.codes.sizes[f"{name}_codes"]) for name in names}
+    grid = [("learned", part * memory_weights.learned) for part in _LEARNED]
+    grid += [(name, value * codes[name] * memory_weights.learned) for name in names for value in _WEIGHTS]
+    grid += [("cold", value) for value in _COLD]
+    nothing = HybridWeights(dict.fromkeys(names, 0.0), budgets=_BUDGETS)
     dense_Q = _gains(unions, nothing)
-    score = float(dense_Q.mean())
+    first_Q = torch.arange(len(dense_Q), device=dense_Q.device) % 2 == 0
+    best = _ascent(unions, nothing, grid, torch.ones_like(first_Q))
+    if best != nothing:
+        # Each half of the requests judges what the other one chose.
+        by_second_Q = _gains(unions, _ascent(unions, nothing, grid, ~first_Q))
+        by_first_Q = _gains(unions, _ascent(unions, nothing, grid, first_Q))
+        more_Q = torch.where(first_Q, by_second_Q, by_first_Q) - dense_Q
+        if float(more_Q.mean()) <= _STANDARD_ERRORS * float(more_Q.std()) / len(more_Q) ** 0.5:
+            best = nothing
+    kept = {name: weight for name, weight in best.codes.items() if weight}
+    budgets = {name: size for name, size in _BUDGETS.items() if name not in names or name in kept}
+    ndcg = float(_gains(unions, best).mean())
+    chosen = replace(best, codes=kept, budgets=budgets)
+    return ChosenHybrid(chosen, ndcg, float(dense_Q.mean()), len(requests))
+
+
+def _ascent(
+    unions: list[tuple[Union, Tensor]], start: HybridWeights, grid: list[tuple[str, float]], asked_Q: Tensor
+) -> HybridWeights:
+    """Coordinate ascent on the NDCG@10 of some requests, [Q] bool, over the values that a grid names for weights."""
+
+    def judged(weights: HybridWeights) -> float:
+        return float(_gains(unions, weights)[asked_Q].mean())
+
+    best, score = start, judged(start)
     for _ in range(_ROUNDS):
         before = score
-        around = [(name, value) for name in names for value in _WEIGHTS] + [("cold", value) for value in _COLD]
-        for name, value in around:
+        for name, value in grid:
             if name == "cold":
                 tried = replace(best, cold=value)
+            elif name == "learned":
+                tried = replace(best, learned=value)
             else:
                 tried = replace(best, codes={**best.codes, name: value})
-            found = float(_gains(unions, tried).mean())
+            found = judged(tried)
             if found > score + 1e-6:
                 best, score = tried, found
         if score == before:
             break
-    more_Q = _gains(unions, best) - dense_Q
-    if float(more_Q.mean()) <= _STANDARD_ERRORS * float(more_Q.std()) / len(more_Q) ** 0.5:
-        best = nothing
-    kept = {name: weight for name, weight in best.codes.items() if weight}
-    budgets = {name: size for name, size in _BUDGETS.items() if name not in names or name in kept}
-    ndcg = float(_gains(unions, best).mean())
-    return ChosenHybrid(HybridWeights(kept, best.cold, budgets), ndcg, float(dense_Q.mean()), len(requests))
+    return best
 
 
 def code_trie(model: UnifiedModel, dataset: Dataset) -> CodeTrie | None:

@@ -30,13 +30,16 @@ __all__ = ["AUTO", "CONTENT", "NONE", "GivenCodes", "codes_for", "read_codes"]
 
 AUTO, CONTENT, NONE = "auto", "content", "none"
 
+_MOST_CODES = 2**24
+"""Of a codebook in a file: a head has a row for each, and more must be a mistake."""
+
 
 @dataclass(frozen=True, slots=True)
 class GivenCodes:
     """Codes of every item of a dataset, by kind, in internal order."""
 
     codes: dict[str, Tensor]
-    """[I, L] int64."""
+    """[I, L] int32."""
     sizes: dict[str, tuple[int, ...]]
     """Codes of each codebook."""
     made: MadeCodes | None = None
@@ -47,7 +50,7 @@ class GivenCodes:
         """Some kinds of codes that were made here."""
         wanted = {kind: one for kind, one in made.kinds.items() if kind in kinds}
         return cls(
-            {kind: torch.from_numpy(one.ids.codes_IL.astype(np.int64)) for kind, one in wanted.items()},
+            {kind: torch.from_numpy(one.ids.codes_IL.copy()) for kind, one in wanted.items()},
             {kind: one.ids.codebook_sizes for kind, one in wanted.items()},
             replace(made, kinds=wanted),
         )
@@ -85,7 +88,7 @@ class GivenCodes:
                 tokenizer, numbers = aligned_item_tokenizer(one.tokenizer, before_SL, new_IL[here_I])
                 ids = SemanticIds.from_codes(renamed_codes(new_IL, numbers), sizes)
                 kinds[kind] = replace(one, ids=ids, tokenizer=tokenizer)
-            codes[kind] = torch.from_numpy(renamed_codes(new_IL, numbers).astype(np.int64))
+            codes[kind] = torch.from_numpy(renamed_codes(new_IL, numbers))
         return GivenCodes(codes, self.sizes, None if self.made is None else replace(self.made, kinds=kinds))
 
 
@@ -157,6 +160,9 @@ def _codes(file: Path, column: pl.Series, row_I: NDArray[np.int64]) -> Tensor:
     if len(lengths) != 1 or not lengths[0] or column.list.eval(pl.element().is_null().any()).list.first().any():
         raise InputError(f"{file}: every item needs as many {column.name}, got {sorted(lengths.to_list())[:3]}")
     codes = column.list.to_array(int(lengths[0])).to_numpy()[row_I].astype(np.int64)
-    if codes.min() < 0:
-        raise InputError(f"{file}: {column.name} must be at least 0, got {int(codes.min())}")
-    return torch.from_numpy(codes)
+    if codes.min() < 0 or codes.max() >= _MOST_CODES:
+        raise InputError(
+            f"{file}: {column.name} must be at least 0 and below {_MOST_CODES}, "
+            f"got {int(codes.min())} to {int(codes.max())}"
+        )
+    return torch.from_numpy(codes.astype(np.int32))

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recsys.code_vectors import num_pairs
 from recsys.dataset import Dataset
 from recsys.files import read_json
 from recsys.model import UnifiedModel
@@ -43,6 +44,7 @@ __all__ = [
     "makes_codes_at",
     "refresh_codes",
     "set_codebooks",
+    "start_code_heads",
     "with_codes",
 ]
 
@@ -75,7 +77,7 @@ def codes_of_model(
         like: a model whose sizes are taken where it has codes.
     """
     blocks = _blocks(model)
-    settings = replace(settings, set_parts=_SET_PARTS)
+    settings = replace(settings, set_parts=_SET_PARTS, whiten=not model.config.detach_codes)
     sizes = () if like is None else like.codes.sizes.get("codes", ())
     if sizes:
         settings = replace(settings, codebook_size=sizes[0], levels=len(sizes))
@@ -180,11 +182,37 @@ def set_codebooks(model: UnifiedModel, codes: GivenCodes) -> None:
             model.code_decoder.set_codebooks(books)
 
 
-def with_codes(config: ModelConfig, codes: GivenCodes | None) -> ModelConfig:
-    """The configuration with a head for every kind of codes, or with none."""
+@torch.no_grad()
+def start_code_heads(model: UnifiedModel) -> None:
+    """Let heads that leave the encoder alone start from what its finished item vectors say of each code, whatever the
+    codes were made of."""
+    trains = model.training
+    model.eval()  # vectors of training have parts dropped at random
+    vectors_ID = model.item_vectors()
+    model.train(trains)
+    for kind, head in (
+        ("codes", model.code_decoder),
+        ("parallel_codes", model.parallel_codes),
+        ("set_codes", model.set_codes),
+    ):
+        if head is not None:
+            head.start_from(vectors_ID, model.codes.of(kind).long())
+
+
+def with_codes(config: ModelConfig, codes: GivenCodes | None, *, finished: bool = False) -> ModelConfig:
+    """The configuration with a head for every kind of codes, or with none.
+
+    Args:
+        finished: whether item vectors are final, so that heads can start from them.
+    """
     sizes = {} if codes is None else codes.sizes
+    pairs = 0
+    if codes is not None and "codes" in sizes and finished:
+        pairs = num_pairs(codes.codes["codes"], sizes["codes"])
     return replace(
         config,
+        code_pairs=pairs,
+        code_score="dot" if codes is not None and finished else "cosine",
         code_sizes=sizes.get("codes", ()),
         parallel_sizes=sizes.get("parallel_codes", ()),
         set_sizes=sizes.get("set_codes", ()),

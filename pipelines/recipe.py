@@ -41,7 +41,7 @@ _LONG_HISTORIES = 16
 simulated world (50 events) .1385 against .1313; goodbooks (109) and KuaiRand (37) hardly differ, and an epoch takes
 about half the time; on Amazon Toys (4) softmax blocks are ahead among baselines of ids alone."""
 _VALIDATION_USERS = 20_000
-_CODE_EPOCHS, _CODE_EVENTS = 4, 2_000_000
+_CODE_EPOCHS, _CODE_EVENTS = 2, 2_000_000
 """Passes in which the heads of semantic IDs learn, and about how many events these are at most."""
 
 
@@ -76,10 +76,10 @@ def chosen_batch_tokens(tokens: int) -> int:
 
 
 def chosen_code_epochs(num_events: int) -> int:
-    """Passes over so many training events for the heads of semantic IDs: four, fewer where they are many.
+    """Passes over so many training events for the heads of semantic IDs: two, one where they are many.
 
     >>> [chosen_code_epochs(events) for events in (10_000, 1_000_000, 50_000_000)]
-    [4, 2, 1]
+    [2, 2, 1]
     """
     return min(_CODE_EPOCHS, max(1, round(_CODE_EVENTS / max(1, num_events))))
 

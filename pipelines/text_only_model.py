@@ -83,7 +83,7 @@ def train_text_only(
     """
     changes = {**_SETTINGS, **(settings or {})}
     prepared = PreparedData(str(data.path), batch_tokens=changes.pop("batch_tokens", None), seed=seed, sids=NONE)
-    codes = GivenCodes({_KIND: torch.from_numpy(code_IJ.astype(np.int64))}, {_KIND: code_sizes})
+    codes = GivenCodes({_KIND: torch.from_numpy(code_IJ.astype(np.int32))}, {_KIND: code_sizes})
     module = UnifiedModule(**changes)
     config = build_network(prepared, module.changes).config
     module.net = build_network(prepared, with_codes(config, codes).to_dict())

@@ -91,7 +91,8 @@ class UnifiedModule(L.LightningModule):
         memory_features: whether the ranking head reads what the item graph says of a candidate.
         cross_layers: low-rank cross layers of the ranking head.
         code_blocks: blocks of the decoder of semantic IDs.
-        code_children: whether its softmax runs over the codes that continue a prefix in the catalogue alone.
+        code_children: whether its softmax runs over the codes that continue a prefix in the catalogue alone; null =
+            yes, but not where L_code trains the encoder too.
         set_blocks: blocks of the head that predicts codes as a set.
         code_weight: weight of L_code.
         detach_codes: whether L_code leaves the encoder to the other losses.
@@ -461,14 +462,15 @@ def started_network(data: PreparedData, changes: dict[str, Any]) -> tuple[Unifie
     network = build_network(data, changes)
     if "code_sizes" in changes:
         return network, None
-    if network.config.code_children and (data.sids == NONE or "codes" not in data.code_kinds):
+    if changes.get("code_children") and (data.sids == NONE or "codes" not in data.code_kinds):
         raise InputError("model.code_children needs semantic IDs of the kind codes; give --data.sids, or leave it out")
     if network.config.detach_codes and data.sids in (AUTO, CONTENT, NONE):
         return network, None
     codes = data.codes(network)  # of a file: what is wrong with it is said now, not after training
     if codes is None or network.config.detach_codes:
         return network, None
-    network = build_network(data, with_codes(network.config, codes).to_dict())
+    config = replace(with_codes(network.config, codes), code_children=bool(changes.get("code_children")))
+    network = build_network(data, config.to_dict())
     network.codes.fill(codes.codes)
     set_codebooks(network, codes)
     return network, codes

@@ -31,6 +31,7 @@ from recsys.pipelines.targets import BatchStates, RankedTargets, RetrieverScorer
 from recsys.pipelines.text_codes import TextCodes
 from recsys.pipelines.text_only_model import moved_model, train_text_only
 from recsys.pipelines.united_data import united_data
+from recsys.pipelines.zero_shot_blend import Blend, Kept
 from recsys.retrieval.dense import DenseRetriever
 from recsys.retrieval.parallel import ParallelRetriever
 
@@ -135,26 +136,31 @@ def zero_shot_figures(training: TextOnly, unseen: Catalogue, *, seed: int) -> li
     """Rows of a model and of what stands beside them, on the test targets of a catalogue.
 
     Args:
-        training: the model; its catalogues choose the decay of text_knn too.
+        training: the model; its catalogues choose the decay of text_knn and the weight beside it too.
         unseen: the catalogue; of its events only histories and test targets are read, and those of training by
             ``popularity``.
         seed: of the intervals.
     """
     home = training.united
     decay = TextNeighbours.fit(home)
+    weight = Blend.fit(training.scorers(home)[0], TextNeighbours(home, decay), home.data)
 
-    def beside(catalogue: Catalogue) -> list[Scorer]:
+    def scorers(catalogue: Catalogue) -> list[Scorer]:
         read = Catalogue(catalogue.data, training.codes.read(catalogue.vectors_IK))
-        return [TextNeighbours(catalogue, decay), TextNeighbours(read, decay), fit_popularity(catalogue.data)]
+        nearest, learned = Kept(TextNeighbours(catalogue, decay)), training.scorers(catalogue)
+        kept = Kept(learned[0])
+        rules: list[Scorer] = [nearest, TextNeighbours(read, decay), fit_popularity(catalogue.data)]
+        return [*rules, kept, *learned[1:], Blend(kept, nearest, weight)]
 
     about = [
         ("–", "vectors"),
         ("–", "codes"),
         (unseen.data.path.name, "events"),
         *[(training.name, training.reads)] * 2,
+        (training.name, "vectors" if training.reads == "vectors" else f"{training.reads}, vectors"),
     ]
-    ranked = _ranked([*beside(unseen), *training.scorers(unseen)], unseen.data)
-    at_home = _ranked([*beside(home), *training.scorers(home)], home.data)
+    ranked = _ranked(scorers(unseen), unseen.data)
+    at_home = _ranked(scorers(home), home.data)
     rows: list[dict[str, Any]] = []
     for (trained_on, reads), (filtered, whole), (seen, _) in zip(about, ranked, at_home, strict=True):
         figures, all_figures, home_figures = (mean_figures(one, seed=seed) for one in (filtered, whole, seen))
@@ -163,6 +169,8 @@ def zero_shot_figures(training: TextOnly, unseen: Catalogue, *, seed: int) -> li
             row |= {title: figures[key], f"{title}_ci": figures[f"{key}_ci"]}
             row |= {f"unfiltered {title}": all_figures[key], f"unfiltered {title}_ci": all_figures[f"{key}_ci"]}
         row |= {"Recall@100": figures["recall@100"], "seen catalogues NDCG@10": home_figures["ndcg@10"]}
+        if filtered.name.endswith(f"+ {TextNeighbours.name}"):
+            row["weight of the model"] = weight
         if rows:  # the first is what the others are compared with
             difference = ndcg_minus(filtered, ranked[0][0], seed=seed)
             row |= {"it − text_knn": difference["ndcg@10_minus"], "it − text_knn_ci": difference["ndcg@10_minus_ci"]}
@@ -177,20 +185,21 @@ def _ranked(scorers: Sequence[Scorer], data: Dataset) -> list[tuple[RankedTarget
         raise InputError(f"{data.path} has no test targets; prepare more data")
     requests = requests.rows(np.argsort(requests.end, kind="stable"))  # like lengths in a batch
     step = max(1, min(1024, 2**25 // data.num_items))
-    found = []
+    found: list[list[tuple[TargetRanks, TargetRanks]]] = [[] for _ in scorers]
     with progress_bar(f"rank targets of {data.path.name}", len(scorers) * len(requests), "targets") as advance:
-        for scorer in scorers:
-            parts: list[tuple[TargetRanks, TargetRanks]] = []
-            for low in range(0, len(requests), step):
-                part = requests.rows(slice(low, low + step))
+        for low in range(0, len(requests), step):
+            part = requests.rows(slice(low, low + step))
+            seen = [history.item for history in histories_of(data, part)]
+            for parts, scorer in zip(found, scorers, strict=True):
                 score_QI = scorer.score(part)
                 whole = target_ranks(score_QI, part.target, [part.target[:0]] * len(part))
-                seen = [history.item for history in histories_of(data, part)]
                 parts.append((target_ranks(score_QI, part.target, seen), whole))
                 advance(len(part))
-            filtered, unfiltered = (_joined(scorer.name, requests, ranks) for ranks in zip(*parts, strict=True))
-            found.append((filtered, unfiltered))
-    return found
+    joined = []
+    for scorer, parts in zip(scorers, found, strict=True):
+        filtered, unfiltered = (_joined(scorer.name, requests, ranks) for ranks in zip(*parts, strict=True))
+        joined.append((filtered, unfiltered))
+    return joined
 
 
 def _joined(name: str, requests: Requests, parts: Sequence[TargetRanks]) -> RankedTargets:

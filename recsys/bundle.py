@@ -10,6 +10,7 @@
     graph_now/             the same of all known events (everything else)
     index/                 search structure over the item vectors
     trie/                  code trie of the semantic IDs, where the model generates them
+    neighbours/            items with codes alike by kind of codes, where the catalogue is too large to score whole
     tokenizers/            what makes the codes of new items, by kind of codes, where codes were made here
     text/                  text transform as plain arrays, where the data had text; text/encoders/NAME: text encoders
     sparse_text.safetensors    TF-IDF rows of the item texts, where the item graph has the relation made of them
@@ -46,6 +47,7 @@ from recsys.candidate_features import CandidateFeatures
 from recsys.errors import InputError
 from recsys.events import EventLog
 from recsys.files import atomic_folder, read_json, sha256_file, write_json
+from recsys.index.code_neighbours import CodeNeighbours
 from recsys.index.code_trie import CodeTrie
 from recsys.index.item_graph import ItemGraph
 from recsys.index.memory_terms import MemoryWeights
@@ -168,6 +170,8 @@ class Bundle:
     """Counts of everything known; None where the model reads no past rates."""
     trie: CodeTrie | None
     """Of the semantic IDs that the model generates; None where it generates none."""
+    neighbours: dict[str, CodeNeighbours] = field(default_factory=dict)
+    """By kind of codes that are predicted at once; empty where the whole catalogue is scored."""
     withdrawn_G: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """[G] rising numbers of items that no search returns; index, graphs and trie know them as well."""
 
@@ -323,6 +327,12 @@ class Bundle:
             if trie.sizes != model.codes.sizes["codes"] or not torch.equal(trie.codes(), codes_IL):
                 raise InputError(f"{path}: trie holds other semantic IDs than the model was trained on; {_REMEDY}")
             trie = trie.to(device)
+        neighbours = {}
+        for kind in ("parallel_codes", "set_codes"):
+            if any(name.startswith(f"neighbours/{kind}/") for name in manifest["files"]):
+                found = CodeNeighbours.load(path / "neighbours" / kind)
+                found.check(model.codes.of(kind))
+                neighbours[kind] = found.to(device)
         for name, sizes in (
             ("calibration.safetensors", (len(calibration.scale_A), model.config.num_surfaces)),
             ("past_counts.safetensors", (past.num_actions, past.num_surfaces) if past is not None else None),
@@ -362,6 +372,7 @@ class Bundle:
             user_features_UK=user_features,
             past=past,
             trie=trie,
+            neighbours=neighbours,
         )
         if WITHDRAWN not in manifest["files"]:
             return bundle

@@ -30,6 +30,8 @@ class CodeChildren:
     levels: tuple[TrieLevel, ...]
     prefix_IL: Tensor
     """[I, L] int64, the prefix of each item before each of its codes."""
+    place_I: Tensor
+    """[I] int64, the place of each item in the order of the codes: those below a node are a run of places."""
 
     @classmethod
     def of(cls, codes_IL: Tensor, sizes: Sequence[int]) -> CodeChildren:
@@ -43,13 +45,12 @@ class CodeChildren:
         prefix_IL = torch.zeros(trie.num_items, trie.num_levels, dtype=torch.int64)
         for number, level in enumerate(trie.levels[:-1]):
             prefix_IL[:, number + 1] = level.node_at(place_I)
-        return cls(trie.sizes, trie.levels, prefix_IL).to(codes_IL.device)
+        return cls(trie.sizes, trie.levels, prefix_IL, place_I).to(codes_IL.device)
 
     def to(self, device: torch.device) -> CodeChildren:
         """The same on another device."""
-        return replace(
-            self, levels=tuple(level.to(device) for level in self.levels), prefix_IL=self.prefix_IL.to(device)
-        )
+        levels = tuple(level.to(device) for level in self.levels)
+        return replace(self, levels=levels, prefix_IL=self.prefix_IL.to(device), place_I=self.place_I.to(device))
 
     def masked(self, level: int, logit_NK: Tensor, prefix_N: Tensor) -> Tensor:
         """Logits of the codes that continue prefixes; −inf for all others, so that a softmax leaves them out.
@@ -59,7 +60,7 @@ class CodeChildren:
             logit_NK: [N, K] logits of its codes.
             prefix_N: [N] int64 numbers of prefixes: ``prefix_IL[item_N, level]`` for the true ones.
         """
-        child_NC, code_NC = self._children(level, prefix_N)
+        child_NC, code_NC = self.children(level, prefix_N)
         size = self.sizes[level]
         allowed_NK = torch.zeros(len(prefix_N), size + 1, dtype=torch.bool, device=logit_NK.device)
         allowed_NK.scatter_(1, code_NC.masked_fill(child_NC < 0, size), True)
@@ -72,9 +73,15 @@ class CodeChildren:
             level: of the code, from 0.
             prefix_N: [N] int64 numbers of prefixes, −1 = none. code_N: [N] codes.
         """
-        child_NC, code_NC = self._children(level, prefix_N)
+        child_NC, code_NC = self.children(level, prefix_N)
         return child_NC.masked_fill(code_NC != code_N[:, None], -1).amax(1)
 
-    def _children(self, level: int, prefix_N: Tensor) -> tuple[Tensor, Tensor]:
+    def children(self, level: int, prefix_N: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, C] int64 nodes that continue prefixes, −1 = none, and [N, C] int64 their codes.
+
+        Args:
+            level: of the codes, from 0.
+            prefix_N: [N] int64 numbers of prefixes, −1 = none.
+        """
         child_1NC, code_1NC = self.levels[level].children(prefix_N[None])
         return child_1NC[0], code_1NC[0]

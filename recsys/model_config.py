@@ -119,9 +119,14 @@ class ModelConfig:
     """Codes of each codebook of the long semantic IDs that are predicted all at once; empty = none."""
     set_sizes: tuple[int, ...] = ()
     """Codes of each codebook of the set identifiers that are predicted by a query each; empty = none."""
+    code_pairs: int = 0
+    """Pairs of a first and a second code that have a vector of their own in that decoder; 0 = none has."""
+    code_score: ScoreKind = "cosine"
+    """What the heads that predict codes all at once score a code by: a cosine, or the inner product with a vector that
+    starts as what the code stands for among the item vectors."""
     code_blocks: int = 1
     """Blocks of that decoder."""
-    code_children: bool = False
+    code_children: bool = True
     """Whether that decoder's softmax runs over the codes that continue a prefix in the catalogue, and not over all."""
     set_blocks: int = 1
     """Blocks of the head of set identifiers."""
@@ -186,6 +191,8 @@ class ModelConfig:
                 raise InputError(f"model.{name} must be in [0, 1), got {getattr(self, name)!r}")
         if not self.target_aware >= 0:
             raise InputError(f"model.target_aware must not be negative, got {self.target_aware!r}")
+        if self.code_pairs < 0:
+            raise InputError(f"model.code_pairs must not be negative, got {self.code_pairs!r}")
         if self.cross_layers < 0:
             raise InputError(f"model.cross_layers must not be negative, got {self.cross_layers!r}")
         for name in ("past_rates", "memory_features"):
@@ -203,6 +210,7 @@ class ModelConfig:
             ("block", ("softmax", "hstu", "ligr")),
             ("time_encoding", ("bias", "rotary", "both", "none")),
             ("score", ("dot", "cosine")),
+            ("code_score", ("dot", "cosine")),
             ("layout", ("mam", "interleaved", "lagged")),
             ("retrieval_loss", ("full", "sampled")),
             ("softmax_factors", ("float32", "bfloat16")),
@@ -253,4 +261,5 @@ class ModelConfig:
         lists = {
             name: tuple(values.get(name, ())) for name in ("relations", "code_sizes", "parallel_sizes", "set_sizes")
         }
-        return cls(**{**values, **lists})
+        # A decoder whose configuration says nothing of it was trained among all codes.
+        return cls(**{"code_children": not lists["code_sizes"], **values, **lists})

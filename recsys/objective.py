@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from recsys.candidate_features import features_without_surface
 from recsys.code_children import CodeChildren
-from recsys.code_decoder import PackedReader
+from recsys.code_decoder import CodeDecoder, PackedReader
+from recsys.code_distillation import CodeDistillation
 from recsys.encoder import KeysValues
 from recsys.event_tokens import action_bits
 from recsys.layouts import ActionInput
@@ -21,6 +22,7 @@ from recsys.losses import action_loss, full_softmax_loss_sum, pairwise_loss, sam
 from recsys.model import UnifiedModel
 from recsys.neighbour_targets import NeighbourTargets
 from recsys.packing import CandidateRows, EventBatch
+from recsys.parallel_codes import ParallelCodes
 from recsys.time_features import UNKNOWN_GAP
 from recsys.training_batches import TrainingBatch
 from recsys.user_state import pad_packed
@@ -52,6 +54,8 @@ class Objective:
 
     def __init__(self, model: UnifiedModel, item_counts_I: Tensor, neighbours: NeighbourTargets | None = None) -> None:
         self.model, self.neighbours = model, neighbours
+        self.distillation: CodeDistillation | None = None
+        """Labels that the heads of semantic IDs learn from beside the targets; None = from these alone."""
         self.trains_codes = True
         """Whether the heads of semantic IDs take part: not before their codes mean something."""
         self.codes_changed()
@@ -153,6 +157,9 @@ class Objective:
         groups = [type(g)(g.start * scale, g.num_sequences, g.length * scale) for g in events.groups]
         read = PackedReader(cache, groups, events.num_sequences, sequence_N, visible_N)
 
+        if self.distillation is not None:
+            return self._distilled(self.distillation, query_ND, target_N, read)
+
         def codes(kind: str) -> Tensor:
             return model.codes.of(kind)[target_N].long()
 
@@ -164,6 +171,37 @@ class Objective:
         if model.set_codes is not None:
             other = other + model.set_codes.loss(query_ND, codes("set_codes"), read)
         return code, other
+
+    def _distilled(
+        self, teacher: CodeDistillation, query_ND: Tensor, target_N: Tensor, read: PackedReader
+    ) -> tuple[Tensor | None, Tensor]:
+        """The same from the labels of dense retrieval."""
+        model, other = self.model, query_ND.new_zeros(())
+        code = None
+        if model.code_decoder is not None:
+            code = self._distilled_codes(teacher, model.code_decoder, query_ND, target_N, read)
+        if model.parallel_codes is None and model.set_codes is None:
+            return code, other
+        item_M, log_chance_M = teacher.candidates(target_N)
+        factors = torch.bfloat16 if model.config.softmax_factors == "bfloat16" else torch.float32
+        for kind, head in (("parallel_codes", model.parallel_codes), ("set_codes", model.set_codes)):
+            if head is None:
+                continue
+            query_JND = head.queries(query_ND) if isinstance(head, ParallelCodes) else head.read_queries(query_ND, read)
+            logit_NM = head.item_logits(query_JND, model.codes.of(kind)[item_M].long(), factors)
+            other = other + teacher.items_loss(logit_NM, query_ND, target_N, item_M, log_chance_M)
+        return code, other
+
+    def _distilled_codes(
+        self, teacher: CodeDistillation, decoder: CodeDecoder, query_ND: Tensor, target_N: Tensor, read: PackedReader
+    ) -> Tensor:
+        if teacher.children is None:
+            code_NL = self.model.codes.of("codes")[target_N].long()
+            return self._code_loss(decoder(query_ND, code_NL, read), code_NL, target_N)
+        item_N, is_own_N, below_NX = teacher.followed(query_ND, target_N)
+        code_NL = self.model.codes.of("codes")[item_N].long()
+        logits = [logit_NK.float() for logit_NK in decoder(query_ND, code_NL, read)]
+        return teacher.codes_loss(logits, item_N, code_NL, is_own_N, below_NX, self.model.config.code_children)
 
     def _code_loss(self, logits: list[Tensor], code_NL: Tensor, target_N: Tensor) -> Tensor:
         if self.children is not None:

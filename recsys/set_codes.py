@@ -30,6 +30,10 @@ class SetCodes(Codebooks):
         self.blocks = nn.ModuleList(ReadBlock(config) for _ in range(config.set_blocks)).apply(start_weights)
         self.layers = layers_read(config.set_blocks, config.num_blocks)
         self.norm_out = nn.LayerNorm(config.dim)
+        if not self.is_cosine:
+            self.out = nn.Linear(config.dim, config.dim)
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
 
     def forward(self, query_ND: Tensor, read: HistoryReader) -> Tensor:
         """[J, N, K] log-probabilities of every code, −inf past the end of a codebook.
@@ -38,11 +42,19 @@ class SetCodes(Codebooks):
             query_ND: [N, D] query vectors of dense retrieval.
             read: attention of [N, J, H, E] queries to the history.
         """
-        x_NJD = self.queries(query_ND).transpose(0, 1) + self.token_JD
+        return self.log_probabilities(self.read_queries(query_ND, read))
+
+    def read_queries(self, query_ND: Tensor, read: HistoryReader) -> Tensor:
+        """[J, N, D] queries to every codebook that have read the history; arguments of :meth:`forward`."""
+        start_NJD = self.queries(query_ND).transpose(0, 1)
+        x_NJD = start_NJD + self.token_JD
         for block, layer in zip(self.blocks, self.layers, strict=True):
             assert isinstance(block, ReadBlock)
             x_NJD = block.read(x_NJD, lambda query, layer=layer: read(layer, query))  # type: ignore[misc]
-        return self.log_probabilities(self.norm_out(x_NJD).transpose(0, 1))
+        if self.is_cosine:
+            return self.norm_out(x_NJD).transpose(0, 1)
+        # A small step away from dense retrieval's own query, where training starts.
+        return (start_NJD + self.out(self.norm_out(x_NJD))).transpose(0, 1)
 
     def loss(self, query_ND: Tensor, code_NJ: Tensor, read: HistoryReader) -> Tensor:
         """Mean over rows and codes of −log p, in nats."""

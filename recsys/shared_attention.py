@@ -49,7 +49,7 @@ def shared_bias(bias_BHNL: Tensor | None, visible_BN: Tensor, length: int, num_h
         bias_BHNL = torch.zeros(hidden_BNL.shape, device=hidden_BNL.device).masked_fill(hidden_BNL, NEVER)[:, None]
     else:
         bias_BHNL = bias_BHNL.masked_fill(hidden_BNL[:, None], NEVER)
-    return bias_BHNL.expand(len(visible_BN), num_heads, -1, -1).flatten(0, 1)
+    return bias_BHNL.expand(visible_BN.shape[0], num_heads, -1, -1).flatten(0, 1)
 
 
 def attend_shared(

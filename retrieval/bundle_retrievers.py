@@ -5,13 +5,14 @@ Suffixes: I = items, D = width, N = chosen items.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from recsys.bundle import Bundle
 from recsys.errors import InputError
+from recsys.index.code_neighbours import CodeNeighbours
 from recsys.index.code_trie import CodeTrie
 from recsys.index.item_graph import ItemGraph
 from recsys.index.memory_terms import MemoryTerms, MemoryWeights
@@ -43,6 +44,8 @@ class RetrieverParts:
     hybrid_weights: HybridWeights | None = None
     gone_I: Tensor | None = None
     """[I] bool, items that retrievers by codes do not return; index, graph and trie know it by themselves."""
+    neighbours: Mapping[str, CodeNeighbours] = field(default_factory=dict)
+    """By kind of codes; of those that are walked, not scored whole."""
 
     def dense(self, name: str = "dense", relations: Sequence[str] | None = None) -> DenseRetriever:
         """The sum of the learned score and the memory terms, or of some relations of them."""
@@ -65,10 +68,15 @@ class RetrieverParts:
         if self.trie is not None:
             found.append(GenerativeRetriever(self.model, self.trie))
         if self.model.parallel_codes is not None:
-            found.append(ParallelRetriever(self.model, self.gone_I))
+            found.append(ParallelRetriever(self.model, self.gone_I, self._walked("parallel_codes")))
         if self.model.set_codes is not None:
-            found.append(SetRetriever(self.model, self.gone_I))
+            found.append(SetRetriever(self.model, self.gone_I, self._walked("set_codes")))
         return found
+
+    def _walked(self, kind: str) -> CodeNeighbours | None:
+        """The graph of a kind of codes; None where there is none, or where items came after it was built."""
+        found = self.neighbours.get(kind)
+        return found if found is not None and found.num_items == self.model.config.num_items else None
 
     def hybrid(self, weights: HybridWeights | None = None) -> HybridRetriever:
         """The union of all; with the weights of these parts unless others are given."""
@@ -104,6 +112,7 @@ def bundle_retrievers(
         trie=bundle.trie,
         hybrid_weights=None if stored is None else HybridWeights.from_dict(stored),
         gone_I=bundle.index.gone_I,
+        neighbours=bundle.neighbours,
     )
     return {name: _retriever(bundle, parts, name) for name in wanted}
 

@@ -1,7 +1,10 @@
-"""What retrievers share whose head predicts all codes of an item at once: the whole catalogue is scored exactly.
+"""What retrievers share whose head predicts all codes of an item at once.
+
+The whole catalogue is scored exactly or, where it is very large, what a walk over items with codes alike meets
+(:mod:`recsys.retrieval.code_walk`).
 
 Suffixes: B = users, I = items, C = items of a user, J = codes of an item, K = codes of a codebook,
-E = exclusions, N = allowed items.
+E = exclusions, N = allowed items, S = users whose walk met too little.
 """
 
 from __future__ import annotations
@@ -10,23 +13,43 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from recsys.index.code_neighbours import CodeNeighbours
 from recsys.index.hits import Hits
+from recsys.index.protocol import check_lists
 from recsys.retrieval.code_catalogue import CodeCatalogue
+from recsys.retrieval.code_walk import CodeWalkConfig, code_walk
 from recsys.user_state import UserStates
 
 __all__ = ["CatalogueRetriever"]
 
 
 class CatalogueRetriever(ABC):
-    """score(i) = mean over codes of log p(code of i), in nats; every item is scored."""
+    """score(i) = mean over codes of log p(code of i), in nats; every item is scored.
+
+    Args:
+        catalogue: the codes.
+        neighbours: of these codes, for a search that does not score every item; None = it does.
+        walk: how that search goes.
+    """
 
     name: str
     reads_cache: bool
     lists_only = False
     sources: tuple[str, ...] = ()
 
-    def __init__(self, catalogue: CodeCatalogue) -> None:
-        self.catalogue = catalogue
+    def __init__(
+        self,
+        catalogue: CodeCatalogue,
+        neighbours: CodeNeighbours | None = None,
+        walk: CodeWalkConfig | None = None,
+    ) -> None:
+        if neighbours is not None and neighbours.num_items != len(catalogue.code_IJ):
+            raise ValueError(
+                f"the graph of code neighbours holds {neighbours.num_items} items and the catalogue "
+                f"{len(catalogue.code_IJ)}; build it for these codes"
+            )
+        self.catalogue, self.neighbours = catalogue, neighbours
+        self.walk = CodeWalkConfig() if walk is None else walk
 
     @abstractmethod
     def log_probabilities(self, states: UserStates, at_B: Tensor, surface_B: Tensor) -> Tensor:
@@ -42,8 +65,32 @@ class CatalogueRetriever(ABC):
         exclude_QE: Tensor | None = None,
         allow_N: Tensor | None = None,
     ) -> Hits:
-        """The k best items of each user; see :class:`recsys.retrieval.protocol.Retriever`."""
-        return self.catalogue.search(self.log_probabilities(states, at_B, surface_B), k, exclude_QE, allow_N)
+        """The k best items of each user; see :class:`recsys.retrieval.protocol.Retriever`.
+
+        A walk that met fewer than k that may be returned is followed by a search of all items for its user.
+        """
+        logp_JBK = self.log_probabilities(states, at_B, surface_B)
+        few_allowed = allow_N is not None and len(allow_N) <= self.walk.exact_below
+        if self.neighbours is None or few_allowed:
+            return self.catalogue.search(logp_JBK, k, exclude_QE, allow_N)
+        check_lists(logp_JBK.shape[1], k, exclude_QE, allow_N, len(self.catalogue.code_IJ))
+        hits: Hits = code_walk(
+            self.neighbours,
+            self.catalogue.code_IJ,
+            logp_JBK,
+            k,
+            self.walk,
+            exclude_BE=exclude_QE,
+            allow_N=allow_N,
+            gone_I=self.catalogue.gone_I,
+        )
+        short_S = (hits.ids_QK[:, -1] < 0).nonzero().flatten()
+        if len(short_S):
+            exclude_SE = None if exclude_QE is None else exclude_QE[short_S]
+            rest = self.catalogue.search(logp_JBK[:, short_S], k, exclude_SE, allow_N)
+            ids_QK = hits.ids_QK.index_copy(0, short_S, rest.ids_QK)
+            hits = Hits(ids_QK, hits.scores_QK.index_copy(0, short_S, rest.scores_QK))
+        return hits
 
     def scores(self, states: UserStates, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
         """[B, I] float32 scores of the whole catalogue."""

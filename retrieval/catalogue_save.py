@@ -20,7 +20,10 @@ from recsys.sparse_rows import write_sparse
 
 __all__ = ["save_state"]
 
-_ANEW = ("model/", "items.parquet", "vectors.safetensors", "graph_now/", "graph_train/", "index/", "trie/", WITHDRAWN)
+_ANEW = (
+    "model/", "items.parquet", "vectors.safetensors", "graph_now/", "graph_train/", "index/", "trie/", "neighbours/",
+    WITHDRAWN,
+)  # fmt: skip
 """Files written from memory; all others are copied."""
 _HEADER = ("format", "format_version", "model_hash", "files", "checksum")
 
@@ -60,6 +63,9 @@ def save_state(state: CatalogueState, path: Path) -> None:
         bundle.graph_train.save(folder / "graph_train")
         if bundle.trie is not None:
             bundle.trie.whole().save(folder / "trie")
+        for kind, found in bundle.neighbours.items():
+            if found.fits(bundle.model.codes.of(kind)):
+                found.save(folder / "neighbours" / kind)
         if SPARSE_TEXT in bundle.manifest["files"] and state.relations is not None:
             write_sparse(state.relations["text"].rows(), folder / SPARSE_TEXT)
         if len(bundle.withdrawn_G):

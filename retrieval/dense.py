@@ -117,6 +117,11 @@ class DenseRetriever:
         self.memory.add_to(memory_BI, states.recent_BM, states.num_events_B == 0)
         return score_BC + memory_BI.gather(1, item_BC.clamp_min(0))
 
+    @torch.no_grad()
+    def learned_scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
+        """[B, C] float32 inner products alone, with weight 1; padded places (−1) mean nothing."""
+        return exact_scores(self.vectors, self.model.query(states, at_B, surface_B), item_BC)
+
     def _query(self, states: UserStates, at_B: Tensor, surface_B: Tensor) -> Tensor:
         query_BD = self.model.query(states, at_B, surface_B)
         return query_BD if self.learned == 1.0 else query_BD * self.learned

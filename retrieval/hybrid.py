@@ -46,6 +46,8 @@ class Union:
     """[B, C] int64 place among the sources: the first that brought the item."""
     dense_BC: Tensor
     """[B, C] float32 dense score with its memory terms."""
+    learned_BC: Tensor
+    """[B, C] float32 inner products of the query with the items' vectors."""
     logp_BC: dict[str, Tensor]
     """[B, C] float32 log-probabilities of the codes, by retriever."""
     cold_BC: Tensor
@@ -54,6 +56,8 @@ class Union:
     def score(self, weights: HybridWeights) -> Tensor:
         """[B, C] float32; −inf in empty places."""
         score_BC = self.dense_BC + weights.cold * self.cold_BC
+        if weights.learned:
+            score_BC = score_BC + weights.learned * self.learned_BC
         for name, weight in weights.codes.items():
             if weight:
                 score_BC = score_BC + weight * self.logp_BC[name]
@@ -61,7 +65,8 @@ class Union:
 
 
 class HybridRetriever:
-    """score(i) = dense(i) + Σ_h w_h · log p_h(codes of i) + c · [i has no training events], among a union of hits.
+    """score(i) = dense(i) + u · learned(i) + Σ_h w_h · log p_h(codes of i) + c · [i has no training events], among a
+    union of hits.
 
     Args:
         dense: the dense retriever with its memory terms.
@@ -141,7 +146,8 @@ class HybridRetriever:
             if self.weights.codes.get(one.name, 0.0)
         }
         dense_BC = self.dense.scores_of(states, item_BC, at_B=at_B, surface_B=surface_B)
-        return Union(item_BC, source_BC, dense_BC, logp_BC, torch.isin(item_BC, self.cold_N))
+        learned_BC = self.dense.learned_scores_of(states, item_BC, at_B=at_B, surface_B=surface_B)
+        return Union(item_BC, source_BC, dense_BC, learned_BC, logp_BC, torch.isin(item_BC, self.cold_N))
 
     @torch.no_grad()
     def scores(self, states: UserStates, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
@@ -149,6 +155,9 @@ class HybridRetriever:
         every_BI = torch.arange(len(self.dense.vectors), device=at_B.device).expand(states.num_users, -1)
         score_BI = self.dense.scores(states, at_B=at_B, surface_B=surface_B)
         score_BI = score_BI + self.weights.cold * torch.isin(every_BI, self.cold_N)
+        if self.weights.learned:
+            learned_BI = self.dense.learned_scores_of(states, every_BI, at_B=at_B, surface_B=surface_B)
+            score_BI = score_BI + self.weights.learned * learned_BI
         for one in self.codes:
             weight = self.weights.codes.get(one.name, 0.0)
             if weight:

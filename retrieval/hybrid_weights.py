@@ -19,6 +19,8 @@ class HybridWeights:
     """Added to the score of items without training events."""
     budgets: dict[str, int] = field(default_factory=dict)
     """Hits of each search, by name; k is taken where it is larger and the search is that of ``dense``."""
+    learned: float = 0.0
+    """Added to what the learned score counts in the dense one: below 0 where the codes take its place in part."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint or a manifest."""
@@ -26,4 +28,5 @@ class HybridWeights:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HybridWeights:
-        return cls(dict(values["codes"]), float(values["cold"]), dict(values["budgets"]))
+        learned = float(values.get("learned", 0.0))
+        return cls(dict(values["codes"]), float(values["cold"]), dict(values["budgets"]), learned)

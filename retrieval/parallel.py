@@ -8,9 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recsys.index.code_neighbours import CodeNeighbours
 from recsys.model import UnifiedModel
 from recsys.retrieval.catalogue_retriever import CatalogueRetriever
 from recsys.retrieval.code_catalogue import CodeCatalogue
+from recsys.retrieval.code_walk import CodeWalkConfig
 from recsys.user_state import UserStates
 
 __all__ = ["ParallelRetriever"]
@@ -22,15 +24,22 @@ class ParallelRetriever(CatalogueRetriever):
     Args:
         model: with a head of parallel codes; in eval mode.
         gone_I: [I] bool, items that no search returns; None = all may be.
+        neighbours, walk: for catalogues too large to score whole; see :class:`CatalogueRetriever`.
     """
 
     name = "parallel"
     reads_cache = False
 
-    def __init__(self, model: UnifiedModel, gone_I: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        model: UnifiedModel,
+        gone_I: Tensor | None = None,
+        neighbours: CodeNeighbours | None = None,
+        walk: CodeWalkConfig | None = None,
+    ) -> None:
         if model.parallel_codes is None:
             raise ValueError("this model predicts no parallel codes; train it with such codes of the items")
-        super().__init__(CodeCatalogue(model.codes.of("parallel_codes"), gone_I))
+        super().__init__(CodeCatalogue(model.codes.of("parallel_codes"), gone_I), neighbours, walk)
         self.model, self.head = model, model.parallel_codes
 
     @torch.no_grad()

@@ -156,6 +156,7 @@ def code_model(request: pytest.FixtureRequest, toy_dataset: Dataset) -> UnifiedM
         parallel_sizes=(4, 3, 4, 2),
         set_sizes=(3, 5, 2),
         set_blocks=2,
+        code_children=False,
     )
     model = UnifiedModel(config)
     model.items.set_catalogue(torch.from_numpy(content), torch.ones(toy_dataset.num_items, dtype=torch.bool))

@@ -161,8 +161,7 @@ def sinkhorn_codes(rows_ND: Floats, centroids_KD: Floats, *, epsilon: float = 0.
     """
     num, num_codes = len(rows_ND), len(centroids_KD)
     codes_N = np.empty(num, np.int32)
-    order = np.random.default_rng(_SHUFFLE_SEED).permutation(num)
-    for part in np.array_split(order, max(1, -(-num * num_codes // _PLAN_ENTRIES))):
+    for part in _parts(num, num_codes):
         distance = torch.from_numpy(distances(rows_ND[part], centroids_KD))
         codes_N[part] = sinkhorn_log_plan(distance, epsilon=epsilon, num_rounds=num_rounds).argmax(1).numpy()
     return codes_N
@@ -178,8 +177,20 @@ def balanced_codes(rows_ND: Floats, centroids_KD: Floats, balance: Balance) -> C
 
 
 def balanced_means(rows_ND: Floats, centroids_KD: Floats, balance: Balance, num_steps: int) -> Floats:
-    """[K, D] centroids after some rounds of balanced assignment and new means; unchanged for "none"."""
+    """[K, D] centroids after some rounds of balanced assignment and new means; unchanged for "none".
+
+    Sinkhorn's algorithm balances part after part. All parts are drawn alike, so that the means are those of the first:
+    of 200,000 rows and 256 codes a third, at a third of the time.
+    """
+    if balance == "sinkhorn":
+        rows_ND = rows_ND[np.sort(_parts(len(rows_ND), len(centroids_KD))[0])]
     if balance != "none":
         for _ in range(num_steps):
             centroids_KD, _ = centroid_means(rows_ND, balanced_codes(rows_ND, centroids_KD, balance), centroids_KD)
     return centroids_KD
+
+
+def _parts(num_rows: int, num_codes: int) -> list[NDArray[np.int64]]:
+    """Rows in a fixed shuffled order, in parts whose plan is small enough."""
+    order = np.random.default_rng(_SHUFFLE_SEED).permutation(num_rows)
+    return np.array_split(order, max(1, -(-num_rows * num_codes // _PLAN_ENTRIES)))

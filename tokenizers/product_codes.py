@@ -54,7 +54,7 @@ class ProductCodesConfig:
     """Steps of k-means for the final codebooks, at most."""
     balanced_steps: int = 5
     """Rounds of balanced assignment and new means that follow."""
-    max_training_items: int = 262_144
+    max_training_items: int = 65_536
     """Directions, rotation and k-means see so many items, drawn once; balanced rounds see all."""
 
     def __post_init__(self) -> None:

@@ -44,8 +44,9 @@ class ResidualKMeansConfig:
     """Steps of plain k-means per level, at most."""
     balanced_steps: int = 5
     """Rounds of balanced assignment and new means that follow."""
-    max_training_items: int = 1_000_000
-    """Plain k-means sees so many items, drawn once; balanced rounds see all."""
+    max_training_items: int = 262_144
+    """Plain k-means sees so many items, drawn once: a thousand for each of 256 codes. Balanced rounds see all, those of
+    sinkhorn one part of :func:`~recsys.tokenizers.balanced.sinkhorn_codes`."""
 
     def __post_init__(self) -> None:
         check_sizes(self.codebook_sizes, type(self).__name__)

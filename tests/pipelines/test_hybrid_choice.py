@@ -36,7 +36,7 @@ def test_a_head_that_knows_the_target_gets_weight(
         return targets[item_BC.clamp_min(0)]
 
     monkeypatch.setattr("recsys.retrieval.parallel.ParallelRetriever.scores_of", knowing)
-    monkeypatch.setattr(hybrid_choice, "_STANDARD_ERRORS", 0.0)  # there are 40 requests
+    monkeypatch.setattr(hybrid_choice, "_STANDARD_ERRORS", -1e6)  # halves of 40 requests say little of each other
     chosen = choose_hybrid_weights(code_model, toy_dataset, NOTHING)
     assert chosen.weights.codes["parallel"] > 0 and chosen.ndcg > chosen.dense_ndcg
     export_model(code_model, toy_dataset, tmp_path / "bundle", hybrid_weights=chosen.weights.to_dict())

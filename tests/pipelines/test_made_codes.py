@@ -230,6 +230,11 @@ def test_training_reads_all_kinds_with_their_true_sizes(made: MadeCodes, toy_dat
     assert codes.made is not None and set(codes.tokenizers() or {}) > {"sids.json"}
     file = read_codes(tmp_path / "sids" / "codes.parquet", toy_dataset)
     assert file.made is None and torch.equal(file.codes["codes"], codes.codes["codes"])
+    for wrong in (-1, 2**24):
+        huge = pl.DataFrame({"item_id": toy_dataset.item_ids, "codes": [[wrong, 0]] * toy_dataset.num_items})
+        huge.write_parquet(tmp_path / "huge.parquet")
+        with pytest.raises(InputError, match=f"at least 0 and below 16777216, got .*{wrong}"):
+            read_codes(tmp_path / "huge.parquet", toy_dataset)
     # No item misses its content, so that the codes themselves do not show the one that says so.
     known, needed = codes.sizes["set_codes"][:4], file.sizes["set_codes"][:4]
     assert all(size == most + 1 for size, most in zip(known, needed, strict=True))

@@ -156,8 +156,9 @@ def test_no_event_of_the_unseen_catalogue_enters_training(unseen: Catalogue, tmp
     figures = read_json(tmp_path / "figures.json")
     assert figures["protocol"]["num_users"] == 100 and figures["protocol"]["num_items"] == 60
     rows = figures["rows"]
-    assert [row["model"] for row in rows] == ["text_knn", "text_knn", "popularity", "dense", "parallel"]
-    assert [row["reads"] for row in rows] == ["vectors", "codes", "events", "codes", "codes"]
+    models = ["text_knn", "text_knn", "popularity", "dense", "parallel", "dense + text_knn"]
+    assert [row["model"] for row in rows] == models
+    assert [row["reads"] for row in rows] == ["vectors", "codes", "events", "codes", "codes", "codes, vectors"]
     assert all(0 <= row["unfiltered NDCG@10"] <= 1 and "it − text_knn" in row for row in rows[1:])
 
 

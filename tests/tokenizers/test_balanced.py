@@ -134,6 +134,25 @@ def test_sinkhorn_uses_codes_more_equally_than_nearest(monkeypatch: pytest.Monke
     assert largest_share(sinkhorn_codes(rows, centroids)) < 2 / 16
 
 
+def test_means_under_sinkhorn_are_those_of_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(400, 3)).astype(np.float32)
+    centroids = rows[:8].copy()
+    whole = balanced_means(rows, centroids, "sinkhorn", 2)
+    by_hand = centroids
+    for _ in range(2):
+        codes = sinkhorn_codes(rows, by_hand)
+        by_hand = np.stack([rows[codes == code].mean(0) for code in range(8)])
+    np.testing.assert_allclose(whole, by_hand, rtol=1e-4, atol=1e-6)
+    monkeypatch.setattr(balanced_module, "_PLAN_ENTRIES", 8 * 100)  # four parts
+    part_N = np.sort(np.array_split(np.random.default_rng(0).permutation(400), 4)[0])
+    once = balanced_means(rows, centroids, "sinkhorn", 1)
+    codes = sinkhorn_codes(rows[part_N], centroids)
+    for code in range(8):
+        np.testing.assert_allclose(once[code], rows[part_N][codes == code].mean(0), rtol=1e-4, atol=1e-6)
+    assert np.abs(once - balanced_means(rows, centroids, "capacity", 1)).max() > 1e-3
+
+
 def test_balance_none_is_nearest_and_moves_nothing() -> None:
     rng = np.random.default_rng(1)
     rows, centroids = (rng.normal(size=(num, 3)).astype(np.float32) for num in (40, 5))
