@@ -1,7 +1,4 @@
-"""The embedded recommender: a bundle in memory, answering requests from any thread.
-
-Suffixes: I = items, K = hits.
-"""
+"""The embedded recommender: a bundle in memory, answering requests from any thread."""
 
 from __future__ import annotations
 
@@ -11,24 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import polars as pl
-import torch
 
 from recsys.bundle import Bundle
 from recsys.errors import Closed, InputError, SourceUnavailable, shown
 from recsys.events import Event
-from recsys.kernels.topk import topk_smaller_id
-from recsys.retrieval.answer import answer, short_notes
+from recsys.retrieval.answer import answer
 from recsys.retrieval.explain import MAX_EVENTS, Explanation, explained
-from recsys.retrieval.history_sources.bundle import no_histories
 from recsys.retrieval.limits import Limits
 from recsys.retrieval.live_catalogue import LiveCatalogue
-from recsys.retrieval.page import Hit, Page
+from recsys.retrieval.page import Page
+from recsys.retrieval.page_frame import page_frame, wanted_users
 from recsys.retrieval.question import Question, own_user_id, questions_of, source_of
 from recsys.retrieval.request import Request
 from recsys.retrieval.request_log import RequestLog
 from recsys.retrieval.rules import Explore, Rule
+from recsys.retrieval.similar import similar_items
 from recsys.retrieval.snapshot import Snapshot, SourceChoice
 from recsys.retrieval.timings import BatchTimings, Observer
 from recsys.state_layout import Storage
@@ -372,40 +367,14 @@ class Recommender:
             ``rank=False``), and propensity where a rule explores; users in the order given, ids in the types of the
             data. A user without hits has no row.
         """
-        snapshot = self._snapshot
-        histories = snapshot.bundle.histories
-        if snapshot.source is None or (users is None and histories is None):
-            raise no_histories(snapshot.bundle)
-        if users is None:
-            assert histories is not None
-            wanted = histories.users.ids.to_list()
-        else:
-            given: Any = users
-            column = given["user_id"] if hasattr(given, "columns") else given
-            wanted = column.to_list() if hasattr(column, "to_list") else list(column)
-        rows: list[tuple[Any, ...]] = []
-        actions = snapshot.actions if settings.get("rank", True) else ()
-        explores = any(isinstance(rule, Explore) for rule in settings.get("rules", ()))
+        snapshot, pages = self._snapshot, list[Page]()
+        wanted = wanted_users(snapshot, users)
         for begin in range(0, len(wanted), BATCH):
-            part = wanted[begin : begin + BATCH]
+            asked = [{**settings, "user_id": user, "k": k} for user in wanted[begin : begin + BATCH]]
             # Each user once: keeping their states would cost time and turn out those of users who do return.
-            asked = [{**settings, "user_id": user, "k": k} for user in part]
-            pages = self._pages(snapshot, asked, keep_states=False)
-            for user, page in zip(part, pages, strict=True):
-                shown = own_user_id(snapshot, user)
-                for place, hit in enumerate(page, start=1):
-                    chance = (hit.propensity,) if explores else ()
-                    rows.append((shown, place, hit.item_id, hit.score, hit.retriever, *hit.actions.values(), *chance))
-        schema: dict[str, Any] = {
-            "user_id": pl.Series(wanted).dtype if histories is None else histories.users.dtype,
-            "rank": pl.UInt32,
-            "item_id": snapshot.bundle.vocabulary.items.dtype,
-            "score": pl.Float32,
-            "retriever": pl.String,
-        }
-        schema |= {f"prob_{action}": pl.Float32 for action in actions}
-        schema |= {"propensity": pl.Float64} if explores else {}
-        return pl.DataFrame(rows, schema=schema, orient="row", strict=False)
+            pages += self._pages(snapshot, asked, keep_states=False)
+        explores = any(isinstance(rule, Explore) for rule in settings.get("rules", ()))
+        return page_frame(snapshot, wanted, pages, ranked=settings.get("rank", True), explores=explores)
 
     def explain(
         self,
@@ -447,7 +416,6 @@ class Recommender:
             raise question
         return explained(snapshot, question, item_id, max_events=max_events, attention=attention)
 
-    @torch.inference_mode()
     def similar_items(self, item_id: Any, k: int = 10) -> Page:
         """The items nearest to one, by cosine of item vectors; equal ones by place in the catalogue. The one may be
         withdrawn.
@@ -459,22 +427,7 @@ class Recommender:
             raise InputError(f"k must be a positive integer, got {shown(k)}")
         if k > self.limits.k:
             raise InputError(f"k {shown(k)}, more than the {self.limits.k:,} that are answered (Limits.k)")
-        snapshot = self._snapshot
-        bundle, length_I = snapshot.bundle, snapshot.length_I.clamp_min(1e-12)
-        item = int(bundle.vocabulary.items.index([item_id])[0])
-        if item < 0:
-            raise InputError(f"item {shown(item_id)} is not in the catalogue of {bundle.path}")
-        cosine_I = (bundle.vectors @ (bundle.vectors[item] / length_I[item])) / length_I
-        cosine_I[item] = -torch.inf
-        num_left = len(cosine_I) - len(np.union1d(bundle.withdrawn_G, [item]))
-        if bundle.index.gone_I is not None:
-            cosine_I.masked_fill_(bundle.index.gone_I, -torch.inf)
-        num_hits = min(k, num_left)
-        every_I = torch.arange(len(cosine_I), device=snapshot.device)
-        best_1K, near_1K = topk_smaller_id(cosine_I[None], every_I[None], num_hits)
-        ids = bundle.vocabulary.items.take(near_1K[0].tolist())
-        hits = [Hit(name, score, {}, "similar") for name, score in zip(ids, best_1K[0].tolist(), strict=True)]
-        return Page(tuple(hits), num_left, short_notes(num_hits, k, num_left), snapshot.version)
+        return similar_items(self._snapshot, item_id, k)
 
 
 def _store(
