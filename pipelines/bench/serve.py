@@ -1,0 +1,339 @@
+"""What one encoding for retrieval and ranking, and kept states, save a service.
+
+The same requests (the 200 or 500 best of 10,000 items by exact search, without those of the history, then ranked; a
+page of 20) are answered by a :class:`~recsys.retrieval.recommender.Recommender` each:
+
+(a) two models, each of which encodes the history: one for retrieval, one for ranking. It is as cheap as two models can
+be made: :class:`recsys.pipelines.bench.serve_ways.TwoEncodings` says how;
+(b) one encoding, whose keys and values ranking reads;
+(c) the same with kept states: four in five users return, with one to three new events each.
+
+Histories are longer than the window, so that all ways see between 3/4 and all of it, and windows slide at their natural
+rate. One worker thread computes batches of the requests that wait, through
+:class:`~recsys.retrieval.async_recommender.AsyncRecommender`. *Closed loop*: a fixed number of clients, each of which
+sends its next request when it has its page. *Open loop*: all ways get the same requests at the same random times, at a
+rate that keeps (a) busy for .7 of the time; a latency counts from when the request was due. Ways take turns every few
+requests, a ratio is the median over the rounds.
+
+Counted per layer: see :func:`recsys.pipelines.bench.serve_ways.counted_ratio`. ``counted_as_seen`` is the same of the
+requests as they were: windows that are not full, and those that slid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from recsys.pipelines.bench.case import Case
+from recsys.pipelines.bench.serve_ways import (
+    DIM,
+    NUM_ITEMS,
+    Visit,
+    Visits,
+    bench_bundle,
+    counted_ratio,
+    recommenders,
+    seen_ratio,
+)
+from recsys.retrieval.async_recommender import AsyncRecommender
+from recsys.retrieval.recommender import Recommender
+from recsys.state_store import UserStateStore
+
+__all__ = ["bench_serve", "memory_case", "shape_cases"]
+
+_SHAPES = ((1024, 200), (1024, 500), (256, 200), (256, 500), (64, 200), (64, 500))
+"""(events of the window, candidates); the first one is the headline."""
+_EVENTS_AT_ONCE = 4096
+"""Events of the histories of all clients of the closed loop, 16 clients at most."""
+_RETURNING = 96
+_USERS = 160
+_LOAD = 0.7
+_LONG_REQUESTS = 100_000
+_MEASURED_BYTES = 96 << 20
+"""Of the states that are kept to measure their memory."""
+
+
+def bench_serve(*, long: bool) -> list[Case]:
+    """Cases of every number of events and candidates; ``long``: three times the rounds, and memory over 10^5 requests."""
+    cases = [
+        case
+        for events, candidates in _SHAPES
+        for case in shape_cases(events, candidates, rounds=27 if long else 9, open_s=12.0 if long else 4.0)
+    ]
+    cases += [memory_case(events) for events in (1024, 256, 64)]
+    return [*cases, growth_case(_LONG_REQUESTS)] if long else cases
+
+
+@dataclass(slots=True)
+class _Times:
+    """Of one way: seconds of each slice of the closed loop, and latencies."""
+
+    slice_s: list[float] = field(default_factory=list)
+    closed_s: list[float] = field(default_factory=list)
+    alone_s: list[float] = field(default_factory=list)
+    open_s: list[float] = field(default_factory=list)
+
+
+def shape_cases(
+    events: int, candidates: int, *, rounds: int, open_s: float, num_users: int = _USERS, returning: int = _RETURNING
+) -> list[Case]:
+    """Everything that is measured with one window and number of candidates.
+
+    Args:
+        rounds: turns of the ways; 20 or more requests in each.
+        open_s: seconds of random arrivals, for each way.
+    """
+    bundle, plain = bench_bundle(events, num_users), bench_bundle(events, num_users, plain=True)
+    ways = recommenders(bundle, plain, 2 * returning + 64)
+    visits = Visits(bundle, candidates, returning)
+    clients = max(1, min(16, _EVENTS_AT_ONCE // events))
+    for recommender in (ways["kept"], ways["few kept"]):
+        for visit in visits.first():
+            recommender.recommend_batch([visit.request])
+    _check(ways, visits.take(10))
+    times, seen = asyncio.run(_measured(ways, visits, clients, rounds, open_s))
+    shape = {
+        "window": events,
+        "candidates": candidates,
+        "items": NUM_ITEMS,
+        "dim": DIM,
+        "blocks": 2,
+        "heads": 2,
+        "clients": clients,
+        "threads": torch.get_num_threads(),
+    }
+    return _cases(f"{events} events, {candidates} candidates", shape, times, seen)
+
+
+def _check(ways: dict[str, Recommender], visits: Sequence[Visit]) -> None:
+    """All ways but the plain one answer alike, or they do not do the same work."""
+    pages = {name: way.recommend_batch([visit.request for visit in visits]) for name, way in ways.items()}
+    for name in ("shared", "kept", "few kept"):
+        for ours, theirs in zip(pages[name], pages["separate"], strict=True):
+            ours_of = {hit.item_id: hit.actions for hit in ours}
+            theirs_of = {hit.item_id: hit.actions for hit in theirs}
+            both = ours_of.keys() & theirs_of.keys()
+            far = max((abs(ours_of[item][name] - p) for item in both for name, p in theirs_of[item].items()), default=1)
+            if len(both) < len(ours) - 1 or far > 1e-5:  # equal probabilities may round to another order at the end
+                raise RuntimeError(f"pages of {name} and separate differ ({len(both)} items, {far}): not the same work")
+
+
+async def _measured(
+    ways: dict[str, Recommender], visits: Visits, clients: int, rounds: int, open_s: float
+) -> tuple[dict[str, _Times], list[Visit]]:
+    times = {name: _Times() for name in ways}
+    seen: list[Visit] = []
+    size = max(20, 5 * clients)
+    fronts = {name: AsyncRecommender(way, max_batch=clients, max_queue=1 << 20) for name, way in ways.items()}
+    for front in fronts.values():
+        await front.__aenter__()
+    for number in range(rounds + 1):
+        some, alone = visits.take(size), visits.take(5)
+        for name in _turn(list(ways), number):
+            took = await _closed(fronts[name], some, clients, times[name].closed_s if number else [])
+            single = await _closed_alone(ways[name], alone)
+            if number:  # the first round warms up
+                times[name].slice_s.append(took)
+                times[name].alone_s += single
+        seen += some if number else []
+    rate = _LOAD * size / statistics.median(times["separate"].slice_s)
+    parts = 4
+    for number in range(parts):
+        some = visits.take(max(5, round(rate * open_s / parts)))
+        due_s = np.cumsum(np.random.default_rng(number).exponential(1 / rate, len(some)))
+        for name in _turn(list(ways), number):
+            times[name].open_s += await _open(fronts[name], some, due_s.tolist())
+    for front in fronts.values():
+        await front.close()
+    return times, seen
+
+
+def _turn(names: list[str], number: int) -> list[str]:
+    return names[number % len(names) :] + names[: number % len(names)]
+
+
+async def _closed(front: AsyncRecommender, visits: Sequence[Visit], clients: int, latency_s: list[float]) -> float:
+    """Seconds that some clients take for all visits."""
+    waiting = iter(visits)
+
+    async def client() -> None:
+        for visit in waiting:
+            start = time.perf_counter()
+            await front.recommend_request(visit.request)
+            latency_s.append(time.perf_counter() - start)
+
+    start = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return time.perf_counter() - start
+
+
+async def _closed_alone(recommender: Recommender, visits: Sequence[Visit]) -> list[float]:
+    """Seconds of each visit without a front, one by one."""
+    seconds = []
+    for visit in visits:
+        start = time.perf_counter()
+        recommender.recommend_batch([visit.request])
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+async def _open(front: AsyncRecommender, visits: Sequence[Visit], due_s: Sequence[float]) -> list[float]:
+    """Seconds from when each visit was due to its page."""
+    begin = time.perf_counter()
+
+    async def one(visit: Visit, due: float) -> float:
+        await front.recommend_request(visit.request)
+        return time.perf_counter() - begin - due
+
+    under_way = []
+    for visit, due in zip(visits, due_s, strict=True):
+        await asyncio.sleep(max(0.0, due - (time.perf_counter() - begin)))
+        under_way.append(asyncio.create_task(one(visit, due)))
+    return list(await asyncio.gather(*under_way))
+
+
+def _cases(name: str, shape: dict[str, int], times: dict[str, _Times], seen: Sequence[Visit]) -> list[Case]:
+    events, candidates, clients = shape["window"], shape["candidates"], shape["clients"]
+    size = len(seen) // len(times["kept"].slice_s)
+    shape = {**shape, "requests": len(seen), "slid": _num_slid(seen)}
+    two, one, kept, few = "two models, two encodings", "one encoding", "kept states", "kept states of few users"
+    shared_counted, kept_counted = counted_ratio(events, candidates, kept=False), counted_ratio(events, candidates)
+
+    def closed(way: str) -> dict[str, float]:
+        rate = size / statistics.median(times[way].slice_s)
+        return {"requests_per_s": rate, **_percentiles(times[way].closed_s)}
+
+    def faster(way: str, than: str = "separate") -> float:
+        pairs = zip(times[than].slice_s, times[way].slice_s, strict=True)
+        return statistics.median(slow / fast for slow, fast in pairs)
+
+    def case(
+        what: str, ours: dict[str, object], other: dict[str, object], ratio: float, predicted: float | None
+    ) -> Case:
+        return Case(name=f"{name}: {what}", shape=shape, ours=ours, other=other, ratio=ratio, predicted_ratio=predicted)
+
+    def figures(way: str, label: str, **more: float) -> dict[str, object]:
+        return {"what": label, **closed(way), **more}
+
+    def opened(way: str) -> dict[str, float]:
+        return _percentiles(times[way].open_s)
+
+    def alone(way: str) -> dict[str, float]:
+        return {"mean_ms": 1e3 * statistics.fmean(times[way].alone_s), **_percentiles(times[way].alone_s)}
+
+    seen_counted = seen_ratio(seen, candidates)
+    ratio = faster("kept")
+    return [
+        case(
+            kept,
+            figures("kept", kept, share_of_counted=ratio / kept_counted, counted_as_seen=seen_counted),
+            figures("separate", two),
+            ratio,
+            kept_counted,
+        ),
+        case(one, figures("shared", one), figures("separate", two), faster("shared"), shared_counted),
+        case(few, figures("few kept", few), figures("separate", two), faster("few kept"), None),
+        case(
+            f"open loop, {_LOAD * closed('separate')['requests_per_s']:.3g} requests a second",
+            {"what": kept, **opened("kept"), **{f"one_encoding_{key}": ms for key, ms in opened("shared").items()}},
+            {"what": two, **opened("separate")},
+            opened("separate")["p50_ms"] / opened("kept")["p50_ms"],
+            None,
+        ),
+        case(
+            "one request at a time",
+            {"what": kept, **alone("kept"), **{f"one_encoding_{key}": ms for key, ms in alone("shared").items()}},
+            {"what": two, **alone("separate")},
+            alone("separate")["mean_ms"] / alone("kept")["mean_ms"],
+            kept_counted,
+        ),
+        case(
+            f"{clients} clients against plain attention",
+            {"what": one, **closed("shared"), "kept_states_ratio": faster("kept", "plain")},
+            {
+                "what": "one encoding by scaled_dot_product_attention(is_causal=True) without times",
+                **closed("plain"),
+                **{f"alone_{key}": ms for key, ms in alone("plain").items()},
+            },
+            faster("shared", "plain"),
+            None,
+        ),
+    ]
+
+
+def _num_slid(seen: Sequence[Visit]) -> int:
+    """Visits of returning users whose window moved."""
+    return sum(visit.num_new is None and not str(visit.request.cache_key).startswith("new") for visit in seen)
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    p50, p99 = np.percentile(np.array(seconds) * 1e3, [50, 99]).tolist()
+    return {"p50_ms": p50, "p99_ms": p99}
+
+
+def memory_case(events: int, num_bytes: int = _MEASURED_BYTES) -> Case:
+    """Memory of the process that kept states took, beside what their layout says."""
+    bundle = bench_bundle(events, 32)
+    assert bundle.histories is not None
+    model, log = bundle.model, bundle.histories.events
+    histories = [log.history(user) for user in range(16)]
+    warm, store = (
+        UserStateStore(model, model_hash=bundle.model_hash, max_bytes=size, host_bytes=0)
+        for size in (num_bytes // 8, 2 * num_bytes)
+    )
+    shown = [len(history) - model.config.first_visible(len(history)) for history in histories]
+    predicted = sum(map(store.layout.state_bytes, shown)) / len(shown)
+    turns = max(1, int(num_bytes / predicted) // 16)
+    for _ in range(3):
+        warm.states([f"warm {user}" for user in range(16)], histories)
+    before = _resident()
+    for turn in range(turns):
+        store.states([f"{turn} {user}" for user in range(16)], histories)
+    users = store.num_states
+    measured, kept = (_resident() - before) / users, store.used_bytes / users
+    return Case(
+        name=f"{events} events: memory of a user",
+        shape={"window": events, "users": users, "page_rows": store.layout.page_rows},
+        ours={"what": "resident memory", "bytes": measured, "bytes_in_use": kept},
+        other={"what": "predicted from the layout", "bytes": predicted},
+        ratio=predicted / max(1.0, measured),
+        predicted_ratio=1.0,
+    )
+
+
+def growth_case(num_requests: int, *, events: int = 64, candidates: int = 200) -> Case:
+    """Resident memory over very many requests with kept states, whose store is soon full."""
+    bundle = bench_bundle(events, _USERS)
+    way = recommenders(bundle, bundle, 2 * _RETURNING + 64)["kept"]
+    visits = Visits(bundle, candidates, _RETURNING)
+    curve: dict[int, float] = {}
+    step = max(1, num_requests // 10)
+    for begin in range(0, num_requests, step):
+        for _ in range(0, step, 16):
+            way.recommend_batch([visit.request for visit in visits.take(16)])
+        gc.collect()
+        curve[begin + step] = _resident() / 2**20
+    points = list(curve.values())
+    return Case(
+        name=f"{events} events: memory over {num_requests:,} requests",
+        shape={"window": events, "candidates": candidates, "requests": num_requests},
+        ours={"what": "resident MiB", **{f"after_{at}": mib for at, mib in curve.items()}},
+        other={"what": "after the first tenth", "mib": points[0]},
+        ratio=points[0] / points[-1],
+        predicted_ratio=1.0,
+    )
+
+
+def _resident() -> int:
+    """Bytes of this process in memory; needs Linux."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
