@@ -63,7 +63,7 @@ _MEASURED_BYTES = 96 << 20
 
 
 def bench_serve(*, long: bool) -> list[Case]:
-    """Cases of every number of events and candidates; ``long``: three times the rounds, and memory over 10^5 requests."""
+    """Cases of every shape; ``long``: three times the rounds, and memory over 10^5 requests."""
     cases = [
         case
         for events, candidates in _SHAPES
