@@ -8,8 +8,9 @@ be made: :class:`recsys.pipelines.bench.serve_ways.TwoEncodings` says how;
 (b) one encoding, whose keys and values ranking reads;
 (c) the same with kept states: four in five users return, with one to three new events each.
 
-Histories are longer than the window, so that all ways see between 3/4 and all of it, and windows slide at their natural
-rate. One worker thread computes batches of the requests that wait, through
+Histories are longer than the window W and stand at any phase of its sliding by W/4, so that all ways see between 3/4
+and all of it, and windows slide at their natural rate. W is 8/7 of the events that a case names: so many are seen on
+average. One worker thread computes batches of the requests that wait, through
 :class:`~recsys.retrieval.async_recommender.AsyncRecommender`. *Closed loop*: a fixed number of clients, each of which
 sends its next request when it has its page. *Open loop*: all ways get the same requests at the same random times, at a
 rate that keeps (a) busy for .7 of the time; a latency counts from when the request was due. Ways take turns every few
@@ -48,12 +49,12 @@ from recsys.retrieval.async_recommender import AsyncRecommender
 from recsys.retrieval.recommender import Recommender
 from recsys.state_store import UserStateStore
 
-__all__ = ["bench_serve", "memory_case", "shape_cases"]
+__all__ = ["bench_serve", "growth_case", "memory_case", "shape_cases", "window_of"]
 
 _SHAPES = ((1024, 200), (1024, 500), (256, 200), (256, 500), (64, 200), (64, 500))
-"""(events of the window, candidates); the first one is the headline."""
-_EVENTS_AT_ONCE = 4096
-"""Events of the histories of all clients of the closed loop, 16 clients at most."""
+"""(events, candidates); the first one is the headline."""
+_CLIENTS = 16
+"""Of the closed loop."""
 _RETURNING = 96
 _USERS = 160
 _LOAD = 0.7
@@ -67,7 +68,7 @@ def bench_serve(*, long: bool) -> list[Case]:
     cases = [
         case
         for events, candidates in _SHAPES
-        for case in shape_cases(events, candidates, rounds=27 if long else 9, open_s=12.0 if long else 4.0)
+        for case in shape_cases(events, candidates, rounds=21 if long else 7, open_s=12.0 if long else 4.0)
     ]
     cases += [memory_case(events) for events in (1024, 256, 64)]
     return [*cases, growth_case(_LONG_REQUESTS)] if long else cases
@@ -83,32 +84,43 @@ class _Times:
     open_s: list[float] = field(default_factory=list)
 
 
+def window_of(events: int) -> int:
+    """The window that shows about so many events on average; a multiple of four.
+
+    >>> [window_of(events) for events in (1024, 256, 64)]
+    [1172, 292, 72]
+    """
+    return 4 * round(2 * events / 7)
+
+
 def shape_cases(
     events: int, candidates: int, *, rounds: int, open_s: float, num_users: int = _USERS, returning: int = _RETURNING
 ) -> list[Case]:
-    """Everything that is measured with one window and number of candidates.
+    """Everything that is measured with one number of events and candidates.
 
     Args:
+        events: that the model sees on average. candidates: that are ranked.
         rounds: turns of the ways; 20 or more requests in each.
         open_s: seconds of random arrivals, for each way.
     """
-    bundle, plain = bench_bundle(events, num_users), bench_bundle(events, num_users, plain=True)
+    window = window_of(events)
+    bundle, plain = bench_bundle(window, num_users), bench_bundle(window, num_users, plain=True)
     ways = recommenders(bundle, plain, 2 * returning + 64)
     visits = Visits(bundle, candidates, returning)
-    clients = max(1, min(16, _EVENTS_AT_ONCE // events))
     for recommender in (ways["kept"], ways["few kept"]):
         for visit in visits.first():
             recommender.recommend_batch([visit.request])
     _check(ways, visits.take(10))
-    times, seen = asyncio.run(_measured(ways, visits, clients, rounds, open_s))
+    times, seen = asyncio.run(_measured(ways, visits, _CLIENTS, rounds, open_s))
     shape = {
-        "window": events,
+        "events": events,
+        "window": window,
         "candidates": candidates,
         "items": NUM_ITEMS,
         "dim": DIM,
         "blocks": 2,
         "heads": 2,
-        "clients": clients,
+        "clients": _CLIENTS,
         "threads": torch.get_num_threads(),
     }
     return _cases(f"{events} events, {candidates} candidates", shape, times, seen)
@@ -202,7 +214,7 @@ async def _open(front: AsyncRecommender, visits: Sequence[Visit], due_s: Sequenc
 
 
 def _cases(name: str, shape: dict[str, int], times: dict[str, _Times], seen: Sequence[Visit]) -> list[Case]:
-    events, candidates, clients = shape["window"], shape["candidates"], shape["clients"]
+    events, candidates, clients = shape["events"], shape["candidates"], shape["clients"]
     size = len(seen) // len(times["kept"].slice_s)
     shape = {**shape, "requests": len(seen), "slid": _num_slid(seen)}
     two, one, kept, few = "two models, two encodings", "one encoding", "kept states", "kept states of few users"
