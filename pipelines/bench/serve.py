@@ -16,40 +16,29 @@ sends its next request when it has its page. *Open loop*: all ways get the same 
 rate that keeps (a) busy for .7 of the time; a latency counts from when the request was due. Ways take turns every few
 requests, a ratio is the median over the rounds.
 
-Counted per layer: see :func:`recsys.pipelines.bench.serve_ways.counted_ratio`. ``counted_as_seen`` is the same of the
+Counted per layer: see :func:`recsys.pipelines.bench.serve_visits.counted_ratio`. ``counted_as_seen`` is the same of the
 requests as they were: windows that are not full, and those that slid.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import resource
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from recsys.pipelines.bench.case import Case
-from recsys.pipelines.bench.serve_ways import (
-    DIM,
-    NUM_ITEMS,
-    Visit,
-    Visits,
-    bench_bundle,
-    counted_ratio,
-    recommenders,
-    seen_ratio,
-)
+from recsys.pipelines.bench.serve_memory import growth_case, memory_case
+from recsys.pipelines.bench.serve_visits import Visit, Visits, counted_ratio, seen_ratio
+from recsys.pipelines.bench.serve_ways import DIM, NUM_ITEMS, bench_bundle, recommenders
 from recsys.retrieval.async_recommender import AsyncRecommender
 from recsys.retrieval.recommender import Recommender
-from recsys.state_store import UserStateStore
 
-__all__ = ["bench_serve", "growth_case", "memory_case", "shape_cases", "window_of"]
+__all__ = ["bench_serve", "shape_cases", "window_of"]
 
 _SHAPES = ((1024, 200), (1024, 500), (256, 200), (256, 500), (64, 200), (64, 500))
 """(events, candidates); the first one is the headline."""
@@ -59,8 +48,6 @@ _RETURNING = 96
 _USERS = 160
 _LOAD = 0.7
 _LONG_REQUESTS = 100_000
-_MEASURED_BYTES = 96 << 20
-"""Of the states that are kept to measure their memory."""
 
 
 def bench_serve(*, long: bool) -> list[Case]:
@@ -290,62 +277,3 @@ def _num_slid(seen: Sequence[Visit]) -> int:
 def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
     p50, p99 = np.percentile(np.array(seconds) * 1e3, [50, 99]).tolist()
     return {"p50_ms": p50, "p99_ms": p99}
-
-
-def memory_case(events: int, num_bytes: int = _MEASURED_BYTES) -> Case:
-    """Memory of the process that kept states took, beside what their layout says."""
-    bundle = bench_bundle(events, 32)
-    assert bundle.histories is not None
-    model, log = bundle.model, bundle.histories.events
-    histories = [log.history(user) for user in range(16)]
-    warm, store = (
-        UserStateStore(model, model_hash=bundle.model_hash, max_bytes=size, host_bytes=0)
-        for size in (num_bytes // 8, 2 * num_bytes)
-    )
-    shown = [len(history) - model.config.first_visible(len(history)) for history in histories]
-    predicted = sum(map(store.layout.state_bytes, shown)) / len(shown)
-    turns = max(1, int(num_bytes / predicted) // 16)
-    for _ in range(3):
-        warm.states([f"warm {user}" for user in range(16)], histories)
-    before = _resident()
-    for turn in range(turns):
-        store.states([f"{turn} {user}" for user in range(16)], histories)
-    users = store.num_states
-    measured, kept = (_resident() - before) / users, store.used_bytes / users
-    return Case(
-        name=f"{events} events: memory of a user",
-        shape={"window": events, "users": users, "page_rows": store.layout.page_rows},
-        ours={"what": "resident memory", "bytes": measured, "bytes_in_use": kept},
-        other={"what": "predicted from the layout", "bytes": predicted},
-        ratio=predicted / max(1.0, measured),
-        predicted_ratio=1.0,
-    )
-
-
-def growth_case(num_requests: int, *, events: int = 64, candidates: int = 200) -> Case:
-    """Resident memory over very many requests with kept states, whose store is soon full."""
-    bundle = bench_bundle(events, _USERS)
-    way = recommenders(bundle, bundle, 2 * _RETURNING + 64)["kept"]
-    visits = Visits(bundle, candidates, _RETURNING)
-    curve: dict[int, float] = {}
-    step = max(1, num_requests // 10)
-    for begin in range(0, num_requests, step):
-        for _ in range(0, step, 16):
-            way.recommend_batch([visit.request for visit in visits.take(16)])
-        gc.collect()
-        curve[begin + step] = _resident() / 2**20
-    points = list(curve.values())
-    return Case(
-        name=f"{events} events: memory over {num_requests:,} requests",
-        shape={"window": events, "candidates": candidates, "requests": num_requests},
-        ours={"what": "resident MiB", **{f"after_{at}": mib for at, mib in curve.items()}},
-        other={"what": "after the first tenth", "mib": points[0]},
-        ratio=points[0] / points[-1],
-        predicted_ratio=1.0,
-    )
-
-
-def _resident() -> int:
-    """Bytes of this process in memory; needs Linux."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize()

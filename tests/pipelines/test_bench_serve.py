@@ -3,8 +3,10 @@ import torch
 
 from recsys.pipelines import measure
 from recsys.pipelines.bench import command, serve
-from recsys.pipelines.bench.serve import growth_case, memory_case, shape_cases
-from recsys.pipelines.bench.serve_ways import Visits, bench_bundle, counted_ratio, recommenders, seen_ratio
+from recsys.pipelines.bench.serve import shape_cases, window_of
+from recsys.pipelines.bench.serve_memory import growth_case, memory_case
+from recsys.pipelines.bench.serve_visits import Visits, counted_ratio, seen_ratio
+from recsys.pipelines.bench.serve_ways import bench_bundle, recommenders
 
 WAYS = ["separate", "shared", "kept", "few kept", "plain"]
 
@@ -21,6 +23,13 @@ def test_counted_ratios_are_those_of_the_operations():
     assert counted_ratio(n, k) == pytest.approx((2 * history + delta) / (0.2 * history + 0.8 * appended + delta))
     assert counted_ratio(n, k, kept=False) == pytest.approx((2 * history + delta) / (history + delta))
     assert round(counted_ratio(1024, 200), 2) == 4.29 and round(counted_ratio(256, 200), 2) == 2.34
+
+
+def test_a_window_shows_as_many_events_as_a_case_names():
+    for events in (1024, 256, 64):
+        window = window_of(events)
+        shown = [window - late for late in range(window // 4)]  # every phase of its sliding
+        assert window % 4 == 0 and sum(shown) / len(shown) == pytest.approx(events, rel=0.01)
 
 
 def test_the_three_ways_answer_alike_while_users_return(bundles):
