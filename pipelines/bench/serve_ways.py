@@ -94,7 +94,7 @@ def bench_bundle(window: int, num_users: int, *, plain: bool = False, num_items:
 def _events(window: int, stride: int, num_users: int, num_items: int) -> EventLog:
     """Histories of every phase of the window, with gaps from seconds to weeks."""
     rng = np.random.default_rng(0)
-    length_U = window + 1 + rng.permutation(num_users) % stride
+    length_U = window + 1 + rng.permutation(num_users) * stride // num_users
     total = int(length_U.sum())
     offsets = np.concatenate([[0], np.cumsum(length_U)])
     gaps = np.exp(rng.uniform(0, 14, total)).astype(np.int64)

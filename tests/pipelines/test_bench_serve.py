@@ -29,6 +29,11 @@ def test_a_window_shows_as_many_events_as_a_case_names():
     for events in (1024, 256, 64):
         window = window_of(events)
         shown = [window - late for late in range(window // 4)]  # every phase of its sliding
+        log = bench_bundle(window, 40).histories.events
+        first = bench_bundle(window, 1).model.config.first_visible
+        lengths = (log.offsets[1:] - log.offsets[:-1]).tolist()
+        seen = [length - first(length) for length in lengths]
+        assert sum(seen) / len(seen) == pytest.approx(events, rel=0.02) and max(seen) - min(seen) > 0.22 * window
         assert window % 4 == 0 and sum(shown) / len(shown) == pytest.approx(events, rel=0.01)
 
 
