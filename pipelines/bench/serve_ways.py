@@ -141,8 +141,7 @@ def recommenders(bundle: Bundle, plain: Bundle, num_states: int) -> dict[str, Re
     """The ways by name: two encodings; one; one and kept states; the same of few users; one of plain attention.
 
     Args:
-        num_states: states of full windows that the large store has room for; the small one has room for a fourth of
-            the users who return, if these are half as many.
+        num_states: states of full windows that the large store has room for; the small one holds an eighth of them.
     """
     model, name = bundle.model, bundle.model_hash
 
