@@ -335,9 +335,10 @@ class UnifiedModel(nn.Module):
         def join(old_BL: Tensor, new_BN: Tensor) -> Tensor:
             if in_line:
                 return torch.cat([old_BL, new_BN], 1)
-            out = old_BL.new_zeros(old_BL.shape[0], width, *old_BL.shape[2:])
+            out = old_BL.new_empty(old_BL.shape[0], width, *old_BL.shape[2:])
             keep = min(width, old_BL.shape[1])
             out[:, :keep] = old_BL[:, :keep]
+            out[:, keep:] = 0
             out.flatten(0, 1).index_copy_(0, at_R, packing.unpad(new_BN))
             return out
 

@@ -81,9 +81,15 @@ def merge_states(parts: Sequence[UserStates], places: Sequence[Sequence[int]]) -
 
     def merged(values: Sequence[Tensor], *, padded: bool = False) -> Tensor:
         tail = values[0].shape[1 + padded :]
-        out = values[0].new_zeros(total, *([width] if padded else []), *tail)
+        out = values[0].new_empty(total, *([width] if padded else []), *tail)
         for rows, value in zip(place, values, strict=True):
-            (out[:, : value.shape[1]] if padded else out).index_copy_(0, rows, value)
+            if not padded:
+                out.index_copy_(0, rows, value)
+                continue
+            columns = value.shape[1]
+            out[:, :columns].index_copy_(0, rows, value)
+            if columns < width:
+                out[:, columns:].index_fill_(0, rows, 0)
         return out
 
     joined = {

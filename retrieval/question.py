@@ -152,9 +152,8 @@ def question_of(
     num_strange = int((history.item == UNKNOWN_ITEM).sum())
     if num_strange:
         notes.append(f"{num_strange} events are of items outside the catalogue")
-    exclude_E = _known(words.items.index(request.exclude))
-    if request.exclude_history:
-        exclude_E = _known(np.concatenate([exclude_E, history.item]))
+    excluded = words.items.index(request.exclude)
+    exclude_E = _known(np.concatenate([excluded, history.item]) if request.exclude_history else excluded)
     withdrawn_G = bundle.withdrawn_G
     allow_N, num_reachable = None, len(words.items) - len(withdrawn_G) - int((~_among(exclude_E, withdrawn_G)).sum())
     if request.allow is not None:
@@ -253,5 +252,6 @@ def _among(index: Ints, sorted_G: Ints) -> NDArray[np.bool_]:
 
 
 def _known(index: Ints) -> Ints:
-    """Sorted, each once, without unknown ones."""
-    return np.unique(index[index >= 0])
+    """Sorted, each once, without unknown ones; ``np.unique`` takes many times as long."""
+    rising = np.sort(index[index >= 0])
+    return rising if len(rising) < 2 else rising[np.concatenate([[True], rising[1:] != rising[:-1]])]

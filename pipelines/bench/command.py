@@ -17,7 +17,7 @@ from recsys.pipelines.machine import device_name, versions
 
 __all__ = ["BENCHES", "bench", "run_bench"]
 
-BENCHES = ("unify", "train", "softmax", "candidates", "graph", "beam", "codes")
+BENCHES = ("unify", "train", "softmax", "candidates", "graph", "beam", "codes", "serve")
 
 
 def run_bench(name: str, *, long: bool = False) -> dict[str, object]:
@@ -45,7 +45,7 @@ def bench(name: str, json: Path | None = None, long: bool = False) -> None:
     """Compare two ways of doing the same work in one run; a ratio above 1 means that ours is so many times better.
 
     Args:
-        name: unify, train, softmax, candidates, graph, beam or codes.
+BENCHES = ("unify", "train", "softmax", "candidates", "graph", "beam", "codes", "serve")
         json: file for the figures.
         long: more repeats.
     """

@@ -103,6 +103,8 @@ def _pinned(snapshot: Snapshot, questions: Sequence[Question], look: Look) -> di
     """The pinned items of the questions that have some, as their retrievers or else ``dense`` score them."""
     asked: dict[int, Question] = {}
     for row, question in enumerate(questions):
+        if not question.rules.pins:
+            continue
         items = np.setdiff1d(np.array(list(question.rules.pins.values()), dtype=np.int64), question.exclude_E)
         items = np.setdiff1d(items, snapshot.bundle.withdrawn_G)
         if question.allow_N is not None:
