@@ -284,11 +284,11 @@ def run(machine: Callable[[list[StoreCounts]], type], **budget: Any) -> StoreCou
 
 
 def test_every_page_is_that_of_a_fresh_recommender(machine: Any) -> None:
-    counts = run(machine, max_examples=10, stateful_step_count=25, derandomize=True, phases=[Phase.generate])
+    counts = run(machine, max_examples=7, stateful_step_count=25, derandomize=True, phases=[Phase.generate])
     assert min(counts.hits, counts.appended, counts.encoded, counts.evicted) > 0, counts
 
 
 @pytest.mark.slow
 def test_every_page_is_that_of_a_fresh_recommender_at_length(machine: Any) -> None:
-    counts = run(machine, max_examples=100, stateful_step_count=60)
+    counts = run(machine, max_examples=40, stateful_step_count=50)
     assert min(counts.hits, counts.appended, counts.encoded, counts.evicted) > 20, counts

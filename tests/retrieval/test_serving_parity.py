@@ -75,7 +75,7 @@ CANDIDATES = """
 import json, sys
 from recsys.pipelines.cli import main
 for words in json.loads(sys.argv[1]):
-    main(words)
+    assert main(words) == 0
 """
 
 
@@ -92,8 +92,8 @@ def test_all_ways_to_a_page_give_the_same(serving_worlds: Any, tmp_path: Path) -
     at = world.dataset.manifest.max_timestamp + 3600
     fresh(SERVE, [str(world.bundle), str(tmp_path / "pages.json"), USERS, names, K, at])
     calls = [
-        ["candidates", str(world.bundle), str(world.dataset.path), str(tmp_path / f"lists {number}"), "--k", str(K),
-         "--rank", str(RANKED), "--retrievers", name, "--users", str(tmp_path / "users.txt"), "--at", str(at),
+        ["candidates", "--bundle", str(world.bundle), "--data", str(world.dataset.path), "--output",
+         str(tmp_path / f"lists {number}"), "--k", str(K), "--rank", str(RANKED), "--retrievers", name, "--users", str(tmp_path / "users.txt"), "--at", str(at),
          "--batch-users", "3"]
         for number, name in enumerate(names)
     ]  # fmt: skip
