@@ -54,7 +54,7 @@ def serving_worlds(toy_frames: dict[str, Any], tmp_path_factory: pytest.TempPath
     """Two worlds of the same people with columns of users: in the second, items have other numbers, the model other
     weights."""
     folder = tmp_path_factory.mktemp("serving_worlds")
-    users = pl.DataFrame({"user_id": [f"u{n}" for n in range(40)], "city": [["Rome", "Oslo"][n % 2] for n in range(40)]})
+    users = pl.DataFrame({"user_id": [f"u{n}" for n in range(40)], "city": ["Rome", "Oslo"] * 20})
     first = make_world(toy_frames, folder / "first", users)
     return first, make_world(toy_frames, folder / "second", users, seed=11, turned=True)
 

@@ -7,14 +7,12 @@ each page must be says a plain model: lists of events, and the changes made so f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import polars as pl
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -131,7 +129,7 @@ ASKED = st.fixed_dictionaries(
         "cache_key": st.sampled_from(KEYS),
         "new_events": st.lists(EVENTS.filter(lambda event: event.timestamp is not None), max_size=2),
         "retrievers": st.lists(st.sampled_from(RETRIEVERS), min_size=1, max_size=2, unique=True),
-        "k": st.integers(1, 12),
+        "k": st.integers(2, 12),
         "candidates": st.integers(5, 25),
         "ranking": st.sampled_from([None, "no", "like", {"click": 1.0, "hide": -2.0}]),
         "exclude": NAMES,

@@ -30,11 +30,11 @@ async def concurrently(rec, requests):
     async with AsyncRecommender(rec, max_batch=5, num_threads=2) as front:
         return list(await asyncio.gather(*(front.recommend(**fields) for fields in requests)))
 
-def given(requests, cut=0, **more):
+def given(requests, cut=0):
     events = BundleHistories(Bundle.open(path)).events(users)
     rows = zip(requests, events, users, strict=True)
     return [
-        {**fields, "user_id": None, "history": own[: len(own) - cut], "user_features": CITY[user], **more, "cache_key": user}
+        {**fields, "user_id": None, "history": own[: len(own) - cut], "user_features": CITY[user], "cache_key": user}
         for fields, own, user in rows
     ]
 
@@ -91,12 +91,14 @@ def test_all_ways_to_a_page_give_the_same(serving_worlds: Any, tmp_path: Path) -
     names = ["dense", "dense_learned", "memory", "generative", "parallel", "set", "hybrid", MIXED]
     at = world.dataset.manifest.max_timestamp + 3600
     fresh(SERVE, [str(world.bundle), str(tmp_path / "pages.json"), USERS, names, K, at])
-    calls = [
-        ["candidates", "--bundle", str(world.bundle), "--data", str(world.dataset.path), "--output",
-         str(tmp_path / f"lists {number}"), "--k", str(K), "--rank", str(RANKED), "--retrievers", name, "--users", str(tmp_path / "users.txt"), "--at", str(at),
-         "--batch-users", "3"]
-        for number, name in enumerate(names)
-    ]  # fmt: skip
+    flags: dict[str, Any] = {
+        "bundle": world.bundle, "data": world.dataset.path, "k": K, "rank": RANKED, "at": at, "batch-users": 3,
+        "users": tmp_path / "users.txt",
+    }  # fmt: skip
+    calls = []
+    for number, name in enumerate(names):
+        mine = {**flags, "output": tmp_path / f"lists {number}", "retrievers": name}
+        calls.append(["candidates", *(word for flag, value in mine.items() for word in (f"--{flag}", str(value)))])
     fresh(CANDIDATES, calls)
     found = json.loads((tmp_path / "pages.json").read_text())
     for number, name in enumerate(names):

@@ -302,10 +302,11 @@ def redis_store(folder: Path) -> Iterator[tuple[Any, Callable[[random.Random], N
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = f"redis-server --port {port} --bind 127.0.0.1 --save  --appendonly yes --appendfsync always --dir".split(" ")
+    words = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
+    words += ["--appendfsync", "always", "--dir", str(folder)]
 
     def start() -> subprocess.Popen[bytes]:
-        process = subprocess.Popen([*words, str(folder)], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
         for _ in range(400):
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
