@@ -123,8 +123,8 @@ class Oracle:
     def check(self, bundles: list[Path]) -> int:
         """Make all changes anew and compare the pages of every version; returns the number of compared ones."""
         by_version: dict[str, list[tuple[int, str, int, Page]]] = {}
-        for (version, *asked), page in self.pages.items():
-            by_version.setdefault(version, []).append((*asked, page))
+        for (version, number, user, length), page in self.pages.items():
+            by_version.setdefault(version, []).append((number, user, length, page))
         plain, num_compared = Recommender.load(bundles[0], state_bytes=0), 0
         draw = random.Random(5)
         for what, change in [("", {}), *self.changes]:
