@@ -59,6 +59,18 @@ def serving_worlds(toy_frames: dict[str, Any], tmp_path_factory: pytest.TempPath
     return first, make_world(toy_frames, folder / "second", users, seed=11, turned=True)
 
 
+@pytest.fixture(scope="session")
+def other_weights(serving_worlds: tuple[World, World], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the first of the two worlds whose model has other weights: equal histories, unequal states."""
+    world = serving_worlds[0]
+    model = copy.deepcopy(world.model)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(12)
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return world.export(world.dataset, model, tmp_path_factory.mktemp("other_weights") / "bundle")
+
+
 def make_world(
     toy_frames: dict[str, Any], folder: Path, users: pl.DataFrame | None = None, *, seed: int = 4, turned: bool = False
 ) -> World:

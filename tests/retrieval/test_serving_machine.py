@@ -239,7 +239,7 @@ def machine_of(bundles: list[Path], base: dict[str, list[Event]], totals: list[S
             self.plain.change(**call)
             assert set(self.rec.withdrawn) == set(self.plain.withdrawn)
 
-        @rule(number=st.integers(0, 1), keep=st.booleans())
+        @rule(number=st.integers(0, 2), keep=st.booleans())
         def a_bundle_takes_over(self, number: int, keep: bool) -> None:
             self.rec.swap(bundles[number], keep_updates=keep)
             self.plain.swap(number, keep)
@@ -267,11 +267,12 @@ def answers(rec: Recommender, requests: list[dict[str, Any]], path: str) -> list
 
 
 @pytest.fixture(scope="module")
-def machine(serving_worlds: Any, toy_frames: Any) -> Callable[[list[StoreCounts]], type]:
+def machine(serving_worlds: Any, other_weights: Path, toy_frames: Any) -> Callable[[list[StoreCounts]], type]:
     base: dict[str, list[Event]] = {}
     for user, item, time, action, surface in toy_frames["interactions"].iter_rows():
         base.setdefault(user, []).append(Event(item_id=item, actions=action, timestamp=time, surface=surface))
-    return lambda totals: machine_of([world.bundle for world in serving_worlds], base, totals)
+    bundles = [serving_worlds[0].bundle, other_weights, serving_worlds[1].bundle]
+    return lambda totals: machine_of(bundles, base, totals)
 
 
 def run(machine: Callable[[list[StoreCounts]], type], **budget: Any) -> StoreCounts:

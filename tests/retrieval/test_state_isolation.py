@@ -26,8 +26,9 @@ ABOUT: dict[str, Any] = {"at": AT, "k": 9, "retrievers": ("dense", "generative")
 
 
 @pytest.fixture(scope="module")
-def bundles(serving_worlds: Any) -> list[Path]:
-    return [world.bundle for world in serving_worlds]
+def bundles(serving_worlds: Any, other_weights: Path) -> list[Path]:
+    """Of the same items and people, and two models."""
+    return [serving_worlds[0].bundle, other_weights]
 
 
 def pair(path: Path, **settings: Any) -> tuple[Recommender, Recommender]:
