@@ -72,8 +72,9 @@ class Plain:
     def swap(self, number: int, keep: bool) -> None:
         rows, gone = (list(self.rows.values()), list(self.withdrawn)) if keep else ([], [])
         self.present, self.calls, self.rows, self.withdrawn = number, [], {}, {}
-        if rows or gone:
-            self.change(items=rows, withdraw=gone)
+        for call in ({"items": rows}, {"withdraw": gone}):
+            if any(call.values()):
+                self.change(**call)
         self.num_changes += 1
         self.answers = None
 
