@@ -7,7 +7,6 @@ changes are made again, in their order, to a recommender without a memory, which
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
 import shutil
 import socket
@@ -18,17 +17,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from recsys.errors import SourceUnavailable
 from recsys.events import Event
-from recsys.model import UnifiedModel
-from recsys.pipelines.export import export_model
 from recsys.retrieval.async_recommender import AsyncRecommender
 from recsys.retrieval.history_sources import RedisHistories, SqliteHistories, over_bundle
 from recsys.retrieval.history_sources.source import Mark, Tail
@@ -364,53 +360,3 @@ def test_no_page_is_wrong_lost_mixed_or_withdrawn(serving_worlds: Any, toy_frame
 @pytest.mark.slow
 def test_the_same_for_ten_minutes(serving_worlds: Any, toy_frames: Any, store: Any) -> None:
     soak(serving_worlds, toy_frames, store, seconds=600.0, update_s=1.0, swap_s=20.0)
-
-
-# -- memory --------------------------------------------------------------------------------------------------------
-
-
-def resident_bytes() -> int:
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-def grown_by(rec: Recommender, num_requests: int) -> int:
-    """Bytes that the process grew by while so many people with about 64 events each came, again and again."""
-    draw, visits, before = random.Random(1), [0] * 60, 0
-    warm = min(num_requests // 4, 3200)
-    for begin in range(0, warm + num_requests, 32):
-        if begin >= warm and not before:
-            before = resident_bytes()
-        batch = []
-        for _ in range(32):
-            user = draw.randrange(60)
-            visits[user] += 1
-            length = 56 + visits[user] % 9  # sometimes it is cut, and encoded anew
-            events = [Event(item_id=f"i{(user + n) % 30}", actions="like", timestamp=AT + n) for n in range(length)]
-            batch.append({"history": events, "cache_key": f"u{user}", "at": AT + 99, "rank": user % 4 == 0})
-        rec.recommend_batch(batch)
-    return resident_bytes() - before
-
-
-@pytest.fixture(scope="module")
-def long_bundle(toy_model: Any, toy_dataset: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a model that sees 64 events."""
-    path = tmp_path_factory.mktemp("long") / "bundle"
-    model = UnifiedModel(replace(toy_model.config, window=64)).eval()
-    known_I = torch.from_numpy(toy_dataset.train_item_counts()) > 0
-    model.items.set_catalogue(torch.from_numpy(toy_dataset.content), known_I)
-    export_model(model, toy_dataset, path)
-    return path
-
-
-def test_memory_does_not_grow_over_two_thousand_requests(long_bundle: Path) -> None:
-    rec = Recommender.load(long_bundle, state_bytes=10**6)
-    assert grown_by(rec, 2_000) < 16 << 20
-    assert min(rec.state_counts.appended, rec.state_counts.encoded, rec.state_counts.evicted) > 0
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_over_a_hundred_thousand_requests(long_bundle: Path) -> None:
-    rec = Recommender.load(long_bundle, state_bytes=10**6)
-    assert grown_by(rec, 100_000) < 16 << 20
-    assert min(rec.state_counts.appended, rec.state_counts.encoded, rec.state_counts.evicted) > 0
