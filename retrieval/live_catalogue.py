@@ -110,7 +110,8 @@ class LiveCatalogue:
                 gone = before.bundle.vocabulary.items.take(before.bundle.withdrawn_G)
                 journal.withdrawn |= {str(name): name for name in gone}
                 withdrawn, restored = list(journal.withdrawn.values()), list(journal.restored.values())
-                state = _changed(state, tuple(journal.rows), withdrawn, restored, lenient=True)
+                state = _changed(state, tuple(journal.rows), (), (), lenient=True)  # first, so that all ids are known
+                state = _changed(state, (), withdrawn, restored, lenient=True)
             _check_answers(state.snapshot)
             self._state, self._journal = state, journal
             self._num_swaps += 1

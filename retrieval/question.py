@@ -186,7 +186,7 @@ def question_of(
         num_reachable=num_reachable,
         notes=notes,
         user_K=user_K,
-        state_key=_state_key(request) if keep_states else None,
+        state_key=_state_key(snapshot, request) if keep_states else None,
     )
 
 
@@ -236,11 +236,13 @@ def _time(snapshot: Snapshot, request: Request, history: History, now: float) ->
     return int(history.timestamp[-1]) if len(history) else words.max_timestamp
 
 
-def _state_key(request: Request) -> str | int | None:
-    """The key the request names, else its user, where that is an id of reasonable size."""
-    if request.cache_key is not None:
+def _state_key(snapshot: Snapshot, request: Request) -> str | int | None:
+    """The key the request names, else its user, where that is an id of reasonable size: in the type of the bundle's
+    users, so that somebody who is called 7 and "7" has one state, to be forgotten by one name."""
+    if request.cache_key is not None or request.user_id is None:
         return request.cache_key
-    user_id = int(request.user_id) if isinstance(request.user_id, np.integer) else request.user_id
+    user_id = own_user_id(snapshot, request.user_id)
+    user_id = int(user_id) if isinstance(user_id, np.integer) else user_id
     return user_id if is_cache_key(user_id) else None
 
 

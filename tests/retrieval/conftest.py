@@ -46,8 +46,36 @@ class World:
 @pytest.fixture(scope="session")
 def full_world(toy_frames: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> World:
     """Every kind of content, relation, feature and code at once."""
+    return make_world(toy_frames, tmp_path_factory.mktemp("full_world"))
+
+
+@pytest.fixture(scope="session")
+def serving_worlds(toy_frames: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[World, World]:
+    """Two worlds of the same people with columns of users: in the second, items have other numbers, the model other
+    weights."""
+    folder = tmp_path_factory.mktemp("serving_worlds")
+    users = pl.DataFrame({"user_id": [f"u{n}" for n in range(40)], "city": ["Rome", "Oslo"] * 20})
+    first = make_world(toy_frames, folder / "first", users)
+    return first, make_world(toy_frames, folder / "second", users, seed=11, turned=True)
+
+
+@pytest.fixture(scope="session")
+def other_weights(serving_worlds: tuple[World, World], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the first of the two worlds whose model has other weights: equal histories, unequal states."""
+    world = serving_worlds[0]
+    model = copy.deepcopy(world.model)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(12)
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return world.export(world.dataset, model, tmp_path_factory.mktemp("other_weights") / "bundle")
+
+
+def make_world(
+    toy_frames: dict[str, Any], folder: Path, users: pl.DataFrame | None = None, *, seed: int = 4, turned: bool = False
+) -> World:
+    """A world with every head; ``turned``: the items come in the opposite order, so that their numbers differ."""
     rng = np.random.default_rng(9)
-    folder = tmp_path_factory.mktemp("full_world")
     items = toy_frames["items"].with_columns(
         pl.Series("colour", [str(one) for one in rng.choice(["red", "blue", "green"], 30)]),
         pl.Series("price", rng.random(30)),
@@ -56,7 +84,12 @@ def full_world(toy_frames: dict[str, Any], tmp_path_factory: pytest.TempPathFact
     more = pl.DataFrame({"item_id": ["i30", "i31"], "title": ["wood", None], "text": ["small wood ship", None]})
     items = pl.concat([items, more], how="diagonal")  # two items that nobody took, one of which nothing is known of
     dataset = prepare_frames(
-        toy_frames["interactions"], items, output=folder / "data", item_features=("vec:vector", "colour")
+        toy_frames["interactions"],
+        items.reverse() if turned else items,
+        users,
+        output=folder / "data",
+        item_features=("vec:vector", "colour"),
+        user_features=() if users is None else ("city",),
     )
     made = make_codes(dataset, seed=0, balance="none")
     assert made is not None and dataset.content is not None
@@ -70,6 +103,7 @@ def full_world(toy_frames: dict[str, Any], tmp_path_factory: pytest.TempPathFact
         content_dim=dataset.content.shape[1],
         dim=16,
         window=12,
+        user_dim=dataset.user_dim,
         past_rates=True,
         memory_features=True,
         relations=("transition", "text", "vec"),
@@ -78,7 +112,7 @@ def full_world(toy_frames: dict[str, Any], tmp_path_factory: pytest.TempPathFact
         set_sizes=codes.sizes["set_codes"],
     )
     with torch.random.fork_rng():
-        torch.manual_seed(4)
+        torch.manual_seed(seed)
         model = UnifiedModel(config)
         with torch.no_grad():
             for parameter in model.parameters():

@@ -352,6 +352,19 @@ def test_swapping_keeps_or_drops_updates_and_goes_back(
     assert rec.withdrawn == ["n0"]
 
 
+def test_a_new_item_that_was_withdrawn_stays_so_in_the_next_bundle(full_world: Any) -> None:
+    rec = Recommender.load(full_world.bundle)
+    rec.update_items(NEW)
+    rec.update_items(withdraw=["n0", "i4"])
+    for _ in range(2):
+        rec.swap(full_world.bundle)
+        assert set(rec.withdrawn) == {"n0", "i4"} and rec.items.height == 36
+        assert not {"n0", "i4"} & set(rec.recommend(k=36, at=AT).item_ids)
+    rec.update_items(restore=["n0"])
+    rec.swap(full_world.bundle)
+    assert rec.withdrawn == ["i4"]
+
+
 def test_user_states_do_not_outlive_numbers_that_were_given_out(full_world: Any) -> None:
     rec = Recommender.load(full_world.bundle)
     before = rec._snapshot.state_hash

@@ -1,0 +1,66 @@
+"""A recommender that answers for long takes no more memory than one that has just begun."""
+
+from __future__ import annotations
+
+import gc
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recsys.events import Event
+from recsys.model import UnifiedModel
+from recsys.pipelines.export import export_model
+from recsys.retrieval.recommender import Recommender
+
+AT = 1_702_000_000
+
+
+def resident_bytes() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def grown_by(rec: Recommender, num_requests: int) -> int:
+    """Bytes that the process grew by while so many people with about 64 events each came, again and again."""
+    draw, visits, before = random.Random(1), [0] * 60, 0
+    warm = min(num_requests // 4, 3200)
+    for begin in range(0, warm + num_requests, 32):
+        if begin >= warm and not before:
+            before = resident_bytes()
+        batch = []
+        for _ in range(32):
+            user = draw.randrange(60)
+            visits[user] += 1
+            length = 56 + visits[user] % 9  # sometimes it is cut, and encoded anew
+            events = [Event(item_id=f"i{(user + n) % 30}", actions="like", timestamp=AT + n) for n in range(length)]
+            batch.append({"history": events, "cache_key": f"u{user}", "at": AT + 99, "rank": user % 4 == 0})
+        rec.recommend_batch(batch)
+    return resident_bytes() - before
+
+
+@pytest.fixture(scope="module")
+def long_bundle(toy_model: Any, toy_dataset: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a model that sees 64 events."""
+    path = tmp_path_factory.mktemp("long") / "bundle"
+    model = UnifiedModel(replace(toy_model.config, window=64)).eval()
+    known_I = torch.from_numpy(toy_dataset.train_item_counts()) > 0
+    model.items.set_catalogue(torch.from_numpy(toy_dataset.content), known_I)
+    export_model(model, toy_dataset, path)
+    return path
+
+
+def test_memory_does_not_grow_over_two_thousand_requests(long_bundle: Path) -> None:
+    rec = Recommender.load(long_bundle, state_bytes=10**6)
+    assert grown_by(rec, 2_000) < 16 << 20
+    assert min(rec.state_counts.appended, rec.state_counts.encoded, rec.state_counts.evicted) > 0
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_a_hundred_thousand_requests(long_bundle: Path) -> None:
+    rec = Recommender.load(long_bundle, state_bytes=10**6)
+    assert grown_by(rec, 100_000) < 16 << 20
+    assert min(rec.state_counts.appended, rec.state_counts.encoded, rec.state_counts.evicted) > 0
