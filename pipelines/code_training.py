@@ -124,7 +124,8 @@ def _with_heads(
         network = UnifiedModel(config)
     network.load_state_dict(model.state_dict(), strict=False)
     network.codes.fill(codes.codes)
-    start_code_heads(network)
+    if not carried:
+        start_code_heads(network)
     made_anew = () if carried else _OF_PREFIXES
     for prefix in CODE_HEADS if old is not None else ():
         assert old is not None

@@ -45,7 +45,7 @@ def bench(name: str, json: Path | None = None, long: bool = False) -> None:
     """Compare two ways of doing the same work in one run; a ratio above 1 means that ours is so many times better.
 
     Args:
-BENCHES = ("unify", "train", "softmax", "candidates", "graph", "beam", "codes", "serve")
+        name: unify, train, softmax, candidates, graph, beam, codes or serve.
         json: file for the figures.
         long: more repeats.
     """
