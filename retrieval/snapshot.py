@@ -42,7 +42,7 @@ class Snapshot:
     """[I + 1, D] what the encoder and the ranking head read of every item, a last row of zeros for the unknown one;
     not what retrieval scores, which may be of length 1. None where it is a plain lookup: a model of ids only."""
     number: int = 0
-    """Snapshots that stood here before: every update and every swap gives the next one."""
+    """Snapshots that stood here before: every update that changes something and every swap gives the next one."""
     state_hash: str = ""
     """Equal for snapshots whose encoder makes equal states of equal histories in internal numbers: the hash of the
     model, and of what the encoder reads of known items that changed. Items that are new or withdrawn leave it as it
