@@ -99,7 +99,7 @@ class UserStateStore:
 
     Args:
         model: what encodes; in evaluation mode, never changed.
-        model_hash: stands for the weights, see :func:`recsys.model_hash.model_hash`.
+        model_hash: stands for the weights and the configuration, such as :attr:`recsys.bundle.Bundle.model_hash`.
         item_version_I: a number of each item that changes when its vector does and the rest of the model stays, so
             that only histories which hold the item are encoded anew; None = all 0.
         max_bytes: memory on the model's device; 0 = keep nothing, None = a quarter of what is free.
