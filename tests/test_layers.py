@@ -114,6 +114,15 @@ def test_a_forbidden_import_is_seen(source: str, folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", SERVING)
+def test_the_core_imports_nothing_of_the_language_model_tier(root: Path, folder: str) -> None:
+    tier = {root / "retrieval" / "rerank", root / "retrieval" / "rag"}
+    for path in modules(root, folder):
+        if not tier & set(path.parents):
+            names = imported(ast.parse(path.read_text(encoding="utf-8")))
+            assert not [name for name in names if name.startswith(("recsys.retrieval.rerank", "recsys.retrieval.rag"))]
+
+
+@pytest.mark.parametrize("folder", SERVING)
 def test_serving_folders_import_no_training_library(root: Path, folder: str) -> None:
     for path in modules(root, folder):
         names = at_import_time(ast.parse(path.read_text(encoding="utf-8")))

@@ -1,0 +1,28 @@
+"""One event loop in a thread of its own, for callers that are not asynchronous themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from functools import lru_cache
+from typing import Any, TypeVar
+
+__all__ = ["run"]
+
+T = TypeVar("T")
+
+
+@lru_cache(maxsize=1)
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="recsys-rerank", daemon=True).start()
+    return loop
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, computed in the background loop while this thread waits.
+
+    All calls share the loop, so that connections to a server are kept from one to the next.
+    """
+    return asyncio.run_coroutine_threadsafe(work, _loop()).result()

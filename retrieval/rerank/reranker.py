@@ -1,0 +1,39 @@
+"""What every reranker is: lists in, the same items in a better order out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from recsys.retrieval.rerank.background_loop import run
+from recsys.retrieval.rerank.request import RerankRequest
+from recsys.retrieval.rerank.result import RerankResult
+
+__all__ = ["Reranker"]
+
+
+class Reranker(ABC):
+    """Orders lists. All methods may be called from any thread and any event loop.
+
+    A result is a permutation of its request's candidates whatever a model answers; only what the caller did wrong is
+    raised, as :class:`recsys.errors.InputError`. The other requests of a batch do not change a result.
+    """
+
+    name: str
+    """Of the method, as tables and the command line call it."""
+
+    @abstractmethod
+    async def rerank_async(
+        self, requests: Sequence[RerankRequest], *, deadline: float | None = None
+    ) -> list[RerankResult]:
+        """Order every list.
+
+        Args:
+            requests: of any number of users; a list may be empty or hold one candidate.
+            deadline: a reading of :func:`time.monotonic`; soon after it results are returned, with the earlier order
+                where there is no better one yet, and ``complete`` False.
+        """
+
+    def rerank(self, requests: Sequence[RerankRequest], *, deadline: float | None = None) -> list[RerankResult]:
+        """As :meth:`rerank_async`, for callers without an event loop (within one it blocks the loop)."""
+        return run(self.rerank_async(requests, deadline=deadline))
