@@ -44,7 +44,7 @@ def test_nothing_of_the_prompt_can_be_imitated(text: str, max_chars: int) -> Non
         ("Gone Girl. By Gillian Flynn.", "Gone Girl. By Gillian Flynn."),
         ("Toys & Games > Dolls", "Toys & Games / Dolls"),
         ("- another line", "another line"),
-        ("-- * # > deep", "deep"),
+        ("-- * # deep", "deep"),
         ("-5 degrees - cold", "-5 degrees - cold"),
         ('Screen 7" wide', "Screen 7” wide"),
         ("愛蔵版【ワンピース】", "愛蔵版(ワンピース)"),
