@@ -75,7 +75,7 @@ class FirstReranker(PromptedReranker):
                 for (at, places), values in zip(asked, told, strict=True):
                     if len(places) == counts[at]:
                         scores[at] = values
-                orders = [
+                orders: list[Sequence[int]] = [
                     order_of_scores(values or [0.0] * len(places))
                     for (_, places), values in zip(asked, told, strict=True)
                 ]
