@@ -122,6 +122,10 @@ class LocalLanguageModel:
         """Of keys and values kept now."""
         return 0 if self._store is None else self._store.num_bytes
 
+    def forget(self) -> None:
+        """Drop the keys and values of earlier prompts, after what is being computed."""
+        self._worker.forget()
+
     def encode_chat(self, chat: Chat, prefill: str = "") -> list[int]:
         """Tokens of a chat as the model reads it. Texts of messages never become special tokens."""
         return self._tokens.encode(chat, prefill)[0]

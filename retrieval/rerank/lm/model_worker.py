@@ -73,6 +73,11 @@ class ModelWorker:
             self._busy = True
         self._thread.submit(self._work)
 
+    def forget(self) -> None:
+        """Drop what the store keeps, in the worker's thread, between two rounds of work."""
+        if self._store is not None:
+            self._thread.submit(self._store.clear).result()
+
     def _work(self) -> None:
         jobs: list[Job] = []
         try:
