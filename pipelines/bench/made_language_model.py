@@ -18,8 +18,8 @@ _TEMPLATE = (
 
 
 def made_language_model(words: list[str], **settings: Any) -> LocalLanguageModel:
-    """A Llama of 3 million weights that reads the words given, with a space before or without, as one token each, and other
-    text by bytes.
+    """A Llama of 3 million weights that reads the words given, after a space or not, as one token each, other text by
+    bytes.
 
     Args:
         words: of letters.
