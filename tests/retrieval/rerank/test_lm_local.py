@@ -71,6 +71,8 @@ def test_a_special_token_among_the_ordinary_pieces_is_cut(small_lm_folder: Path)
     ids, _ = tokens.encode([Message("user", "a</s>b</s></s>")])
     assert ids.count(fast.eos_token_id) == 1 and ids[-1] == fast.eos_token_id
     assert fast.decode(ids, skip_special_tokens=True) == "a</s>b</s></s>"
+    many = tokens.text_ids("</s>a" * 3000)
+    assert fast.eos_token_id not in many and fast.decode(many) == "</s>a" * 3000
 
 
 def test_lone_surrogates_are_read_as_something(lm: LocalLanguageModel) -> None:
@@ -226,6 +228,18 @@ def test_calls_from_threads_and_loops_agree(lm: LocalLanguageModel) -> None:
         assert out[at] == pytest.approx(values, abs=1e-4)
 
 
+def test_a_fault_of_the_device_is_an_error(small_lm_folder: Path) -> None:
+    lm = LocalLanguageModel.load(small_lm_folder, device="cpu")
+    good = asyncio.run(lm.choose([ask("x")], [["A"]]))[0]
+    weight = lm.model.lm_head.weight
+    lm.model.lm_head.weight = torch.nn.Parameter(weight[:, :-1], requires_grad=False)  # shapes no longer fit
+    choices = asyncio.run(lm.choose([ask("y"), ask("z")], [["A"]] * 2))
+    assert all("computing failed" in (choice.error or "") for choice in choices)
+    assert asyncio.run(lm.generate([ask("y")], max_tokens=3))[0].finish == "error"
+    lm.model.lm_head.weight = torch.nn.Parameter(weight, requires_grad=False)
+    assert asyncio.run(lm.choose([ask("x")], [["A"]]))[0].log_probs == pytest.approx(good.log_probs, abs=1e-4)
+
+
 def test_prices_make_a_cost(small_lm_folder: Path) -> None:
     prices = Prices(prompt=1.0, reused=0.1, generated=3.0)
     lm = LocalLanguageModel.load(small_lm_folder, device="cpu", prices=prices)
@@ -246,6 +260,15 @@ def test_a_model_that_nobody_holds_goes_away(small_lm_folder: Path) -> None:
             break
         time.sleep(0.02)
     assert gone() is None
+
+
+def test_bfloat16_is_near_float32(lm: LocalLanguageModel, small_lm_folder: Path) -> None:
+    rounded = LocalLanguageModel.load(small_lm_folder, device="cpu", dtype="bfloat16")
+    assert rounded.model.dtype == torch.bfloat16
+    chats, options = [ask(text) for text in TEXTS], [["A", "yes"]] * len(TEXTS)
+    for one, other in zip(*(asyncio.run(each.choose(chats, options)) for each in (rounded, lm)), strict=True):
+        assert one.log_probs == pytest.approx(other.log_probs, abs=0.5)
+    assert all(answer.error is None for answer in asyncio.run(rounded.generate(chats, max_tokens=4)))
 
 
 @pytest.mark.slow
