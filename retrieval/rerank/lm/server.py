@@ -107,15 +107,12 @@ class ServerLanguageModel:
         self._prefills, self._prefill_body = prefills, dict(prefill_body or {})
         host = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
         self._where = f"{parts.scheme}://{host}{parts.path}"
-        from recsys.retrieval.rerank.lm.server_answer import MOST_BYTES
-
         self._connections = Connections(
             base_url=base_url,
             api_key=api_key,
             timeout_s=timeout_s,
             max_retries=max_retries,
             max_concurrency=max_concurrency,
-            most_bytes=MOST_BYTES,
             on_retry=self._count_retry,
         )
 

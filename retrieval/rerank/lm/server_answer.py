@@ -6,10 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-__all__ = ["MOST_BYTES", "ServerAnswer"]
-
-MOST_BYTES = 1 << 24
-"""Of an answer; a longer one is cut off and refused."""
+__all__ = ["ServerAnswer"]
 
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
 

@@ -195,13 +195,13 @@ def test_a_late_call_does_not_wait_for_the_batch_before_it(lm: LocalLanguageMode
         long.cancel()
         return took
 
-    assert asyncio.run(both()) < 0.5
+    assert asyncio.run(both()) < 1.0
 
 
 def test_the_event_loop_goes_on(lm: LocalLanguageModel) -> None:
     async def ticks() -> tuple[int, float]:
         count, start = 0, time.monotonic()
-        call = asyncio.create_task(lm.choose([ask(f"loop {at} " * 300) for at in range(12)], [["A"]] * 12))
+        call = asyncio.create_task(lm.choose([ask(f"loop {at} " * 200) for at in range(6)], [["A"]] * 6))
         while not call.done():
             await asyncio.sleep(0.005)
             count += 1
