@@ -314,6 +314,13 @@ def test_choices_without_good_log_probs(hostile_server: Any, fields: dict[str, A
     assert choice.error is not None and error in choice.error and choice.log_probs == ()
 
 
+def test_an_empty_answer_says_nothing_of_the_server(hostile_server: Any) -> None:
+    fields = {"message": {"content": ""}, "logprobs": {"content": []}}
+    lm = ServerLanguageModel("m", base_url=hostile_server.does(send(200, choices_of(**fields))).url, max_retries=0)
+    choice = asyncio.run(lm.choose([ask("x")], [["A", "B"]]))[0]
+    assert choice.error == "the answer ended before its first token" and lm.gives_log_probs is None
+
+
 def test_not_a_number_is_no_log_prob(hostile_server: Any) -> None:
     body = json.dumps(GOOD).replace("-0.5", "NaN").encode()
     lm = ServerLanguageModel("m", base_url=hostile_server.does(send(200, body)).url, max_retries=0)
