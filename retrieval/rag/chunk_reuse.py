@@ -1,0 +1,306 @@
+"""Answers of a local language model to prompts whose chunks recur: Cache-Craft (arXiv 2502.15734).
+
+A prompt is a prefix (instructions), chunks (passages) and a question. Chunks seen before bring their keys and values
+along, turned to their new place; of each, the tokens that leaned most on what stood before it are computed again at
+every layer, as many as its changed context asks for (:mod:`recsys.retrieval.rag.chunk_impact`). The question and new
+chunks are computed. Behind the same chunks as before, nothing of a chunk is: that is prefix caching, and exact.
+
+>>> reuse = ChunkReuse(lm.model)  # doctest: +SKIP
+>>> reuse.answer(instructions, [passage_1, passage_2], question, max_tokens=100, stop=[eos]).tokens  # doctest: +SKIP
+
+Tokens of a chunk must not depend on its neighbours: encode every part of a prompt by itself.
+
+Suffixes: V = layers, H = key heads, R = computed rows, T = tokens of the prompt and its answer, N = tokens of a
+chunk, D = width of a head, S = chunks, W = vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from recsys.errors import InputError, shown
+from recsys.retrieval.rag.chunk_forward import ChunkForward, KeysValues, Watched, weights_hash
+from recsys.retrieval.rag.chunk_impact import context_impact, prefix_overlap, recompute_share
+from recsys.retrieval.rag.chunk_store import ChunkStore, ChunkVariant, Tokens
+
+__all__ = ["ChunkAnswer", "ChunkReuse", "PromptState", "ReuseCounts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReuseCounts:
+    """Tokens of one prompt; ``computed`` and ``reused`` add up to ``prompt``."""
+
+    prompt: int
+    computed: int
+    """Run through the model, those computed again included."""
+    recomputed: int
+    """Of kept chunks, computed again."""
+    reused: int
+    """Keys and values of these were there and were not computed."""
+    reused_exact: int
+    """Of these, behind the same tokens as when they were computed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptState:
+    """A prompt that was read."""
+
+    logits_W: Tensor
+    """float32, of the first token of the answer."""
+    kv: KeysValues
+    num_tokens: int
+    """Tokens that have keys and values; ``kv`` may have room for more."""
+    counts: ReuseCounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkAnswer:
+    """What greedy decoding gave."""
+
+    tokens: tuple[int, ...]
+    """Without the token that stopped it."""
+    finish: Literal["stop", "length", "deadline"]
+    counts: ReuseCounts
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A chunk (or the prefix) at its place, and what is done with it."""
+
+    tokens: Tokens
+    first: int
+    prefix: Tokens
+    before: tuple[Tokens, ...]
+    variant: ChunkVariant | None
+    """None: compute all of it."""
+    same: bool
+    """The variant is exact and stands behind what it stood behind before."""
+    again: Tensor
+    """int64: tokens of the variant to be computed again."""
+    behind_exact: bool
+    """All keys and values before it are as the model computes them."""
+
+
+class ChunkReuse:
+    """Reads prompts made of chunks and answers them. Calls may run in several threads and share the store.
+
+    Args:
+        model: of transformers, built like Llama, Mistral or Qwen.
+        store: kept chunks of this very model; None = one of ``max_bytes``.
+        max_bytes: of a store made here.
+        alpha: how much is computed again (α of the paper). 0 computes nothing of a kept chunk again, infinity
+            everything that does not stand behind the same tokens: then all is exact, and reuse is prefix caching.
+        whole_from: a chunk of which this share or more would be computed again is computed as a whole and kept as
+            another variant.
+
+    Raises:
+        InputError: the model is built otherwise, or the store belongs to another one.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        store: ChunkStore | None = None,
+        *,
+        max_bytes: int = 1 << 30,
+        alpha: float = 1.0,
+        whole_from: float = 0.7,
+    ) -> None:
+        if not alpha >= 0:
+            raise InputError(f"alpha must be 0 or more, got {alpha}")
+        if not 0 <= whole_from <= 1:
+            raise InputError(f"whole_from is a share from 0 to 1, got {whole_from}")
+        self._forward = ChunkForward(model)
+        found = weights_hash(model)
+        self.store = ChunkStore(found, max_bytes=max_bytes) if store is None else store
+        if self.store.model_hash != found:
+            raise InputError("the store holds keys and values of another model; give each model a store of its own")
+        self.alpha = alpha
+        self.whole_from = whole_from
+
+    def answer(
+        self,
+        prefix: Sequence[int],
+        chunks: Sequence[Sequence[int]],
+        question: Sequence[int],
+        *,
+        max_tokens: int,
+        stop: Collection[int] = (),
+        deadline: float | None = None,
+    ) -> ChunkAnswer:
+        """Read a prompt and decode greedily; arguments as of :meth:`read`.
+
+        Args:
+            stop: tokens that end the answer.
+            deadline: a reading of :func:`time.monotonic` past which no further token is decoded.
+        """
+        state = self.read(prefix, chunks, question, room=max_tokens)
+        logits_W, place, tokens = state.logits_W, state.num_tokens, list[int]()
+        finish: Literal["stop", "length", "deadline"] = "length"
+        while len(tokens) < max_tokens:
+            if deadline is not None and time.monotonic() > deadline:
+                finish = "deadline"
+                break
+            token = int(logits_W.argmax())
+            if token in stop:
+                finish = "stop"
+                break
+            tokens.append(token)
+            if len(tokens) < max_tokens:
+                last_E, _ = self._forward.rows(state.kv, self._ints([token]), self._ints([place]))
+                logits_W, place = self._forward.logits(last_E), place + 1
+        return ChunkAnswer(tokens=tuple(tokens), finish=finish, counts=state.counts)
+
+    def read(
+        self, prefix: Sequence[int], chunks: Sequence[Sequence[int]], question: Sequence[int], *, room: int = 0
+    ) -> PromptState:
+        """Keys, values and next-token logits of a prompt; new chunks are kept.
+
+        Args:
+            prefix: tokens before the chunks; may be empty.
+            chunks: tokens of each; empty ones are left out.
+            question: at least one token; never reused.
+            room: tokens to be decoded behind it.
+
+        Raises:
+            InputError: the question is empty, a token is not of the vocabulary, or the prompt is too long.
+        """
+        prefix_, question_ = tuple(prefix), tuple(question)
+        chunks_ = tuple(tuple(chunk) for chunk in chunks if len(chunk))
+        prompt = [*prefix_, *(token for chunk in chunks_ for token in chunk), *question_]
+        self._check(prompt, question_, room)
+        parts = self._plan(prefix_, chunks_)
+        kv = self._forward.empty(len(prompt) + room)
+        fresh = torch.ones(len(prompt), dtype=torch.bool)
+        watch = torch.zeros(len(prompt), dtype=torch.bool)
+        for part in parts:
+            at = slice(part.first, part.first + len(part.tokens))
+            if part.variant is None:
+                watch[at] = self.store.max_bytes > 0
+            else:
+                self._forward.place(kv, part.first, part.variant.keys_VHND, part.variant.values_VHND)
+                fresh[at] = False
+                fresh[part.first + part.again] = True
+        places = fresh.nonzero()[:, 0]
+        last_E, watched = self._forward.rows(
+            kv,
+            self._ints(prompt)[places.to(self._forward.device)],
+            places.to(self._forward.device),
+            watch_R=watch[places].to(self._forward.device),
+            segments_TS=self._segments(parts, len(prompt)),
+        )
+        self.store.used([part.variant for part in parts if part.variant is not None])
+        if watched is not None:
+            self._keep(parts, kv, watched)
+        return PromptState(
+            logits_W=self._forward.logits(last_E),
+            kv=kv,
+            num_tokens=len(prompt),
+            counts=_counts(parts, len(prompt), len(places)),
+        )
+
+    def _plan(self, prefix: Tokens, chunks: tuple[Tokens, ...]) -> list[_Part]:
+        """What is done with each part. The prefix is a chunk that stands behind nothing."""
+        wanted: list[tuple[Tokens, int, Tokens, tuple[Tokens, ...]]] = [(prefix, 0, (), ())] if prefix else []
+        firsts = accumulate((len(chunk) for chunk in chunks), initial=len(prefix))
+        for at, (chunk, first) in enumerate(zip(chunks, firsts, strict=False)):
+            wanted.append((chunk, first, prefix, chunks[:at]))
+        parts: list[_Part] = []
+        exact = True
+        for tokens, first, behind, before in wanted:
+            variant, share = self._best(tokens, behind, before)
+            same = variant is not None and variant.exact and variant.before == before
+            if share >= self.whole_from and not same:
+                variant = None
+            again = torch.empty(0, dtype=torch.int64)
+            if variant is not None and not same:
+                # A stable order: where no token leaned on anything, the chunk's first ones miss most in a new place.
+                order = variant.inter_N.argsort(descending=True, stable=True)
+                again = order[: math.ceil(share * len(tokens))].sort().values
+            parts.append(_Part(tokens, first, behind, before, variant, same, again, exact))
+            exact = exact and (variant is None or same)
+        return parts
+
+    def _best(self, tokens: Tokens, prefix: Tokens, before: tuple[Tokens, ...]) -> tuple[ChunkVariant | None, float]:
+        """The variant of which least is computed again, and its share; the exact one if it is there."""
+        best, least = None, math.inf
+        for variant in self.store.variants(prefix, tokens):
+            if variant.exact and variant.before == before:
+                return variant, 0.0
+            overlap = prefix_overlap(variant.inter_before, variant.before, before)
+            share = recompute_share(self.alpha, variant.impact, overlap)
+            if share < least:
+                best, least = variant, share
+        return best, least
+
+    def _keep(self, parts: Sequence[_Part], kv: KeysValues, watched: Watched) -> None:
+        """Put the parts that were computed as a whole into the store."""
+        row = 0
+        for at, part in enumerate(parts):
+            if part.variant is not None:
+                continue
+            length = len(part.tokens)
+            rows = slice(row, row + length)
+            row += length
+            mass_NS = watched.mass_RS[rows, : at + 1].cpu()
+            inter_NS = mass_NS[:, at - len(part.before) : at]
+            inter_before = tuple(inter_NS.sum(0).tolist())
+            self.store.put(
+                ChunkVariant(
+                    prefix=part.prefix,
+                    tokens=part.tokens,
+                    before=part.before,
+                    keys_VHND=watched.keys_VHRD[:, :, rows].clone(),
+                    values_VHND=kv.values_VHTD[:, :, part.first : part.first + length].clone(),
+                    inter_N=inter_NS.sum(1),
+                    inter_before=inter_before,
+                    impact=context_impact(
+                        inter_before, [len(chunk) for chunk in part.before], float(mass_NS[:, at].sum()), length
+                    ),
+                    exact=part.behind_exact,
+                )
+            )
+
+    def _segments(self, parts: Sequence[_Part], num_tokens: int) -> Tensor:
+        """[T, S] float32, 1 where a token belongs to a part."""
+        segments_TS = torch.zeros(num_tokens, len(parts))
+        for at, part in enumerate(parts):
+            segments_TS[part.first : part.first + len(part.tokens), at] = 1
+        return segments_TS.to(self._forward.device)
+
+    def _check(self, prompt: Sequence[int], question: Tokens, room: int) -> None:
+        """
+        Raises:
+            InputError: see :meth:`read`.
+        """
+        if not question:
+            raise InputError("the question has no token; give at least one behind the chunks")
+        wrong = next((token for token in prompt if not 0 <= token < self._forward.num_words), None)
+        if wrong is not None:
+            raise InputError(f"token {shown(wrong)} is not one of the model's {self._forward.num_words}")
+        if len(prompt) + room > self._forward.context_tokens:
+            raise InputError(
+                f"prompt and answer take {len(prompt) + room} tokens, the model reads {self._forward.context_tokens}; "
+                "give fewer chunks"
+            )
+
+    def _ints(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._forward.device)
+
+
+def _counts(parts: Sequence[_Part], num_tokens: int, num_computed: int) -> ReuseCounts:
+    return ReuseCounts(
+        prompt=num_tokens,
+        computed=num_computed,
+        recomputed=sum(len(part.again) for part in parts),
+        reused=num_tokens - num_computed,
+        reused_exact=sum(len(part.tokens) for part in parts if part.same),
+    )
