@@ -17,21 +17,27 @@ from recsys.pipelines.machine import device_name, versions
 
 __all__ = ["BENCHES", "bench", "run_bench"]
 
-BENCHES = ("unify", "train", "softmax", "candidates", "graph", "beam", "codes", "serve")
+BENCHES = ("unify", "train", "softmax", "candidates", "graph", "beam", "codes", "serve", "chunk-reuse")
+_WITH_MODEL = ("chunk-reuse",)
+"""Those that take a language model and a data set."""
 
 
-def run_bench(name: str, *, long: bool = False) -> dict[str, object]:
+def run_bench(name: str, *, long: bool = False, lm: Path | None = None, data: Path | None = None) -> dict[str, object]:
     """Run one benchmark; the first case is its headline.
 
     Raises:
-        InputError: there is no benchmark of that name.
+        InputError: there is no benchmark of that name, or it takes no ``lm`` and ``data``.
     """
     if name not in BENCHES:
         raise InputError(f"there is no benchmark {name!r}; choose from {', '.join(BENCHES)}")
+    given: dict[str, Path] = {option: path for option, path in (("lm", lm), ("data", data)) if path is not None}
+    if given and name not in _WITH_MODEL:
+        raise InputError(f"bench {name} takes no --{next(iter(given))}; only {', '.join(_WITH_MODEL)} does")
+    module = name.replace("-", "_")
     function: Callable[..., list[Case]] = getattr(
-        importlib.import_module(f"recsys.pipelines.bench.{name}"), f"bench_{name}"
+        importlib.import_module(f"recsys.pipelines.bench.{module}"), f"bench_{module}"
     )
-    cases = function(long=long)
+    cases = function(long=long, **given)
     return {
         "bench": name,
         "device": device_name(),
@@ -41,15 +47,19 @@ def run_bench(name: str, *, long: bool = False) -> dict[str, object]:
     }
 
 
-def bench(name: str, json: Path | None = None, long: bool = False) -> None:
+def bench(
+    name: str, json: Path | None = None, long: bool = False, lm: Path | None = None, data: Path | None = None
+) -> None:
     """Compare two ways of doing the same work in one run; a ratio above 1 means that ours is so many times better.
 
     Args:
-        name: unify, train, softmax, candidates, graph, beam, codes or serve.
+        name: unify, train, softmax, candidates, graph, beam, codes, serve or chunk-reuse.
         json: file for the figures.
         long: more repeats.
+        lm: chunk-reuse: folder of a language model whose answers are compared, instead of a made one.
+        data: chunk-reuse: prepared data whose item texts are the chunks; needed with lm.
     """
-    result = run_bench(name, long=long)
+    result = run_bench(name, long=long, lm=lm, data=data)
     table = Table("case", "ours", "other", "ratio", title=f"{name} on {result['device']}")
     cases = result["cases"]
     assert isinstance(cases, list)

@@ -127,7 +127,7 @@ class ChunkForward:
             watch_R: bool, rows to be kept; None = none.
             segments_TS: float32, 1 where a token belongs to a segment; needed with ``watch_R``.
         Returns:
-            [E] the last row after the last norm, and what was seen of the watched rows.
+            [R, E] rows after the last norm, and what was seen of the watched ones.
         """
         hidden_1RE = self._base.embed_tokens(tokens_R)[None]
         cos_1RD, sin_1RD = self._angles(places_R)
@@ -161,16 +161,16 @@ class ChunkForward:
             )
             hidden_1RE = hidden_1RE + attention.o_proj(out_RX[None])
             hidden_1RE = hidden_1RE + layer.mlp(layer.post_attention_layernorm(hidden_1RE))
-        last_E = self._base.norm(hidden_1RE[:, -1:])[0, 0]
+        out_RE = self._base.norm(hidden_1RE)[0]
         if not some:
-            return last_E, None
-        return last_E, Watched(torch.stack(keys), mass_RS[watch_R] / len(self._layers))
+            return out_RE, None
+        return out_RE, Watched(torch.stack(keys), mass_RS[watch_R] / len(self._layers))
 
     @torch.no_grad()
-    def logits(self, last_E: Tensor) -> Tensor:
-        """[W] float32 logits of the next token."""
-        logits_W: Tensor = self.model.lm_head(last_E[None])[0].float()
-        return logits_W
+    def logits(self, out_RE: Tensor) -> Tensor:
+        """[R, W] float32 logits of the token behind each row."""
+        logits_RW: Tensor = self.model.lm_head(out_RE).float()
+        return logits_RW
 
     def _angles(self, places_R: Tensor) -> tuple[Tensor, Tensor]:
         """[1, R, D] cosines and sines of the places."""
@@ -215,8 +215,8 @@ class ChunkForward:
         """
         tokens = torch.arange(24, device=self.device) * 7 % self.num_words
         try:
-            last_E, _ = self.rows(self.empty(len(tokens)), tokens, torch.arange(len(tokens), device=self.device))
-            ours_W = self.logits(last_E)
+            out_RE, _ = self.rows(self.empty(len(tokens)), tokens, torch.arange(len(tokens), device=self.device))
+            ours_W = self.logits(out_RE)[-1]
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{_unlike(self.model)}: {error}") from error
         training = self.model.training

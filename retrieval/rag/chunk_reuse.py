@@ -136,13 +136,20 @@ class ChunkReuse:
         stop: Collection[int] = (),
         deadline: float | None = None,
     ) -> ChunkAnswer:
-        """Read a prompt and decode greedily; arguments as of :meth:`read`.
+        """:meth:`read` a prompt, then :meth:`decode`."""
+        state = self.read(prefix, chunks, question, room=max_tokens)
+        return self.decode(state, max_tokens=max_tokens, stop=stop, deadline=deadline)
+
+    def decode(
+        self, state: PromptState, *, max_tokens: int, stop: Collection[int] = (), deadline: float | None = None
+    ) -> ChunkAnswer:
+        """Go on greedily behind a prompt, in the room that it was read with. A state is good for one answer at a time.
 
         Args:
             stop: tokens that end the answer.
             deadline: a reading of :func:`time.monotonic` past which no further token is decoded.
         """
-        state = self.read(prefix, chunks, question, room=max_tokens)
+        _check_room(state, max_tokens)
         logits_W, place, tokens = state.logits_W, state.num_tokens, list[int]()
         finish: Literal["stop", "length", "deadline"] = "length"
         while len(tokens) < max_tokens:
@@ -155,9 +162,23 @@ class ChunkReuse:
                 break
             tokens.append(token)
             if len(tokens) < max_tokens:
-                last_E, _ = self._forward.rows(state.kv, self._ints([token]), self._ints([place]))
-                logits_W, place = self._forward.logits(last_E), place + 1
+                out_RE, _ = self._forward.rows(state.kv, self._ints([token]), self._ints([place]))
+                logits_W, place = self._forward.logits(out_RE)[0], place + 1
         return ChunkAnswer(tokens=tuple(tokens), finish=finish, counts=state.counts)
+
+    def follow(self, state: PromptState, tokens: Sequence[int]) -> Tensor:
+        """Logits behind a prompt and behind each of some tokens after it, computed together: what an answer is worth.
+
+        Returns:
+            [tokens + 1, W] float32; the first row is that of the prompt.
+        """
+        _check_room(state, len(tokens))
+        if not tokens:
+            return state.logits_W[None]
+        first = state.num_tokens
+        places_R = self._ints(range(first, first + len(tokens)))
+        out_RE, _ = self._forward.rows(state.kv, self._ints(tokens), places_R)
+        return torch.cat([state.logits_W[None], self._forward.logits(out_RE)])
 
     def read(
         self, prefix: Sequence[int], chunks: Sequence[Sequence[int]], question: Sequence[int], *, room: int = 0
@@ -190,7 +211,7 @@ class ChunkReuse:
                 fresh[at] = False
                 fresh[part.first + part.again] = True
         places = fresh.nonzero()[:, 0]
-        last_E, watched = self._forward.rows(
+        out_RE, watched = self._forward.rows(
             kv,
             self._ints(prompt)[places.to(self._forward.device)],
             places.to(self._forward.device),
@@ -201,7 +222,7 @@ class ChunkReuse:
         if watched is not None:
             self._keep(parts, kv, watched)
         return PromptState(
-            logits_W=self._forward.logits(last_E),
+            logits_W=self._forward.logits(out_RE[-1:])[0],
             kv=kv,
             num_tokens=len(prompt),
             counts=_counts(parts, len(prompt), len(places)),
@@ -294,6 +315,11 @@ class ChunkReuse:
 
     def _ints(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._forward.device)
+
+
+def _check_room(state: PromptState, num_tokens: int) -> None:
+    if state.num_tokens + num_tokens > state.kv.keys_VHTD.shape[2]:
+        raise InputError(f"there is no room for {num_tokens} tokens; read the prompt with room={num_tokens}")
 
 
 def _counts(parts: Sequence[_Part], num_tokens: int, num_computed: int) -> ReuseCounts:

@@ -173,6 +173,20 @@ def test_answers_are_those_of_greedy_decoding(model):
     assert reuse.answer(PREFIX, [A, B], QUESTION, max_tokens=0).tokens == ()
 
 
+def test_following_given_tokens_is_reading_them(model):
+    reuse = ChunkReuse(model)
+    state = reuse.read(PREFIX, [A, B], QUESTION, room=4)
+    after = [30, 31, 32, 33]
+    tokens = [*PREFIX, *A, *B, *QUESTION, *after]
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([tokens])).logits[0, -5:]
+    assert (reuse.follow(state, after) - expected).abs().max() < 1e-4
+    assert torch.equal(reuse.follow(state, []), state.logits_W[None])
+    for call in (reuse.follow, lambda state, tokens: reuse.decode(state, max_tokens=len(tokens))):
+        with pytest.raises(InputError, match="read the prompt with room=5"):
+            call(state, [*after, 34])
+
+
 def test_what_cannot_be_read(model):
     reuse = ChunkReuse(model)
     with pytest.raises(InputError, match="question has no token"):
