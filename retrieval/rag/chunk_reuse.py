@@ -20,7 +20,6 @@ import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -79,6 +78,7 @@ class _Part:
     first: int
     prefix: Tokens
     before: tuple[Tokens, ...]
+    labels: tuple[Tokens, ...]
     variant: ChunkVariant | None
     """None: compute all of it."""
     same: bool
@@ -87,6 +87,9 @@ class _Part:
     """int64: tokens of the variant to be computed again."""
     behind_exact: bool
     """All keys and values before it are as the model computes them."""
+
+
+_NONE = torch.empty(0, dtype=torch.int64)
 
 
 class ChunkReuse:
@@ -133,11 +136,12 @@ class ChunkReuse:
         question: Sequence[int],
         *,
         max_tokens: int,
+        labels: Sequence[Sequence[int]] | None = None,
         stop: Collection[int] = (),
         deadline: float | None = None,
     ) -> ChunkAnswer:
         """:meth:`read` a prompt, then :meth:`decode`."""
-        state = self.read(prefix, chunks, question, room=max_tokens)
+        state = self.read(prefix, chunks, question, labels=labels, room=max_tokens)
         return self.decode(state, max_tokens=max_tokens, stop=stop, deadline=deadline)
 
     def decode(
@@ -181,7 +185,13 @@ class ChunkReuse:
         return torch.cat([state.logits_W[None], self._forward.logits(out_RE)])
 
     def read(
-        self, prefix: Sequence[int], chunks: Sequence[Sequence[int]], question: Sequence[int], *, room: int = 0
+        self,
+        prefix: Sequence[int],
+        chunks: Sequence[Sequence[int]],
+        question: Sequence[int],
+        *,
+        labels: Sequence[Sequence[int]] | None = None,
+        room: int = 0,
     ) -> PromptState:
         """Keys, values and next-token logits of a prompt; new chunks are kept.
 
@@ -189,16 +199,21 @@ class ChunkReuse:
             prefix: tokens before the chunks; may be empty.
             chunks: tokens of each; empty ones are left out.
             question: at least one token; never reused.
+            labels: tokens in front of each chunk, such as its number, which change with its place: never reused, and
+                no part of the chunk. None = none.
             room: tokens to be decoded behind it.
 
         Raises:
-            InputError: the question is empty, a token is not of the vocabulary, or the prompt is too long.
+            InputError: the question is empty, labels are more or fewer than chunks, a token is not of the vocabulary,
+                or the prompt is too long.
         """
-        prefix_, question_ = tuple(prefix), tuple(question)
-        chunks_ = tuple(tuple(chunk) for chunk in chunks if len(chunk))
-        prompt = [*prefix_, *(token for chunk in chunks_ for token in chunk), *question_]
-        self._check(prompt, question_, room)
-        parts = self._plan(prefix_, chunks_)
+        if labels is not None and len(labels) != len(chunks):
+            raise InputError(f"{len(chunks)} chunks, but {len(labels)} labels; give each chunk one, empty or not")
+        labelled = zip(labels if labels is not None else [()] * len(chunks), chunks, strict=True)
+        pairs = [(tuple(label), tuple(chunk)) for label, chunk in labelled if len(chunk)]
+        prompt = [*prefix, *(token for label, chunk in pairs for token in (*label, *chunk)), *question]
+        self._check(prompt, question, room)
+        parts = self._plan(tuple(prefix), pairs)
         kv = self._forward.empty(len(prompt) + room)
         fresh = torch.ones(len(prompt), dtype=torch.bool)
         watch = torch.zeros(len(prompt), dtype=torch.bool)
@@ -228,33 +243,42 @@ class ChunkReuse:
             counts=_counts(parts, len(prompt), len(places)),
         )
 
-    def _plan(self, prefix: Tokens, chunks: tuple[Tokens, ...]) -> list[_Part]:
-        """What is done with each part. The prefix is a chunk that stands behind nothing."""
-        wanted: list[tuple[Tokens, int, Tokens, tuple[Tokens, ...]]] = [(prefix, 0, (), ())] if prefix else []
-        firsts = accumulate((len(chunk) for chunk in chunks), initial=len(prefix))
-        for at, (chunk, first) in enumerate(zip(chunks, firsts, strict=False)):
-            wanted.append((chunk, first, prefix, chunks[:at]))
+    def _plan(self, prefix: Tokens, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[_Part]:
+        """What is done with each part. The prefix is a chunk that stands behind nothing.
+
+        Args:
+            pairs: label and tokens of each chunk.
+        """
+        labels, chunks = (tuple(pair[side] for pair in pairs) for side in (0, 1))
         parts: list[_Part] = []
-        exact = True
-        for tokens, first, behind, before in wanted:
-            variant, share = self._best(tokens, behind, before)
-            same = variant is not None and variant.exact and variant.before == before
+        if prefix:
+            kept = next((one for one in self.store.variants((), prefix) if _same(one, (), ())), None)
+            parts.append(_Part(prefix, 0, (), (), (), kept, kept is not None, _NONE, True))
+        first, exact = len(prefix), True
+        for at, (label, tokens) in enumerate(pairs):
+            first += len(label)
+            before, between = chunks[:at], labels[: at + 1]
+            variant, share = self._best(tokens, prefix, before, between)
+            same = variant is not None and _same(variant, before, between)
             if share >= self.whole_from and not same:
                 variant = None
-            again = torch.empty(0, dtype=torch.int64)
+            again = _NONE
             if variant is not None and not same:
                 # A stable order: where no token leaned on anything, the chunk's first ones miss most in a new place.
                 order = variant.inter_N.argsort(descending=True, stable=True)
                 again = order[: math.ceil(share * len(tokens))].sort().values
-            parts.append(_Part(tokens, first, behind, before, variant, same, again, exact))
+            parts.append(_Part(tokens, first, prefix, before, between, variant, same, again, exact))
             exact = exact and (variant is None or same)
+            first += len(tokens)
         return parts
 
-    def _best(self, tokens: Tokens, prefix: Tokens, before: tuple[Tokens, ...]) -> tuple[ChunkVariant | None, float]:
+    def _best(
+        self, tokens: Tokens, prefix: Tokens, before: tuple[Tokens, ...], labels: tuple[Tokens, ...]
+    ) -> tuple[ChunkVariant | None, float]:
         """The variant of which least is computed again, and its share; the exact one if it is there."""
         best, least = None, math.inf
         for variant in self.store.variants(prefix, tokens):
-            if variant.exact and variant.before == before:
+            if _same(variant, before, labels):
                 return variant, 0.0
             overlap = prefix_overlap(variant.inter_before, variant.before, before)
             share = recompute_share(self.alpha, variant.impact, overlap)
@@ -279,6 +303,7 @@ class ChunkReuse:
                     prefix=part.prefix,
                     tokens=part.tokens,
                     before=part.before,
+                    labels=part.labels,
                     keys_VHND=watched.keys_VHRD[:, :, rows].clone(),
                     values_VHND=kv.values_VHTD[:, :, part.first : part.first + length].clone(),
                     inter_N=inter_NS.sum(1),
@@ -297,12 +322,12 @@ class ChunkReuse:
             segments_TS[part.first : part.first + len(part.tokens), at] = 1
         return segments_TS.to(self._forward.device)
 
-    def _check(self, prompt: Sequence[int], question: Tokens, room: int) -> None:
+    def _check(self, prompt: Sequence[int], question: Sequence[int], room: int) -> None:
         """
         Raises:
             InputError: see :meth:`read`.
         """
-        if not question:
+        if not len(question):
             raise InputError("the question has no token; give at least one behind the chunks")
         wrong = next((token for token in prompt if not 0 <= token < self._forward.num_words), None)
         if wrong is not None:
@@ -315,6 +340,11 @@ class ChunkReuse:
 
     def _ints(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._forward.device)
+
+
+def _same(variant: ChunkVariant, before: tuple[Tokens, ...], labels: tuple[Tokens, ...]) -> bool:
+    """It is exactly what would be computed here."""
+    return variant.exact and variant.before == before and variant.labels == labels
 
 
 def _check_room(state: PromptState, num_tokens: int) -> None:

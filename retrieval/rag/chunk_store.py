@@ -29,6 +29,8 @@ class ChunkVariant:
     tokens: Tokens
     before: tuple[Tokens, ...]
     """The chunks before it, first to last."""
+    labels: tuple[Tokens, ...]
+    """What stood between them: the tokens in front of each, and in front of itself."""
     keys_VHND: Tensor
     """As they were before rotary, so that they fit every position."""
     values_VHND: Tensor

@@ -129,6 +129,32 @@ def test_no_chunks_empty_chunks_and_no_prefix(model):
     assert reuse.read([], [A, B], QUESTION).counts.computed == len(QUESTION)
 
 
+def test_a_chunk_is_no_prefix(model):
+    reuse = ChunkReuse(model, alpha=0)
+    reuse.read([], [A, B], QUESTION)
+    state = reuse.read(B, [C], QUESTION)
+    assert apart(state, plain(model, B, [C], QUESTION)) < 1e-4 and state.counts.reused == 0
+
+
+def test_labels_change_with_the_place_and_are_computed(model):
+    one, two = [3, 4], [5]
+    reuse = ChunkReuse(model, alpha=0)
+    for again in (False, True):
+        state = reuse.read(PREFIX, [A, B], QUESTION, labels=[one, two])
+        assert apart(state, plain(model, PREFIX, [one, A, two, B], QUESTION)) < 1e-4
+    assert again and state.counts.computed == 3 + len(QUESTION)
+    swapped = reuse.read(PREFIX, [B, A], QUESTION, labels=[one, two])
+    assert swapped.counts.computed == 3 + len(QUESTION) and swapped.counts.reused_exact == len(PREFIX)
+    reuse.alpha = math.inf
+    other = reuse.read(PREFIX, [A, B], QUESTION, labels=[one, one])
+    assert apart(other, plain(model, PREFIX, [one, A, one, B], QUESTION)) < 1e-4
+    assert other.counts.reused == len(PREFIX) + len(A)
+    dropped = reuse.read(PREFIX, [[], A], QUESTION, labels=[two, one])
+    assert apart(dropped, plain(model, PREFIX, [one, A], QUESTION)) < 1e-4
+    with pytest.raises(InputError, match="2 chunks, but 1 labels"):
+        reuse.read(PREFIX, [A, B], QUESTION, labels=[one])
+
+
 def test_a_chunk_twice(model):
     reuse = ChunkReuse(model, alpha=0.5)
     expected = plain(model, PREFIX, [A, A], QUESTION)

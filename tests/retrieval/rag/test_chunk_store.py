@@ -14,6 +14,7 @@ def variant(tokens, before=(), *, prefix=PREFIX, exact=True):
         prefix=prefix,
         tokens=tokens,
         before=before,
+        labels=((),) * (len(before) + 1),
         keys_VHND=torch.zeros(2, 1, 3, 4),
         values_VHND=torch.zeros(2, 1, 3, 4),
         inter_N=torch.zeros(3),
