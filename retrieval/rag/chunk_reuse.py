@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,6 +104,8 @@ class ChunkReuse:
         whole_from: a chunk of which this share or more would be computed again is computed as a whole and kept as
             another variant.
 
+    ``context_tokens`` is the most that prompt and answer may take.
+
     Raises:
         InputError: the model is built otherwise, or the store belongs to another one.
     """
@@ -126,6 +128,7 @@ class ChunkReuse:
         self.store = ChunkStore(found, max_bytes=max_bytes) if store is None else store
         if self.store.model_hash != found:
             raise InputError("the store holds keys and values of another model; give each model a store of its own")
+        self.context_tokens = self._forward.context_tokens
         self.alpha = alpha
         self.whole_from = whole_from
 
@@ -145,12 +148,19 @@ class ChunkReuse:
         return self.decode(state, max_tokens=max_tokens, stop=stop, deadline=deadline)
 
     def decode(
-        self, state: PromptState, *, max_tokens: int, stop: Collection[int] = (), deadline: float | None = None
+        self,
+        state: PromptState,
+        *,
+        max_tokens: int,
+        stop: Collection[int] = (),
+        ended: Callable[[Sequence[int]], bool] | None = None,
+        deadline: float | None = None,
     ) -> ChunkAnswer:
         """Go on greedily behind a prompt, in the room that it was read with. A state is good for one answer at a time.
 
         Args:
-            stop: tokens that end the answer.
+            stop: tokens that end the answer and are no part of it.
+            ended: told all tokens after each one; True ends the answer.
             deadline: a reading of :func:`time.monotonic` past which no further token is decoded.
         """
         _check_room(state, max_tokens)
@@ -161,10 +171,11 @@ class ChunkReuse:
                 finish = "deadline"
                 break
             token = int(logits_W.argmax())
-            if token in stop:
+            if token not in stop:
+                tokens.append(token)
+            if token in stop or (ended is not None and ended(tokens)):
                 finish = "stop"
                 break
-            tokens.append(token)
             if len(tokens) < max_tokens:
                 out_RE, _ = self._forward.rows(state.kv, self._ints([token]), self._ints([place]))
                 logits_W, place = self._forward.logits(out_RE)[0], place + 1

@@ -139,10 +139,10 @@ def test_a_chunk_is_no_prefix(model):
 def test_labels_change_with_the_place_and_are_computed(model):
     one, two = [3, 4], [5]
     reuse = ChunkReuse(model, alpha=0)
-    for again in (False, True):
+    for _ in range(2):
         state = reuse.read(PREFIX, [A, B], QUESTION, labels=[one, two])
         assert apart(state, plain(model, PREFIX, [one, A, two, B], QUESTION)) < 1e-4
-    assert again and state.counts.computed == 3 + len(QUESTION)
+    assert state.counts.computed == 3 + len(QUESTION)
     swapped = reuse.read(PREFIX, [B, A], QUESTION, labels=[one, two])
     assert swapped.counts.computed == 3 + len(QUESTION) and swapped.counts.reused_exact == len(PREFIX)
     reuse.alpha = math.inf
