@@ -22,7 +22,9 @@ from torch import Tensor
 
 from recsys.errors import InputError
 from recsys.pipelines.bench.case import Case
+from recsys.retrieval.rag.chunk_forward import weights_hash
 from recsys.retrieval.rag.chunk_reuse import ChunkReuse
+from recsys.retrieval.rag.chunk_store import ChunkStore
 
 __all__ = ["Figures", "Prompt", "bench_chunk_reuse", "compare", "item_prompts", "made_prompts"]
 
@@ -127,7 +129,12 @@ def compare(model: Any, prompts: Sequence[Prompt], alphas: Sequence[float]) -> d
     Returns:
         figures by alpha; infinity is prefix caching, None the model's own forward pass over everything.
     """
-    ways = {alpha: ChunkReuse(model, max_bytes=_BYTES, alpha=alpha) for alpha in (*alphas, _PREFIX_CACHING)}
+    model_hash = weights_hash(model)
+    ways = {
+        alpha: ChunkReuse(model, ChunkStore(model_hash, max_bytes=_BYTES), alpha=alpha)
+        for alpha in (*alphas, _PREFIX_CACHING)
+    }
+    ways[_PREFIX_CACHING].store.max_variants = None
     figures: dict[float | None, Figures] = {alpha: Figures() for alpha in (None, *ways)}
     for reuse in ways.values():
         reuse.read(prompts[0].prefix, prompts[0].chunks, prompts[0].question)

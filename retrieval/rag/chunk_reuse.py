@@ -16,7 +16,6 @@ chunk, D = width of a head, S = chunks, W = vocabulary.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -27,25 +26,11 @@ from torch import Tensor
 
 from recsys.errors import InputError, shown
 from recsys.retrieval.rag.chunk_forward import ChunkForward, KeysValues, Watched, weights_hash
-from recsys.retrieval.rag.chunk_impact import context_impact, prefix_overlap, recompute_share
-from recsys.retrieval.rag.chunk_store import ChunkStore, ChunkVariant, Tokens
+from recsys.retrieval.rag.chunk_impact import context_impact
+from recsys.retrieval.rag.chunk_plan import ChunkPart, ReuseCounts, count_tokens, plan_parts
+from recsys.retrieval.rag.chunk_store import ChunkStore, ChunkVariant
 
 __all__ = ["ChunkAnswer", "ChunkReuse", "PromptState", "ReuseCounts"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReuseCounts:
-    """Tokens of one prompt; ``computed`` and ``reused`` add up to ``prompt``."""
-
-    prompt: int
-    computed: int
-    """Run through the model, those computed again included."""
-    recomputed: int
-    """Of kept chunks, computed again."""
-    reused: int
-    """Keys and values of these were there and were not computed."""
-    reused_exact: int
-    """Of these, behind the same tokens as when they were computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,28 +53,6 @@ class ChunkAnswer:
     """Without the token that stopped it."""
     finish: Literal["stop", "length", "deadline"]
     counts: ReuseCounts
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A chunk (or the prefix) at its place, and what is done with it."""
-
-    tokens: Tokens
-    first: int
-    prefix: Tokens
-    before: tuple[Tokens, ...]
-    labels: tuple[Tokens, ...]
-    variant: ChunkVariant | None
-    """None: compute all of it."""
-    same: bool
-    """The variant is exact and stands behind what it stood behind before."""
-    again: Tensor
-    """int64: tokens of the variant to be computed again."""
-    behind_exact: bool
-    """All keys and values before it are as the model computes them."""
-
-
-_NONE = torch.empty(0, dtype=torch.int64)
 
 
 class ChunkReuse:
@@ -224,7 +187,7 @@ class ChunkReuse:
         pairs = [(tuple(label), tuple(chunk)) for label, chunk in labelled if len(chunk)]
         prompt = [*prefix, *(token for label, chunk in pairs for token in (*label, *chunk)), *question]
         self._check(prompt, question, room)
-        parts = self._plan(tuple(prefix), pairs)
+        parts = plan_parts(self.store, tuple(prefix), pairs, alpha=self.alpha, whole_from=self.whole_from)
         kv = self._forward.empty(len(prompt) + room)
         fresh = torch.ones(len(prompt), dtype=torch.bool)
         watch = torch.zeros(len(prompt), dtype=torch.bool)
@@ -251,53 +214,10 @@ class ChunkReuse:
             logits_W=self._forward.logits(out_RE[-1:])[0],
             kv=kv,
             num_tokens=len(prompt),
-            counts=_counts(parts, len(prompt), len(places)),
+            counts=count_tokens(parts, len(prompt), len(places)),
         )
 
-    def _plan(self, prefix: Tokens, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[_Part]:
-        """What is done with each part. The prefix is a chunk that stands behind nothing.
-
-        Args:
-            pairs: label and tokens of each chunk.
-        """
-        labels, chunks = (tuple(pair[side] for pair in pairs) for side in (0, 1))
-        parts: list[_Part] = []
-        if prefix:
-            kept = next((one for one in self.store.variants((), prefix) if _same(one, (), ())), None)
-            parts.append(_Part(prefix, 0, (), (), (), kept, kept is not None, _NONE, True))
-        first, exact = len(prefix), True
-        for at, (label, tokens) in enumerate(pairs):
-            first += len(label)
-            before, between = chunks[:at], labels[: at + 1]
-            variant, share = self._best(tokens, prefix, before, between)
-            same = variant is not None and _same(variant, before, between)
-            if share >= self.whole_from and not same:
-                variant = None
-            again = _NONE
-            if variant is not None and not same:
-                # A stable order: where no token leaned on anything, the chunk's first ones miss most in a new place.
-                order = variant.inter_N.argsort(descending=True, stable=True)
-                again = order[: math.ceil(share * len(tokens))].sort().values
-            parts.append(_Part(tokens, first, prefix, before, between, variant, same, again, exact))
-            exact = exact and (variant is None or same)
-            first += len(tokens)
-        return parts
-
-    def _best(
-        self, tokens: Tokens, prefix: Tokens, before: tuple[Tokens, ...], labels: tuple[Tokens, ...]
-    ) -> tuple[ChunkVariant | None, float]:
-        """The variant of which least is computed again, and its share; the exact one if it is there."""
-        best, least = None, math.inf
-        for variant in self.store.variants(prefix, tokens):
-            if _same(variant, before, labels):
-                return variant, 0.0
-            overlap = prefix_overlap(variant.inter_before, variant.before, before)
-            share = recompute_share(self.alpha, variant.impact, overlap)
-            if share < least:
-                best, least = variant, share
-        return best, least
-
-    def _keep(self, parts: Sequence[_Part], kv: KeysValues, watched: Watched) -> None:
+    def _keep(self, parts: Sequence[ChunkPart], kv: KeysValues, watched: Watched) -> None:
         """Put the parts that were computed as a whole into the store."""
         row = 0
         for at, part in enumerate(parts):
@@ -326,7 +246,7 @@ class ChunkReuse:
                 )
             )
 
-    def _segments(self, parts: Sequence[_Part], num_tokens: int) -> Tensor:
+    def _segments(self, parts: Sequence[ChunkPart], num_tokens: int) -> Tensor:
         """[T, S] float32, 1 where a token belongs to a part."""
         segments_TS = torch.zeros(num_tokens, len(parts))
         for at, part in enumerate(parts):
@@ -353,21 +273,6 @@ class ChunkReuse:
         return torch.tensor(values, dtype=torch.int64, device=self._forward.device)
 
 
-def _same(variant: ChunkVariant, before: tuple[Tokens, ...], labels: tuple[Tokens, ...]) -> bool:
-    """It is exactly what would be computed here."""
-    return variant.exact and variant.before == before and variant.labels == labels
-
-
 def _check_room(state: PromptState, num_tokens: int) -> None:
     if state.num_tokens + num_tokens > state.kv.keys_VHTD.shape[2]:
         raise InputError(f"there is no room for {num_tokens} tokens; read the prompt with room={num_tokens}")
-
-
-def _counts(parts: Sequence[_Part], num_tokens: int, num_computed: int) -> ReuseCounts:
-    return ReuseCounts(
-        prompt=num_tokens,
-        computed=num_computed,
-        recomputed=sum(len(part.again) for part in parts),
-        reused=num_tokens - num_computed,
-        reused_exact=sum(len(part.tokens) for part in parts if part.same),
-    )

@@ -224,3 +224,28 @@ def test_what_cannot_be_read(model):
     for setting in ({"alpha": -1.0}, {"alpha": math.nan}, {"whole_from": 1.5}):
         with pytest.raises(InputError, match=next(iter(setting))):
             ChunkReuse(model, **setting)
+
+
+@pytest.mark.slow
+def test_smollm2_answers_from_chunks_in_another_order(smollm2_folder):
+    model = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2_folder)
+
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    prefix = ids("<|im_start|>user\nThings and their colours:\n")
+    chunks = [ids(f"- The {thing} is {colour}.\n") for thing, colour in
+              (("boat", "green"), ("train", "red"), ("kite", "yellow"), ("drum", "blue"))]  # fmt: skip
+    question = ids("What colour is the train?<|im_end|>\n<|im_start|>assistant\n")
+    exact = ChunkReuse(model, alpha=math.inf)
+    truth = plain(model, prefix, chunks[::-1], question)
+    assert apart(exact.read(prefix, chunks[::-1], question), truth) < 1e-3
+    reuse = ChunkReuse(model)
+    reuse.read(prefix, chunks, question)
+    state = reuse.read(prefix, chunks[::-1], question, room=16)
+    assert state.counts.reused > len(prefix) + 5
+    kl_nats = float((truth.softmax(0) * (truth.log_softmax(0) - state.logits_W.log_softmax(0))).sum())
+    assert kl_nats < 0.2
+    said = tokenizer.decode(reuse.decode(state, max_tokens=16).tokens)
+    assert "red" in said
