@@ -86,9 +86,9 @@ def bench_chunk_reuse(*, long: bool, lm: Path | None = None, data: Path | None =
         raise InputError("give --lm and --data together: a model's answers are compared on the texts of items")
     if lm is not None and data is not None:
         model, tokenizer = _load(lm)
-        prompts = item_prompts(tokenizer, _texts(data), num_prompts=100 if long else 20)
+        prompts = item_prompts(tokenizer, _texts(data), num_prompts=100 if long else 24)
     else:
-        model, prompts = _made_model(), made_prompts(num_prompts=100 if long else 30)
+        model, prompts = _made_model(), made_prompts(num_prompts=100 if long else 20)
     figures = compare(model, prompts, _ALPHAS)
     default = ChunkReuse(model, max_bytes=0).alpha
     order = sorted(_ALPHAS, key=lambda alpha: (alpha != default, alpha))
@@ -258,9 +258,9 @@ def _made_model() -> Any:
         raise InputError(f"the benchmark needs transformers ({error}); pip install 'recsys[llm]'") from error
     config = LlamaConfig(
         vocab_size=2000,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=6,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=4096,

@@ -63,7 +63,11 @@ class ChunkReuse:
         store: kept chunks of this very model; None = one of ``max_bytes``.
         max_bytes: of a store made here.
         alpha: how much is computed again (α of the paper). 0 computes nothing of a kept chunk again, infinity
-            everything that does not stand behind the same tokens: then all is exact, and reuse is prefix caching.
+            everything that does not stand behind the same tokens: then all is exact, and reuse is prefix caching. The
+            default is the least of 0, .3, .6, 1 and 1.5 from which on at least 95 % of first tokens and 97 % of all
+            tokens of an answer stayed as they are when everything is computed (SmolLM2-135M, 24 prompts of 6 out of 24
+            item texts): 100 % and 99 %, for 36 % fewer tokens than everything and 21 % fewer than prefix caching. 0.6
+            computed 57 % and 46 % fewer, with 96 % and 97 % (1 gave 92 % and 96 %: so few prompts tell no more).
         whole_from: a chunk of which this share or more would be computed again is computed as a whole and kept as
             another variant.
 
@@ -79,7 +83,7 @@ class ChunkReuse:
         store: ChunkStore | None = None,
         *,
         max_bytes: int = 1 << 30,
-        alpha: float = 1.0,
+        alpha: float = 1.5,
         whole_from: float = 0.7,
     ) -> None:
         if not alpha >= 0:

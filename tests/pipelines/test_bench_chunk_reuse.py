@@ -47,7 +47,7 @@ def test_the_headline_is_the_default_against_prefix_caching(small_lm_folder, ite
     assert first["name"].endswith("against prefix caching") and last["name"].endswith("against everything computed")
     assert first["predicted_ratio"] == first["other"]["tokens"] / first["ours"]["tokens"] > 1
     assert first["other"]["answer_equal"] == first["other"]["first_token_equal"] == 1
-    assert "answer_equal" not in last["other"] and last["shape"]["prompts"] == 20
+    assert "answer_equal" not in last["other"] and last["shape"]["prompts"] == 24
     monkeypatch.setattr(chunk_reuse, "made_prompts", lambda num_prompts: [Prompt([3], [[4] * 9, [5] * 7], [6])] * 2)
     made = bench_chunk_reuse(long=False)
     assert "answer_equal" not in made[0].ours and made[0].ours["tokens"] == 18 + 1

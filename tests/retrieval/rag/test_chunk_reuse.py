@@ -239,13 +239,13 @@ def test_smollm2_answers_from_chunks_in_another_order(smollm2_folder):
               (("boat", "green"), ("train", "red"), ("kite", "yellow"), ("drum", "blue"))]  # fmt: skip
     question = ids("What colour is the train?<|im_end|>\n<|im_start|>assistant\n")
     exact = ChunkReuse(model, alpha=math.inf)
-    truth = plain(model, prefix, chunks[::-1], question)
-    assert apart(exact.read(prefix, chunks[::-1], question), truth) < 1e-3
+    moved = [chunks[3], *chunks[:3]]
+    truth = plain(model, prefix, moved, question)
+    assert apart(exact.read(prefix, moved, question), truth) < 1e-3
     reuse = ChunkReuse(model)
     reuse.read(prefix, chunks, question)
-    state = reuse.read(prefix, chunks[::-1], question, room=16)
-    assert state.counts.reused > len(prefix) + 5
+    state = reuse.read(prefix, moved, question, room=16)
+    assert state.counts.reused >= len(prefix) + len(chunks[1]) + len(chunks[2])
     kl_nats = float((truth.softmax(0) * (truth.log_softmax(0) - state.logits_W.log_softmax(0))).sum())
-    assert kl_nats < 0.2
-    said = tokenizer.decode(reuse.decode(state, max_tokens=16).tokens)
-    assert "red" in said
+    assert kl_nats < 0.1 and state.logits_W.argmax() == truth.argmax()
+    assert tokenizer.decode(reuse.decode(state, max_tokens=6).tokens).startswith("The train is")
