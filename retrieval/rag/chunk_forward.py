@@ -125,13 +125,13 @@ class ChunkForward:
             kv: complete up to the last place but for these rows.
             tokens_R, places_R: int64 on this device, places increasing.
             watch_R: bool, rows to be kept; None = none.
-            segments_TS: float32, 1 where a token belongs to a segment; needed with ``watch_R``.
+            segments_TS: float32, 1 where a token belongs to a segment; None = attention is not looked at.
         Returns:
             [R, E] rows after the last norm, and what was seen of the watched ones.
         """
         hidden_1RE = self._base.embed_tokens(tokens_R)[None]
         cos_1RD, sin_1RD = self._angles(places_R)
-        blocks = _blocks(places_R, watch_R)
+        blocks = _blocks(places_R, watch_R if segments_TS is not None else None)
         some = watch_R is not None and bool(watch_R.any())
         keys: list[Tensor] = []
         mass_RS = torch.zeros(len(tokens_R), segments_TS.shape[1] if segments_TS is not None else 0, device=self.device)

@@ -16,6 +16,7 @@ chunk, D = width of a head, S = chunks, W = vocabulary.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -209,7 +210,7 @@ class ChunkReuse:
             self._ints(prompt)[places.to(self._forward.device)],
             places.to(self._forward.device),
             watch_R=watch[places].to(self._forward.device),
-            segments_TS=self._segments(parts, len(prompt)),
+            segments_TS=None if math.isinf(self.alpha) else self._segments(parts, len(prompt)),
         )
         self.store.used([part.variant for part in parts if part.variant is not None])
         if watched is not None:
@@ -230,9 +231,14 @@ class ChunkReuse:
             length = len(part.tokens)
             rows = slice(row, row + length)
             row += length
-            mass_NS = watched.mass_RS[rows, : at + 1].cpu()
-            inter_NS = mass_NS[:, at - len(part.before) : at]
-            inter_before = tuple(inter_NS.sum(0).tolist())
+            # Where attention was not looked at, the context may have shaped everything.
+            inter_N, inter_before, impact = torch.zeros(length), (0.0,) * len(part.before), 1.0
+            if watched.mass_RS.shape[1]:
+                mass_NS = watched.mass_RS[rows, : at + 1].cpu()
+                inter_NS = mass_NS[:, at - len(part.before) : at]
+                inter_N, inter_before = inter_NS.sum(1), tuple(inter_NS.sum(0).tolist())
+                lengths = [len(chunk) for chunk in part.before]
+                impact = context_impact(inter_before, lengths, float(mass_NS[:, at].sum()), length)
             self.store.put(
                 ChunkVariant(
                     prefix=part.prefix,
@@ -241,11 +247,9 @@ class ChunkReuse:
                     labels=part.labels,
                     keys_VHND=watched.keys_VHRD[:, :, rows].clone(),
                     values_VHND=kv.values_VHTD[:, :, part.first : part.first + length].clone(),
-                    inter_N=inter_NS.sum(1),
+                    inter_N=inter_N,
                     inter_before=inter_before,
-                    impact=context_impact(
-                        inter_before, [len(chunk) for chunk in part.before], float(mass_NS[:, at].sum()), length
-                    ),
+                    impact=impact,
                     exact=part.behind_exact,
                 )
             )

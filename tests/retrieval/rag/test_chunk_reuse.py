@@ -42,6 +42,15 @@ def test_an_infinite_alpha_is_the_model_itself_and_reuses_equal_beginnings_only(
         assert state.counts.computed + state.counts.reused == state.counts.prompt == state.num_tokens
 
 
+def test_what_prefix_caching_kept_serves_any_alpha(model):
+    reuse = ChunkReuse(model, alpha=math.inf)
+    reuse.read(PREFIX, [A, B], QUESTION)
+    reuse.alpha, reuse.whole_from = 0.5, 1.0
+    state = reuse.read(PREFIX, [C, B], QUESTION)
+    assert state.counts.recomputed == len(B) / 2
+    assert reuse.read(PREFIX, [A, B], QUESTION).counts.computed == len(QUESTION)
+
+
 def test_a_large_alpha_is_the_model_itself(model):
     """Where no overlap is left, a finite alpha may ask for everything as well."""
     reuse = ChunkReuse(model, alpha=1e9, whole_from=1.0)
