@@ -1,6 +1,6 @@
 """The thread in which a model computes, for all who ask it.
 
-Suffixes: B = rows computed together, N = new tokens of the longest row, W = past and new ones, V = vocabulary.
+Suffixes: B = rows computed together, V = vocabulary.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from recsys.errors import shown
 from recsys.retrieval.rerank.lm.decoding import Decoding
-from recsys.retrieval.rerank.lm.kept_states import KeptStates, PastLayer, model_cache
+from recsys.retrieval.rerank.lm.kept_states import KeptStates
 from recsys.retrieval.rerank.lm.prefix_plan import PlannedRun, plan_runs
 from recsys.retrieval.rerank.lm.prefix_store import PrefixStore
 from recsys.retrieval.rerank.lm.question import Job, Question
+from recsys.retrieval.rerank.lm.run_pass import compute_runs
 
 __all__ = ["ModelWorker"]
 
@@ -53,7 +53,6 @@ class ModelWorker:
         """
         self._model, self._tokenizer = model, tokenizer
         self._stop_ids, self._batch_tokens, self._store = stop_ids, batch_tokens, store
-        self._num_layers = int(model.config.get_text_config().num_hidden_layers)
         self._lock = threading.Lock()
         self._arrived: list[Job] = []
         self._busy = False
@@ -75,6 +74,11 @@ class ModelWorker:
             self._busy = True
         self._thread.submit(self._work)
 
+    def forget(self) -> None:
+        """Drop what the store keeps, in the worker's thread, between two rounds of work."""
+        if self._store is not None:
+            self._thread.submit(self._store.clear).result()
+
     def _work(self) -> None:
         jobs: list[Job] = []
         try:
@@ -88,8 +92,9 @@ class ModelWorker:
                     jobs = [job for job in jobs if not job.future.done()] + new
                     try:
                         self._tick([question for job in new for question in job.questions])
-                    except torch.OutOfMemoryError:
-                        self._give_up(jobs, "the device has too little memory; give a smaller batch_tokens")
+                    except RuntimeError as error:  # torch's own, too little memory among them
+                        reason = shown(" ".join(str(error).split()))
+                        self._give_up(jobs, f"computing failed: {reason}; a smaller batch_tokens takes less memory")
         except BaseException as error:
             with self._lock:
                 new, self._arrived, self._busy = self._arrived, [], False
@@ -173,9 +178,14 @@ class ModelWorker:
         batch = self._next_batch()
         if not batch:
             return
+
+        def check() -> None:
+            if not any(question.alive for run in batch for question in run.questions):
+                raise _NobodyWaits
+
         start = time.monotonic()
         try:
-            logits_BV, states = self._pass(batch)
+            logits_BV, states = compute_runs(self._model, batch, check)
         except _NobodyWaits:
             for question in (question for run in batch for question in run.questions):
                 question.end("deadline")
@@ -189,15 +199,16 @@ class ModelWorker:
             assert run.past is not None
             if self._store is not None:
                 self._store.add(run.tokens, states[row])
+            whole: list[KeptStates] = []
             if run.children or any(question.options is None for question in run.ending):
-                states[row] = states[row].copy()  # not the whole batch's memory
+                whole = [KeptStates.joined([*run.past, states[row]])]  # without the rest of the batch's memory
             for child in run.children:
-                child.past = [*run.past, states[row]]
+                child.past = whole
             children += run.children
             for question in run.ending:
                 if question.options is None:
                     self._take(question, int(logits_BV[row].argmax()))
-                    self._prefilled.append((question, [*run.past, states[row]]))
+                    self._prefilled.append((question, whole))
                 else:
                     question.log_probs = tuple(log_prob_BV[row, question.options].tolist())
         seconds = (time.monotonic() - start) / len(batch)
@@ -208,46 +219,6 @@ class ModelWorker:
                 if question.options is not None:
                     question.end("stop")
         self._stack += sorted(children, key=len)
-
-    def _pass(self, batch: Sequence[Run]) -> tuple[Tensor, list[KeptStates]]:
-        """Logits after each run, [B, V], and the states of its tokens, in the batch's memory."""
-        lengths = [len(run) for run in batch]
-        rows, longest = len(batch), max(lengths)
-        widest = max(len(run.tokens) for run in batch)
-        id_BN = torch.zeros((rows, longest), dtype=torch.int64)
-        mask_BW = torch.zeros((rows, widest), dtype=torch.int64)
-        place_BN = torch.zeros((rows, longest), dtype=torch.int64)
-        for row, run in enumerate(batch):
-            id_BN[row, longest - len(run) :] = torch.tensor(run.tokens[run.start :])
-            place_BN[row, longest - len(run) :] = torch.arange(run.start, len(run.tokens))
-            mask_BW[row, widest - len(run.tokens) :] = 1
-
-        def check() -> None:
-            if not any(question.alive for run in batch for question in run.questions):
-                raise _NobodyWaits
-
-        layers = []
-        for at in range(self._num_layers):
-            past = [[kept for part in run.past or [] for kept in (part.keys[at], part.values[at])] for run in batch]
-            layers.append(PastLayer(past, lengths, check))
-        device = self._model.device
-        logits_BV = self._model(
-            input_ids=id_BN.to(device),
-            attention_mask=mask_BW.to(device),
-            position_ids=place_BN.to(device),
-            past_key_values=model_cache(layers),
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        new = [layer.new for layer in layers if layer.new is not None]
-        states = [
-            KeptStates(
-                [key[row, :, longest - length :] for key, _ in new],
-                [value[row, :, longest - length :] for _, value in new],
-            )
-            for row, length in enumerate(lengths)
-        ]
-        return logits_BV, states
 
     def _take(self, question: Question, token: int) -> None:
         """Add a token to an answer."""
