@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
+from recsys.events import Requests
 from recsys.pipelines.item_text_vectors import encoded_texts
 from recsys.pipelines.recipe import validation_requests
 from recsys.pipelines.request_tensors import exclusions, request_tensors
@@ -72,7 +73,7 @@ class _Lists:
 
 
 def fit_feedback(
-    bundle: Bundle, dataset: Dataset, *, text_encoder: Path | None = None, seed: int = 0
+    bundle: Bundle, dataset: Dataset, *, text_encoder: Path | None = None, num_users: int | None = None, seed: int = 0
 ) -> FittedFeedback:
     """Fit a head for a bundle.
 
@@ -81,7 +82,8 @@ def fit_feedback(
         dataset: that it was made from; its validation targets are what the head learns.
         text_encoder: folder of a sentence-transformers model; its vectors of the item texts become one more space, and
             are stored with the head. None = the bundle's own spaces.
-        seed: of folds and nets.
+        num_users: validation requests that are looked at, drawn with the seed; None = all, at most 20,000.
+        seed: of the draw, the folds and the nets.
 
     Raises:
         InputError: another dataset, an encoder that cannot be used, or too few lists that hold their target.
@@ -92,7 +94,11 @@ def fit_feedback(
     if text_encoder is not None:
         # Rounded as they are stored, so that a loaded head reads what this one learned from.
         text_IV = torch.from_numpy(encoded_texts(dataset, text_encoder)).half().float()
-    lists = _lists(bundle, dataset, FeedbackFeatures(bundle, training_only=True, text_IV=text_IV))
+    requests = validation_requests(dataset)
+    if num_users is not None and len(requests) > num_users:
+        picked = np.random.default_rng(seed).choice(len(requests), num_users, replace=False)
+        requests = requests.rows(np.sort(picked))  # which are in the order of their lengths
+    lists = _lists(bundle, dataset, requests, FeedbackFeatures(bundle, training_only=True, text_IV=text_IV))
     num_lists = len(lists.score_QK)
     if num_lists < _LEAST:
         raise InputError(
@@ -127,9 +133,8 @@ def fit_feedback(
 
 
 @torch.inference_mode()
-def _lists(bundle: Bundle, dataset: Dataset, features: FeedbackFeatures) -> _Lists:
+def _lists(bundle: Bundle, dataset: Dataset, requests: Requests, features: FeedbackFeatures) -> _Lists:
     """Features of the validation lists that hold their target; the others teach nothing and no order changes them."""
-    requests = validation_requests(dataset)
     num_candidates = min(_LEARNED, dataset.num_items)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for low in range(0, len(requests), _BATCH):

@@ -162,6 +162,8 @@ def _loaded(path: Path, device: str) -> Any:
         raise InputError(f"{path} cannot be loaded as a cross-encoder ({line}); give another model") from None
     outputs = int(model.num_labels)
     if outputs != 1:
-        raise InputError(f"{path} has {outputs} outputs; give a cross-encoder with one, which says how well two texts fit")
+        raise InputError(
+            f"{path} has {outputs} outputs; give a cross-encoder with one, which says how well two texts fit"
+        )
     model.model.eval().requires_grad_(False)
     return model

@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,7 +134,9 @@ class EmbeddingFeedbackReranker(Reranker):
         vector_BKD = self.bundle.vectors[item_BK.clamp_min(0)]
         best_BN, place_BN = rows.score_BK.topk(min(_FEEDBACK, item_BK.shape[1]), dim=1)
         weight_BN = best_BN.softmax(1).nan_to_num(0.0)
-        mean_BD = (vector_BKD.gather(1, place_BN[..., None].expand(-1, -1, vector_BKD.shape[2])) * weight_BN[..., None]).sum(1)
+        mean_BD = (
+            vector_BKD.gather(1, place_BN[..., None].expand(-1, -1, vector_BKD.shape[2])) * weight_BN[..., None]
+        ).sum(1)
         return self.beta * (vector_BKD * mean_BD[:, None]).sum(-1)
 
 

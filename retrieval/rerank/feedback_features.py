@@ -129,7 +129,8 @@ class FeedbackFeatures:
         learned_BK = self.dense.learned * product_BK
         best_B1 = score_BK.amax(1, keepdim=True)
         rank_BK = order_BK.argsort(dim=1).float()
-        last_B1 = score_BK.gather(1, order_BK[:, min(_FEEDBACK, score_BK.shape[1]) - 1, None])
+        count_B1 = (item_BK >= 0).sum(1, keepdim=True)
+        last_B1 = score_BK.gather(1, order_BK.gather(1, count_B1.clamp(1, _FEEDBACK) - 1))
         most_B1 = learned_BK.masked_fill(item_BK < 0, -torch.inf).amax(1, keepdim=True)
         columns = [
             score_BK - best_B1,
@@ -141,7 +142,7 @@ class FeedbackFeatures:
             self._degree(item_BK),
             num_events_B.float().log1p()[:, None].expand_as(score_BK),
             rank_BK.log1p(),
-            (best_B1 - torch.where(last_B1.isfinite(), last_B1, best_B1)).expand_as(score_BK),
+            (best_B1 - last_B1).expand_as(score_BK),
         ]
         return [column.nan_to_num(0.0, posinf=0.0, neginf=0.0) for column in columns]
 
@@ -180,16 +181,19 @@ def _newest(histories: Sequence[History]) -> Tensor:
 
 
 def _over_history(value_BKL: Tensor, known_BL: Tensor) -> list[Tensor]:
+    """Columns of an affinity to history items, 0 where these are missing; what is missing is no item of affinity 0."""
     place_L = torch.arange(value_BKL.shape[2], device=value_BKL.device)
-    count_B1 = known_BL.sum(1).clamp_min(1)[:, None]
+    count_B1 = known_BL.sum(1, keepdim=True).clamp_min(1)
     slow_L = _SLOW**place_L
+    best_BK3 = value_BKL.masked_fill(~known_BL[:, None], -torch.inf).topk(3, dim=-1).values
+    best_BK3 = best_BK3.masked_fill(best_BK3 == -torch.inf, 0.0)
     return [
         *value_BKL[:, :, :3].unbind(-1),
-        value_BKL.amax(-1),
+        best_BK3[..., 0],
         value_BKL.sum(-1) / count_B1,
         (value_BKL * _FAST**place_L).sum(-1),
-        (value_BKL * slow_L).sum(-1) / (known_BL * slow_L).sum(1).clamp_min(1.0)[:, None],
-        value_BKL.topk(3, dim=-1).values.mean(-1),
+        (value_BKL * slow_L).sum(-1) / (known_BL * slow_L).sum(1, keepdim=True).clamp_min(1.0),
+        best_BK3.sum(-1) / count_B1.clamp_max(3),
     ]
 
 

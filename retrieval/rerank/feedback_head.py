@@ -5,7 +5,8 @@
     feedback.json            what it reads, the bundle it belongs to, its weight and how that was chosen
     feedback.safetensors     its weights, and the item vectors of a text encoder where it reads some
 
-Suffixes: M = members, F = features, H = hidden width, C = columns of one product, B = requests, K = candidates, I = items, V = width of text vectors.
+Suffixes: M = members, F = features, H = hidden width, C = columns of one product, B = requests, K = candidates,
+I = items, V = width of text vectors.
 """
 
 from __future__ import annotations
