@@ -17,8 +17,8 @@ from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.pipelines.export import export_model
 from recsys.pipelines.prepare.build import prepare_frames
-from recsys.pipelines.rerank_feedback import fit_feedback
 from recsys.pipelines.request_tensors import request_tensors
+from recsys.pipelines.rerank_feedback import fit_feedback
 from recsys.retrieval.rerank.embedding_feedback import EmbeddingFeedbackReranker
 from recsys.retrieval.rerank.feedback_head import FeedbackHead
 

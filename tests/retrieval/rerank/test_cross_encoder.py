@@ -33,8 +33,9 @@ def saved_classifier(folder: Path, outputs: int) -> Path:
     )
     config = BertConfig(
         vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=128, num_labels=outputs, initializer_range=0.5,
+        max_position_embeddings=128, initializer_range=0.5,
     )  # fmt: skip
+    config.num_labels = outputs
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = BertForSequenceClassification(config)
