@@ -2,8 +2,8 @@
 
 Set-based prompting (arXiv 2406.06581): candidates begin at the same position and do not see each other, so that nothing
 says which comes first. A candidate's score is how likely its own text is as the answer, given the user and the whole
-set: all answers are read in the same pass, beside each other. Taken off is how likely it is when nothing is known of
-the user, which is mostly how common its words are.
+set: all answers are read in the same pass, beside each other. How likely it is when nothing is known of the user, which
+is mostly how common its words are, can be taken off.
 
 Suffixes: N = tokens of one pass, R = rows whose next token is looked at, V = vocabulary.
 """
@@ -65,7 +65,7 @@ class SetPromptingReranker(PromptedReranker):
         prompt: str | Path | Prompt | None = None,
         history_items: int | None = None,
         item_chars: int | None = None,
-        calibrate: bool = True,
+        calibrate: bool = False,
     ) -> None:
         super().__init__(lm, prompt=prompt, history_items=history_items, item_chars=item_chars)
         if not isinstance(lm, LocalLanguageModel):

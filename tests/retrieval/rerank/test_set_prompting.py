@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from recsys.errors import InputError
 from recsys.retrieval.rerank import RerankRequest
+from recsys.retrieval.rerank.lm.local import LocalLanguageModel
 from recsys.retrieval.rerank.prompt import Prompt
 from recsys.retrieval.rerank.set_mask import set_layout
 from recsys.retrieval.rerank.set_prompting import SetPromptingReranker
@@ -58,6 +59,21 @@ def test_the_mask_alone_makes_it_so(small_lm: Any, few_requests: list[RerankRequ
         order = random.Random(seed).sample(range(count), count)
         found = reranker.answer_likelihoods(reranker.parts(request, order))
         assert found == pytest.approx([expected[place] for place in order], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_mask_of_a_trained_model(smollm2_folder: Path, few_requests: list[RerankRequest]) -> None:
+    """Positions and masks reach a model whose order of words matters: a chain is not the set."""
+    lm = LocalLanguageModel.load(smollm2_folder, device="cpu", dtype="float32")
+    reranker = SetPromptingReranker(lm)
+    expected = reranker.answer_likelihoods(reranker.parts(few_requests[0], range(5)))
+    order = [3, 1, 4, 0, 2]
+    found = reranker.answer_likelihoods(reranker.parts(few_requests[0], order))
+    assert found == pytest.approx([expected[place] for place in order], abs=1e-3)
+    chain = [[reranker.parts(few_requests[0], places)[1][0]] for places in ([0], [1], [2], [3], [4])]
+    before, _, after, answers = reranker.parts(few_requests[0], range(5))
+    one_by_one = reranker.answer_likelihoods([before, *chain, after, answers])
+    assert max(abs(one - other) for one, other in zip(one_by_one, expected, strict=True)) > 1e-2
 
 
 def hidden_states(lm: Any, parts: Sequence[Sequence[Sequence[int]]]) -> Any:
@@ -147,7 +163,7 @@ def test_what_is_taken_off_is_the_likelihood_without_a_user(small_lm: Any, few_r
     assert calibrated.scores == pytest.approx(expected, abs=1e-6)
     assert calibrated.usage.calls == 2 and calibrated.usage.prompt_tokens > plain.usage.prompt_tokens
     # Somebody of whom nothing is known: nothing is left, and every list has an order all the same.
-    (nothing,) = SetPromptingReranker(small_lm).rerank([nobody])
+    (nothing,) = SetPromptingReranker(small_lm, calibrate=True).rerank([nobody])
     assert nothing.scores == (0.0,) * 5 and set(nothing.ids) == set(nobody.ids)
 
 
