@@ -3,7 +3,7 @@
 A text is a row of segments. Those of a group begin at the same position and see what stood before the group and
 themselves, never each other; what comes after the group begins where its longest segment ends and sees them all
 (set-based prompting, arXiv 2406.06581). Candidates of a ranking request stand in the same relation to a history:
-:mod:`recsys.shared_attention` computes what this mask describes for groups of segments that one row long each, in two
+:mod:`recsys.shared_attention` computes what this mask describes for segments of one row each, in two
 parts and without ever building it; a test holds both together.
 
 Suffixes: N = tokens.
