@@ -110,6 +110,8 @@ def _next_items(recommender: Recommender, item_id: Any) -> list[Any]:
     if TRANSITION not in graph.relations:
         return []
     number = int(bundle.vocabulary.items.index([item_id])[0])
+    if number < 0:  # the catalogue changed since it was explained
+        return []
     row_1 = torch.tensor(
         [number * len(graph.relations) + graph.relations.index(TRANSITION)], device=graph.indptr.device
     )
