@@ -119,14 +119,14 @@ class RoundAnswerer:
         """
         start, answerer, state = time.monotonic(), self.answerer, _State()
         only = None if item_ids is None else list(item_ids), None if sources is None else list(sources)
-        asked, wanted = [_folded(question)], question
+        asked, wanted, looked_up = [_folded(question)], question, list[str]()
         ended: Ended = "rounds"
         for _ in range(self.max_rounds):
             new = await self._search(wanted, only, state)
             if not state.found:
                 break
             given, _ = await asyncio.to_thread(answerer.chosen, question, list(state.found.values()), None, deadline)
-            chat = self._chat(question, given, state.rounds)
+            chat = self._chat(question, given, looked_up)
             if self._cost(chat) > self.budget_tokens - state.tokens:
                 state.rounds.append(Round(question=wanted, found=new, said="", usage=Usage()))
                 ended = "budget"
@@ -158,6 +158,7 @@ class RoundAnswerer:
                 ended = "repeated question"
                 break
             asked.append(_folded(next_question))
+            looked_up.append(next_question)
             wanted = next_question
         return self._done(await self._last(question, state, deadline), state, ended, start)
 
@@ -189,8 +190,8 @@ class RoundAnswerer:
         state.found.update((hit.passage.id, hit) for hit in new)
         return tuple(hit.passage for hit in new)
 
-    def _chat(self, question: str, given: Sequence[Passage], rounds: Sequence[Round]) -> Any:
-        steps = [as_data(step.question, _MOST_QUESTION) for step in rounds[1:]]
+    def _chat(self, question: str, given: Sequence[Passage], looked_up: Sequence[str]) -> Any:
+        steps = [as_data(step, _MOST_QUESTION) for step in looked_up]
         return self.prompt.render(
             passages="\n".join(numbered(given, self.prompt.option("passage_chars", 800))),
             question=as_data(question, self.prompt.option("question_chars", 500)),

@@ -19,7 +19,7 @@ PASSAGES = [
     Passage.of("The blue ship floats in the bath.", "item", 2),
 ]
 TEXTS = st.lists(
-    st.sampled_from(["[1]", "[2, 1]", "[9]", "[1-99999999]", "[", "]", "【2】", "[^1]", ". ", "\n", "train ", "25", "[٣]"])
+    st.sampled_from(["[1]", "[2, 1]", "[9]", "[1-99999999]", "[", "]", "【2】", "[^1]", ". ", "\n", "train ", "25"])
     | st.text(max_size=6),
     max_size=40,
 ).map("".join)  # fmt: skip
