@@ -31,10 +31,11 @@ class SearchSettings:
     """Nodes to open at most."""
     max_evaluations: int = 5000
     """Lists to value at most; of a cross-encoder each is one forward pass."""
-    exploration: float = math.sqrt(2)
-    """C, in units of the spread of the rewards seen so far."""
-    cost_weight: float = 1.0
-    """λ, in the same units."""
+    exploration: float = 0.3
+    """C, in units of the spread of the rewards seen so far. The paper's √2 opens 20 passages breadth first and stays
+    6 % below greedy on item text with 200 nodes; from .3 down to .1 it is above greedy."""
+    cost_weight: float = 0.3
+    """λ, in the same units; 1 in the paper."""
     most: int = 12
     """Passages of a list at most."""
 
