@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -294,3 +295,26 @@ def test_models_that_are_none_are_refused(tmp_path: Path, small_encoder_folder: 
             PassageStore.build([], **{name: foreign})
     with pytest.raises(InputError, match="no index kind 'tree'"):
         PassageStore.build([Passage.of("a", "b")], encoder=small_encoder_folder, index="tree")
+
+
+def test_threads_search_while_another_adds(small_encoder_folder: Path) -> None:
+    store = PassageStore.build(item_passages(ITEMS), encoder=small_encoder_folder)
+    (wanted,) = store.of_items([1])
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            for _ in range(15):
+                for name in store.retrievers:
+                    assert store.search(wanted.text, 1, retrievers=[name])[0].passage == wanted
+        except BaseException as error:  # noqa: BLE001 - told by the main thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in range(5):
+        store.add([Passage.of(f"kite number {number}", "note")])
+    for thread in threads:
+        thread.join()
+    assert errors == [] and len(store) == 9
