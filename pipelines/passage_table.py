@@ -159,12 +159,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--encoder", type=Path)
     parser.add_argument("--name", required=True)
+    parser.add_argument("--items", type=int, help="of the catalogue, drawn with seed 0; all by default")
     parser.add_argument("--questions", type=int, default=1000)
+    parser.add_argument("--choices", type=int, default=200, help="questions and made sets that passages are chosen for")
     parser.add_argument("--budget", type=int, default=300)
     parser.add_argument("--max-tokens", type=int, default=64)
     args = parser.parse_args(argv)
     data = Dataset.open(args.data)
-    passages = item_passages(data.items, limits=ChunkLimits(max_tokens=args.max_tokens, overlap_tokens=12))
+    items = data.items if args.items is None else data.items.sample(args.items, seed=0)
+    passages = item_passages(items, limits=ChunkLimits(max_tokens=args.max_tokens, overlap_tokens=12))
     start = time.perf_counter()
     store = PassageStore.build(passages, encoder=args.encoder)
     seconds = time.perf_counter() - start
@@ -179,9 +182,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = [questions for _, questions in made]
     rows = search_rows(store, asked, [item_id for item_id, _ in made])
     model = " --encoder MINILM" if args.encoder else ""
-    command = f"python -P -m recsys.pipelines.passage_table DATA{model} --name {args.name} --budget {args.budget}"
+    sizes = "" if args.items is None else f" --items {args.items}"
+    sizes += f" --questions {args.questions} --choices {args.choices} --budget {args.budget}"
+    command = f"python -P -m recsys.pipelines.passage_table DATA{model} --name {args.name}{sizes}"
     notes = [
-        f"{len(made):,} items drawn with seed 0, {len(store):,} passages of {data.num_items:,} items, found by "
+        f"{len(made):,} items drawn with seed 0, {len(store):,} passages of {items.height:,} items, found by "
         "questions made of their own text: words as they stand there favour bm25. Four words: content words of the "
         "item, in any order. Misspelt: the same, two neighbouring letters of two of them exchanged. Asked for: “Do you "
         "have something like …?” with the first half of the title. 95 % bootstrap intervals over questions.",
@@ -190,19 +195,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     record(f"passages-{args.name}", f"Known items found by made questions ({args.name})", command, rows, _COLUMNS,
            data_hash=data.manifest.data_hash, notes=notes)  # fmt: skip
     worlds = []
-    for questions in asked[:200]:
+    for questions in asked[: args.choices]:
         found = store.search(questions["asked for"], 20)
         of_found = [hit.passage for hit in found]
         texts = [passage.text for passage in of_found]
         utility = utility_of(questions["asked for"], texts, relevance(found), store.similarity(of_found))
         worlds.append((utility, [passage.tokens for passage in of_found]))
-    chosen = selection_rows("made, 10 passages", made_worlds(200), 200, exhaustive=True)
+    chosen = selection_rows("made, 10 passages", made_worlds(args.choices), 200, exhaustive=True)
     chosen += selection_rows(f"{args.name}, 20 found", worlds, args.budget, exhaustive=False)
     notes = [
         "Utility: relevance plus words of the question covered, less similarity between pairs "
         "(`PassageUtility`, all weights 1). Tree: 200 nodes opened, greedy's set not known to it; tree from greedy: it "
         "is. Made sets have 10 passages of 20 to 119 tokens and a budget of 200, and every set is tried for the "
-        f"optimum; the others are what 200 “asked for” questions find, with a budget of {args.budget} tokens.",
+        f"optimum; the others are what “asked for” questions find, with a budget of {args.budget} tokens. "
+        f"{args.choices} of each.",
     ]
     record(f"passage-choice-{args.name}", f"Passages chosen under a budget ({args.name})", command, chosen,
            _CHOICE_COLUMNS, data_hash=data.manifest.data_hash, notes=notes)  # fmt: skip
