@@ -32,7 +32,12 @@ MOST_ROUNDS = 5
 _MOST_QUESTION = 300
 """Characters of a question that the model wants to look up."""
 
-Ended = Literal["answered", "rounds", "budget", "deadline", "repeated question", "unreadable", "failed"]
+_TEMPLATE_TOKENS = 24
+"""What a chat template adds to a prompt, at most."""
+
+Ended = Literal[
+    "answered", "rounds", "budget", "deadline", "repeated question", "unreadable", "failed", "nothing found"
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +129,14 @@ class RoundAnswerer:
         for _ in range(self.max_rounds):
             new = await self._search(wanted, only, state)
             if not state.found:
+                ended = "nothing found"
                 break
-            given, _ = await asyncio.to_thread(answerer.chosen, question, list(state.found.values()), None, deadline)
+            # What was looked up counts as asked for, so that its passages are not left out as beside the point.
+            whole = " ".join([question, *looked_up])
+            budget = self._room(question, looked_up)
+            given, _ = await asyncio.to_thread(answerer.chosen, whole, list(state.found.values()), budget, deadline)
             chat = self._chat(question, given, looked_up)
-            if self._cost(chat) > self.budget_tokens - state.tokens:
+            if not given or self._cost(chat) > self.budget_tokens - state.tokens:
                 state.rounds.append(Round(question=wanted, found=new, said="", usage=Usage()))
                 ended = "budget"
                 break
@@ -167,7 +176,8 @@ class RoundAnswerer:
         answerer = self.answerer
         if not state.found:
             return await answerer.answer_async(question, passages=[], deadline=deadline)
-        given, _ = await asyncio.to_thread(answerer.chosen, question, list(state.found.values()), None, deadline)
+        whole = " ".join([question, *(one.question for one in state.rounds[1:])])
+        given, _ = await asyncio.to_thread(answerer.chosen, whole, list(state.found.values()), None, deadline)
         if self._cost(answerer.chat(question, given)) > self.budget_tokens - state.tokens:
             nothing = Generation(text="", finish="error", error=f"{self.budget_tokens} tokens are spent")
             return answerer.checked(question, given, nothing)
@@ -198,6 +208,12 @@ class RoundAnswerer:
             steps=" / ".join(steps),
             sentences=self.prompt.option("sentences", 4),
         )
+
+    def _room(self, question: str, looked_up: Sequence[str]) -> int:
+        """Tokens of passages in a round: the answerer's budget, or what its model has room for."""
+        answerer = self.answerer
+        left = answerer.lm.context_tokens - self._cost(self._chat(question, [], looked_up)) - _TEMPLATE_TOKENS
+        return max(0, min(answerer.budget_tokens, left))
 
     def _cost(self, chat: Any) -> int:
         lm = self.answerer.lm

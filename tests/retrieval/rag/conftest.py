@@ -164,4 +164,4 @@ def saying_lm(saying_server: SayingServer) -> Any:
     pytest.importorskip("openai", reason="needs the extra llm")
     from recsys.retrieval.rerank.lm.server import ServerLanguageModel
 
-    return ServerLanguageModel("m", base_url=saying_server.url, timeout_s=2, max_retries=0, context_tokens=3000)
+    return ServerLanguageModel("m", base_url=saying_server.url, timeout_s=30, max_retries=0, context_tokens=3000)
