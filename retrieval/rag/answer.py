@@ -242,7 +242,8 @@ class Answerer:
                 deadline=deadline,
             )  # fmt: skip
         reward = self.reward(question, passages)
-        return search_chunks(reward, tokens, budget_tokens, settings=settings, start=start.chosen, deadline=deadline)
+        best = search_chunks(reward, tokens, budget_tokens, settings=settings, start=start.chosen, deadline=deadline)
+        return best if best.chosen else start  # a model that fails values nothing
 
     def _told(
         self, question: str, text: str, status: Status, given: Sequence[Passage], start: float | None, *notes: str,

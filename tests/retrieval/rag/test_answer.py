@@ -11,7 +11,8 @@ import pytest
 
 from recsys.errors import InputError
 from recsys.retrieval.rag.answer import Answerer
-from recsys.retrieval.rag.chunk_search import joined_texts
+from recsys.retrieval.rag.chunk_search import SearchSettings, joined_texts
+from recsys.retrieval.rag.model_reward import enough_by_model
 from recsys.retrieval.rag.passage import Passage
 from recsys.retrieval.rag.passage_store import PassageStore
 from recsys.retrieval.rag.prompt_lines import load_prompt
@@ -168,3 +169,26 @@ def test_a_late_deadline_is_kept(lm: LocalLanguageModel, store: PassageStore) ->
     answer = Answerer(lm, store, max_tokens=2000).answer("the red train", deadline=start + 0.3)
     assert time.monotonic() - start < 10 and answer.status in ("cut", "failed")
     assert any("deadline" in note for note in answer.notes)
+
+
+def test_a_language_model_values_lists_of_passages(
+    lm: LocalLanguageModel, store: PassageStore, saying_server: Any, saying_lm: Any, tmp_path: Path
+) -> None:
+    reward = enough_by_model(lm)("red train", store.passages)
+    values = reward([(0,), (2, 1), (1, 2)])
+    assert all(0 < value < 1 for value in values) and values[1] != values[2]
+    assert values == pytest.approx([reward([order])[0] for order in ((0,), (2, 1), (1, 2))], abs=1e-5)
+    answerer = Answerer(
+        lm, store, selection="tree", reward=enough_by_model(lm), max_tokens=3, search=SearchSettings(max_evaluations=12)
+    )
+    answer = answerer.answer("red train")
+    chosen = [store.passages.index(passage) for passage in answer.passages]
+    assert chosen and reward([tuple(chosen)])[0] > 0
+    saying_server.say({"status": 500, "raw": "no"})
+    assert enough_by_model(saying_lm)("red train", store.passages)([(0,)]) == [0.0]
+    failing = Answerer(lm, store, selection="tree", reward=enough_by_model(saying_lm), max_tokens=3)
+    plain = Answerer(lm, store, max_tokens=3)
+    assert failing.answer("red train").passages == plain.answer("red train").passages
+    (tmp_path / "bad.yaml").write_text("name: bad\nuser: Well?\noptions: {answers: [yes please]}\n")
+    with pytest.raises(InputError, match="option 'answers' must hold two words"):
+        enough_by_model(lm, prompt=tmp_path / "bad.yaml")
