@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from recsys.errors import InputError
+from recsys.retrieval.rerank.lm.adapter import is_adapter, load_adapter
 from recsys.retrieval.rerank.lm.chat_tokens import ChatTokens
 from recsys.retrieval.rerank.lm.protocol import Chat, Choice, Generation
 from recsys.retrieval.rerank.lm.usage import Prices, Usage
@@ -55,7 +56,7 @@ class LocalLanguageModel:
         """Load a model and its tokenizer from a folder; nothing is fetched, and no code of the folder is run.
 
         Args:
-            path: folder as ``save_pretrained`` writes it.
+            path: folder as ``save_pretrained`` writes it, or one that `recsys rerank fit` wrote.
             device: as torch names it; auto = the GPU if there is one.
             dtype: bfloat16, float16 or float32; auto = bfloat16 on a GPU that has it, else float32.
             name: in results; by default the folder's.
@@ -71,7 +72,8 @@ class LocalLanguageModel:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
             raise InputError(f"local language models need transformers ({error}); pip install 'recsys[llm]'") from None
-        if not (path / "config.json").is_file():
+        adapter = is_adapter(path)
+        if not adapter and not (path / "config.json").is_file():
             raise InputError(f"{path} holds no language model (no config.json); give a folder of save_pretrained")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,9 +81,15 @@ class LocalLanguageModel:
             dtype = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False, dtype=getattr(torch, dtype)
+            model: Any = (
+                load_adapter(path, dtype=getattr(torch, dtype))
+                if adapter
+                else AutoModelForCausalLM.from_pretrained(
+                    path, local_files_only=True, trust_remote_code=False, dtype=getattr(torch, dtype)
+                )
             )
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{path} cannot be read as a causal language model: {' '.join(str(error).split())}"
