@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from recsys.retrieval.rerank.lm.adapter import TRAINED, fingerprint, is_adapter
 from recsys.retrieval.rerank.lm.chat_tokens import ChatTokens
 from recsys.retrieval.rerank.lm.local import LocalLanguageModel
 
-__all__ = ["rerank_fit"]
+__all__ = ["rerank_fit", "train_reranker"]
 
 FORMAT_VERSION = 1
 _TRAIN_SHARE = 0.8
@@ -162,7 +163,7 @@ def rerank_fit(
         f"{len(judged)} choose the epoch"
     )
     began = time.perf_counter()
-    net, figure = _trained(model, examples, judged, tuning, run, lora_rank=0 if whole else lora_rank)
+    net, figure = train_reranker(model, examples, judged, tuning, run, lora_rank=0 if whole else lora_rank)
     seconds = time.perf_counter() - began
     about = {
         "format": "recsys-reranker",
@@ -292,7 +293,7 @@ def _measured(reranker: FirstReranker | FullListReranker, lists: RerankLists, se
     }
 
 
-def _trained(
+def train_reranker(
     model: LocalLanguageModel,
     examples: list[Example],
     judged: list[Example],
@@ -300,8 +301,18 @@ def _trained(
     run: RunFolder,
     *,
     lora_rank: int,
+    watchers: Sequence[L.Callback] = (),
 ) -> tuple[Any, float | None]:
-    """The network after its best epoch, and what that epoch was chosen by."""
+    """The network after its best epoch, and what that epoch was chosen by; None where nothing chose.
+
+    Args:
+        model: to start from; its network is trained in place.
+        examples: to learn from. judged: that choose the epoch; may be empty.
+        tuning: how.
+        run: holds the checkpoints, and one to go on from where there is one.
+        lora_rank: of the adapters; 0 = all weights are trained.
+        watchers: callbacks that run beside those of every training.
+    """
     net = model.model
     if tuning.loss == "irpo":
         with progress_bar("reference", None, unit="lists"):
@@ -309,7 +320,7 @@ def _trained(
         examples = [replace(one, reference=row) for one, row in zip(examples, scores, strict=True)]
     net = _with_adapters(net, lora_rank, tuning.seed) if lora_rank else net.requires_grad_(True)
     module = RerankModule(net.train(), examples, judged, tuning)
-    callbacks: list[Any] = [RichProgressBar(), LastCheckpoint(run.path, _LAST_EVERY)]
+    callbacks: list[L.Callback] = [RichProgressBar(), LastCheckpoint(run.path, _LAST_EVERY), *watchers]
     if judged:
         best = ModelCheckpoint(run.path, "best", monitor=FIGURE, mode="max", enable_version_counter=False)
         callbacks.append(best)

@@ -5,7 +5,7 @@ Suffixes: B = lists, N = tokens, C = candidates, A = tokens of an answer, V = vo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,19 +53,6 @@ class Tuning:
     seed: int = 0
 
 
-class _Numbers:
-    """Yields the numbers of steps: what a step reads depends on how many were made, so that a resumed run agrees."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.count))
-
-    def __len__(self) -> int:
-        return self.count
-
-
 class RerankModule(L.LightningModule):
     """Trains whatever parameters of a network want gradients.
 
@@ -92,10 +79,10 @@ class RerankModule(L.LightningModule):
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trained}
 
     def train_dataloader(self) -> DataLoader[int]:
-        return DataLoader(_Numbers(self.steps_per_epoch), batch_size=None)  # type: ignore[arg-type]
+        return _numbers(self.steps_per_epoch)
 
     def val_dataloader(self) -> DataLoader[int]:
-        return DataLoader(_Numbers(-(-len(self._judged) // self.tuning.batch_lists)), batch_size=None)  # type: ignore[arg-type]
+        return _numbers(-(-len(self._judged) // self.tuning.batch_lists))
 
     def training_step(self, number: int, batch_idx: int) -> Tensor:
         epoch, place = divmod(self.global_step, self.steps_per_epoch)
@@ -154,6 +141,11 @@ class RerankModule(L.LightningModule):
         log_prob_BC = score_BC - logit_BV.logsumexp(dim=1, keepdim=True)
         lm_nats_B = -log_prob_BC.masked_fill(~best_BC, -torch.inf).logsumexp(dim=1)
         return first_loss(score_BC, batch.rank_BC, batch.there_BC, lm_nats_B, rank_weight=tuning.rank_weight)
+
+
+def _numbers(count: int) -> DataLoader[int]:
+    """Numbers of steps: what a step reads follows from how many were made, so that a resumed run goes on exactly."""
+    return DataLoader(range(count), batch_size=None)  # type: ignore[arg-type]
 
 
 def _logits(net: Any, batch: Batch, keep: int) -> Tensor:
