@@ -129,7 +129,6 @@ def rerank_fit(
     model = _opened(lm)
     settings |= {"bundle": loaded.manifest["checksum"], "data": dataset.manifest.data_hash, "lm": fingerprint(lm)}
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
-    run = RunFolder(output, settings, resume=resume)
     tuning = Tuning(
         loss=loss,
         lr=lr or _LR["whole" if whole else "adapter"],
@@ -153,9 +152,10 @@ def rerank_fit(
     examples = within_budget(maker.of(learned, wanted, seed=seed), max_tokens // epochs)
     judged = ExampleMaker(reranker, ChatTokens(model.tokenizer, lm)).of(drawn.judged(lists, valid_users, epochs))
     held_out = drawn.held_out(lists, test_users) if test_users else None
+    run = RunFolder(output, settings, resume=resume)
     before = run.before
     if held_out is not None and before is None:
-        before = _measured(reranker, held_out, seed, "before")
+        before = _measured(_reranker(_opened(lm), loss, k, prompt), held_out, seed, "before")
         run.keep_before(before)
     num_tokens = sum(example.num_tokens for example in examples)
     console.print(

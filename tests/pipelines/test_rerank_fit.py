@@ -70,7 +70,7 @@ def examples_of(lm, loss, lists, **settings):
 
 def wrapped(net, lm):
     """A network that was trained, asked as every language model is."""
-    return LocalLanguageModel(net, lm.tokenizer, name="trained", where="here", prices=None, batch_tokens=4096)
+    return LocalLanguageModel(net, lm.tokenizer, name="trained")
 
 
 def test_questions_are_the_reranker_s_own_and_answers_name_the_wanted_order(small_lm_folder):
@@ -229,11 +229,22 @@ def test_bad_input_is_one_line_and_exit_2(toy_bundle, toy_dataset, small_world, 
         (good, ["--lists", "slates"], "has no slates"),
         (good, ["--teacher", str(tmp_path / "lines")], "line 1: expected an object with user_id and item_ids"),
         (good, ["--max-tokens", "10"], "leaves 10 tokens an epoch"),
-        (good, ["--resume", "--seed", "9"], "another seed"),
+        (good, ["--resume"], "holds no run to go on with"),
     ):
         code = command(*arguments, *more)
         error = capsys.readouterr().err.strip().splitlines()
         assert code == 2 and words in error[-1] and error[-1].startswith("recsys rerank fit: "), error
+
+
+def test_a_run_is_resumed_with_its_own_settings_only(tmp_path):
+    RunFolder(tmp_path / "out", {"seed": 1, "max_tokens": 5}, resume=False)
+    assert RunFolder(tmp_path / "out", {"seed": 1, "max_tokens": 5}, resume=True).last is None
+    with pytest.raises(InputError, match="begun with another max-tokens"):
+        RunFolder(tmp_path / "out", {"seed": 1, "max_tokens": 6}, resume=True)
+    (tmp_path / "mine-run").mkdir()
+    (tmp_path / "mine-run" / "notes").write_text("kept")
+    with pytest.raises(InputError, match="in the way"):
+        RunFolder(tmp_path / "mine", {}, resume=False)
 
 
 def test_a_teacher_s_order_becomes_places(tmp_path):

@@ -76,7 +76,11 @@ class ChatTokens:
         """Tokens of a plain text, none of them special."""
         if not text:
             return []
-        encoded = self._plain.encode(text, add_special_tokens=False)
+        try:
+            encoded = self._plain.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):  # halves of a pair without the other one
+            text = text.encode("utf-8", "replace").decode()
+            encoded = self._plain.encode(text, add_special_tokens=False)
         ids: list[int] = encoded.ids
         if self._forbidden.isdisjoint(ids):
             return ids
