@@ -157,7 +157,7 @@ class ExampleMaker:
         )
 
     def _answer(self, names: Sequence[str], ranks: Sequence[int], prefill: str) -> tuple[tuple[int, ...], ...]:
-        """Tokens of ``[b] > [a]`` after the prefill, which may hold the first bracket, and the end of the answer, and the places that they name."""
+        """Tokens of ``[b] > [a]`` after the prefill, which may hold the first bracket, and the places they name."""
         order = sorted(range(len(names)), key=lambda place: ranks[place])
         pieces: list[tuple[str, int]] = []
         for rank, place in enumerate(order, start=1):

@@ -47,19 +47,21 @@ def train_reranker(
         watchers: callbacks that run beside those of every training.
     """
     net = model.model
-    if tuning.loss == "irpo":
-        with progress_bar("reference", None, unit="lists"):
-            scores = score_examples(net, examples, tuning.batch_lists)
-        examples = [replace(one, reference=row) for one, row in zip(examples, scores, strict=True)]
-    net = _with_adapters(net, lora_rank, tuning.seed) if lora_rank else net.requires_grad_(True)
-    module = RerankModule(net.train(), examples, judged, tuning)
-    callbacks: list[L.Callback] = [RichProgressBar(), LastCheckpoint(run.path, _LAST_EVERY), *watchers]
-    if judged:
-        best = ModelCheckpoint(run.path, "best", monitor=FIGURE, mode="max", enable_version_counter=False)
-        callbacks.append(best)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+        warnings.filterwarnings("ignore", message=".*is deprecated")
+        if tuning.loss == "irpo":
+            with progress_bar("reference", None, unit="lists"):
+                scores = score_examples(net, examples, tuning.batch_lists)
+            examples = [replace(one, reference=row) for one, row in zip(examples, scores, strict=True)]
+        # Small steps of all weights would be lost in bfloat16; adapters are float32 by themselves.
+        net = _with_adapters(net, lora_rank, tuning.seed) if lora_rank else net.float().requires_grad_(True)
+        module = RerankModule(net.train(), examples, judged, tuning)
+        callbacks: list[L.Callback] = [RichProgressBar(), LastCheckpoint(run.path, _LAST_EVERY), *watchers]
+        if judged:
+            best = ModelCheckpoint(run.path, "best", monitor=FIGURE, mode="max", enable_version_counter=False)
+            callbacks.append(best)
         trainer = L.Trainer(
             default_root_dir=run.path,
             max_epochs=tuning.epochs,
