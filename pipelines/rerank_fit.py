@@ -46,7 +46,7 @@ def rerank_fit(
     output: Path,
     lm: Path | None = None,
     method: Literal["language-model", "embedding-feedback"] = "language-model",
-    loss: LossName = "first",
+    loss: Literal["first", "full-list", "pg-rank", "irpo"] = "first",
     lists: Literal["validation", "train", "slates"] = "validation",
     teacher: Path | None = None,
     k: int = 20,
