@@ -401,7 +401,8 @@ class Recommender:
 
         Args:
             item_id: any item of the catalogue, recommended or not.
-            retriever: whose score; the probabilities are those of the ranking head.
+            retriever: whose score, also as :attr:`Hit.retriever` names it; the probabilities are those of the ranking
+                head.
             max_events: most events to leave out.
             attention: keep the attention weights too, as a picture.
             user_id, history, new_events, at, surface, user_features: see
@@ -410,11 +411,13 @@ class Recommender:
         Raises:
             InputError: as :meth:`recommend`; and the catalogue does not hold the item.
         """
+        snapshot = self._snapshot
+        if isinstance(retriever, str) and retriever not in snapshot.retrievers:
+            retriever = retriever.partition("/")[0]  # hybrid/dense: hybrid, whose part dense found the item
         request = Request(
             user_id=user_id, history=history, new_events=new_events, retrievers=(retriever,), at=at, surface=surface,
             user_features=user_features,
         )  # fmt: skip
-        snapshot = self._snapshot
         (question,) = questions_of(snapshot, [request], self._clock(), self.limits)
         if not isinstance(question, Question):
             raise question
