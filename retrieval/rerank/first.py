@@ -24,12 +24,13 @@ class FirstReranker(PromptedReranker):
     """Orders windows from the tail of the list to its head by the likelihood of each label as the answer's first.
 
     Nothing is generated: one pass over the prompt orders a window. A list of one window has the log-probabilities as
-    scores. Labels are the letters A, B, …, one token each after the prompt's ``prefill``; the placeholders of its
-    prompt are ``history``, ``query`` and ``candidates``.
+    scores. Labels are the letters A, B, …, one token each after the prompt's ``prefill``; its
+    prompt has the placeholder ``candidates``.
     """
 
     name = "first"
     default_prompt = "first"
+    needed = frozenset({"candidates"})
 
     def __init__(
         self,

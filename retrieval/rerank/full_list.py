@@ -28,11 +28,14 @@ class FullListReranker(PromptedReranker):
     """Orders a list by one generated answer.
 
     Candidates that do not fit into the model's context keep their earlier order behind the others, and the result says
-    so. The placeholders of its prompt are ``history``, ``query``, ``candidates``, ``count``, ``top`` and ``example``.
+    so. Its prompt has the placeholder ``candidates`` and may have ``count``, ``top`` (how many labels are asked for)
+    and ``example`` (of an answer).
     """
 
     name = "full-list"
     default_prompt = "full_list"
+    needed = frozenset({"candidates"})
+    offered = frozenset({"count", "example", "top"})
 
     def __init__(
         self,

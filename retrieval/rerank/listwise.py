@@ -22,12 +22,14 @@ __all__ = ["ListwiseReranker"]
 class ListwiseReranker(PromptedReranker):
     """Orders windows from the tail of the list to its head, each by a generated answer such as ``[3] > [1] > [2]``.
 
-    A label that an answer leaves out keeps its earlier order behind those that it holds. The placeholders of its
-    prompt are ``history``, ``query``, ``candidates``, ``count`` and ``example``.
+    A label that an answer leaves out keeps its earlier order behind those that it holds. Its prompt has the
+    placeholder ``candidates`` and may have ``count`` and ``example`` (of an answer).
     """
 
     name = "listwise"
     default_prompt = "listwise"
+    needed = frozenset({"candidates"})
+    offered = frozenset({"count", "example"})
 
     def __init__(
         self,

@@ -24,11 +24,13 @@ class PairwiseReranker(PromptedReranker):
     """Orders by comparisons, each asked in both orders.
 
     Where both answers name the same item it is preferred; where they contradict each other (a model that likes the
-    first of two, say) neither is. No pair is asked twice for one request. The placeholders of its prompt are
-    ``history``, ``query`` and ``candidates``.
+    first of two, say) neither is. No pair is asked twice for one request. Its prompt has the placeholder
+    ``candidates``; the labels of the two are its option ``answers``.
     """
 
+    name = "pairwise"
     default_prompt = "pairwise"
+    needed = frozenset({"candidates"})
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class PairwiseReranker(PromptedReranker):
         self.sort = sort
         self.top = at_least(1, "top", top, 10)
         self.name = f"pairwise-{sort}"
+        self.words = self.answers(("A", "B"))
 
     def questions(self, request: RerankRequest) -> list[Chat]:
         """The first two candidates, in both orders."""
@@ -63,7 +66,7 @@ class PairwiseReranker(PromptedReranker):
         self, requests: Sequence[RerankRequest], *, deadline: float | None = None
     ) -> list[RerankResult]:
         """As :class:`Reranker` says; the comparisons that the requests' sorts wait for are one batch."""
-        choice = WordChoice(self.lm, self.answers(("A", "B")), self.prompt.prefill, deadline)
+        choice = WordChoice(self.lm, self.words, self.prompt.prefill, deadline)
         tallies = [Tally() for _ in requests]
         known: list[dict[Pair, float]] = [{} for _ in requests]
         works: list[PairWork] = [SORTS[self.sort](len(request.candidates), self.top) for request in requests]
@@ -104,15 +107,16 @@ class PairwiseReranker(PromptedReranker):
         for at, pair in new:
             there, back = next(answers), next(answers)
             whole = [tallies[at].add(there), tallies[at].add(back)]
+            known[at][pair] = 0.5
             if all(whole):
                 votes = [_first_preferred(there), _first_preferred(back)]
                 tallies[at].faults += Faults(malformed=votes.count(None))
-                decided = None not in votes and votes[0] != votes[1]
-                known[at][pair] = float(votes[0] or 0) if decided else 0.5
+                if None not in votes and votes[0] != votes[1]:
+                    known[at][pair] = float(votes[0] is True)
 
     def _both(self, request: RerankRequest, pair: Pair) -> list[Chat]:
-        names = self.answers(("A", "B"))
-        return [self.chat(request, candidates=self.lines(request, places, names)) for places in (pair, pair[::-1])]
+        lines = (self.lines(request, places, self.words) for places in (pair, pair[::-1]))
+        return [self.chat(request, candidates=text) for text in lines]
 
 
 def _first_preferred(answer: Choice) -> bool | None:

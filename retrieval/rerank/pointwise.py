@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from recsys.retrieval.rerank.item_lines import item_line
-from recsys.retrieval.rerank.lm.protocol import Chat
+from recsys.retrieval.rerank.lm.protocol import Chat, LanguageModel
 from recsys.retrieval.rerank.order import order_of_scores
+from recsys.retrieval.rerank.prompt import Prompt
 from recsys.retrieval.rerank.prompted import PromptedReranker
 from recsys.retrieval.rerank.request import RerankRequest
 from recsys.retrieval.rerank.result import Faults, RerankResult
@@ -20,13 +22,26 @@ __all__ = ["PointwiseReranker"]
 class PointwiseReranker(PromptedReranker):
     """Orders by p(yes) / (p(yes) + p(no)).
 
-    The prompt holds the user first and the candidate last, so that what is common to a user's candidates is computed
-    once by models that reuse prefixes. The placeholders of its prompt are ``history``, ``query`` and ``candidate``.
-    A candidate without an answer keeps its place, and the result then has no scores.
+    The prompt holds the user first and the candidate last (placeholder ``candidate``), so that what is common to a
+    user's candidates is computed once by models that reuse prefixes. A candidate without an answer keeps its place,
+    and the result then has no scores.
     """
 
     name = "pointwise"
     default_prompt = "pointwise"
+    needed = frozenset({"candidate"})
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        *,
+        prompt: str | Path | Prompt | None = None,
+        history_items: int | None = None,
+        item_chars: int | None = None,
+    ) -> None:
+        """As :class:`PromptedReranker` says; the words of yes and no are the prompt's option ``answers``."""
+        super().__init__(lm, prompt=prompt, history_items=history_items, item_chars=item_chars)
+        self.words = self.answers(("Yes", "No"))
 
     def questions(self, request: RerankRequest) -> list[Chat]:
         """One for each candidate, in their order."""
@@ -37,8 +52,7 @@ class PointwiseReranker(PromptedReranker):
     ) -> list[RerankResult]:
         """As :class:`Reranker` says; one batch of all candidates of all requests."""
         chats = [self.questions(request) if len(request.candidates) > 1 else [] for request in requests]
-        words = self.answers(("Yes", "No"))
-        choice = WordChoice(self.lm, words, self.prompt.prefill, deadline)
+        choice = WordChoice(self.lm, self.words, self.prompt.prefill, deadline)
         answers = iter(await choice.ask([chat for asked in chats for chat in asked]))
         results = []
         for request, asked in zip(requests, chats, strict=True):

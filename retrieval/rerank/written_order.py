@@ -14,12 +14,15 @@ _SPARE_TOKENS = 4
 
 
 def example_answer(names: Sequence[str]) -> str:
-    """What an answer looks like, without naming an order that a model could take for the right one.
+    """What an answer looks like.
 
-    >>> example_answer("ABCD"), example_answer("A")
-    ('[B] > [A] > …', '[A]')
+    Measured on SmolLM2-135M-Instruct: with "…" at its end a small model copies it and stops, without an example it
+    copies items instead of labels.
+
+    >>> example_answer("ABCD"), example_answer("AB"), example_answer("A")
+    ('[B] > [C] > [A]', '[B] > [A]', '[A]')
     """
-    return f"[{names[1]}] > [{names[0]}]" + (" > …" if len(names) > 2 else "") if len(names) > 1 else f"[{names[0]}]"
+    return " > ".join(f"[{name}]" for name in (*names[1:3], *names[:1]))
 
 
 def answer_tokens(lm: LanguageModel, names: Sequence[str]) -> int:
@@ -39,8 +42,11 @@ def written(answer: Generation, prefill: str, names: Sequence[str], expected: in
     Returns:
         A permutation of 0 … len(names) - 1.
     """
-    if not tally.add(answer):
-        return read_order(prefill + answer.text, names).places if answer.text else range(len(names))
+    whole = tally.add(answer)
     order = read_order(prefill + answer.text, names, expected=expected)
-    tally.faults += order.faults
+    if prefill and order.faults.malformed:  # some servers begin anew instead of going on
+        anew = read_order(answer.text, names, expected=expected)
+        order = order if anew.faults.malformed else anew
+    if whole:
+        tally.faults += order.faults
     return order.places
