@@ -80,7 +80,7 @@ def candidates(
             pairwise-sliding, listwise, first, full-list, set, embedding-feedback, cross-encoder.
         lm: its language model: a folder, or http(s)://host/v1#model.
         cross_encoder: folder of the model of cross-encoder.
-        feedback: trained weights of embedding-feedback; default none.
+        feedback: folder of a trained head of embedding-feedback; default none.
         prompt: name or file of another prompt than the method's own.
         rerank_top: how many of the first items.
         rerank_weight: of the reranker's score beside the retriever's; default its order alone.
@@ -106,7 +106,7 @@ def candidates(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = Bundle.open(bundle, device)
     newer = _translation(dataset, loaded, split)
-    reorder = None if options is None else ListReorder(options.chain(loaded), loaded)
+    reorder = None if options is None else ListReorder(options.chain(loaded, training_only=split != "now"), loaded)
     search = CandidateSearch(
         loaded,
         names,

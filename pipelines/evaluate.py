@@ -77,7 +77,7 @@ def evaluate(
             pairwise-sliding, listwise, first, full-list, set, embedding-feedback, cross-encoder.
         lm: their language model: a folder, or http(s)://host/v1#model.
         cross_encoder: folder of the model of cross-encoder.
-        feedback: trained weights of embedding-feedback; default none.
+        feedback: folder of a trained head of embedding-feedback; default none.
         prompt: name or file of another prompt than the method's own.
         rerank_top: items of a list that are reranked.
         rerank_weight: of the reranker's score beside the retriever's; default chosen on validation.

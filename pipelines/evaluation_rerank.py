@@ -65,7 +65,7 @@ def rerank_rows(
     before_Q = _full_ranks(lists, ranked, None)
     rows: dict[str, Any] = {retriever: _row(lists, before_Q, before_Q, seed=seed)}
     for one in options:
-        reranker = one.open(bundle)
+        reranker = one.open(bundle, training_only=True)
         name = f"{one.method}({retriever})"
         with progress(f"reranking: {one.method}", len(lists)) as advance:
             run = run_lists(reranker, lists.requests, advance=advance)

@@ -81,7 +81,7 @@ def rerank(
         lists: or lists made elsewhere: Parquet with the columns user_id and item_ids (lists, best first).
         lm: the language model: a folder, or http(s)://host/v1#model.
         cross_encoder: folder of the model of cross-encoder.
-        feedback: trained weights of embedding-feedback; default none.
+        feedback: folder of a trained head of embedding-feedback; default none.
         prompt: name or file of another prompt than the method's own.
         top: how many of the first items are reordered.
         weight: of the reranker's score beside the earlier one; default its order alone.

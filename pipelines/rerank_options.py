@@ -69,8 +69,14 @@ class RerankOptions:
             made.append(cls(method=name, **mine))
         return made
 
-    def open(self, bundle: Bundle, **settings: Any) -> Reranker:
-        """Load the reranker; ``settings`` are those of the method's class."""
+    def open(self, bundle: Bundle, *, training_only: bool = False) -> Reranker:
+        """Load the reranker.
+
+        Args:
+            bundle: that retrieves the lists.
+            training_only: whether transitions of training events alone may be used, as for validation and test.
+        """
+        settings: dict[str, Any] = {"training_only": training_only} if self.method == "embedding-feedback" else {}
         return open_reranker(
             self.method,
             lm=self.lm,
@@ -81,9 +87,9 @@ class RerankOptions:
             **settings,
         )
 
-    def chain(self, bundle: Bundle) -> RerankChain:
-        """The reranker as requests use it."""
-        return RerankChain(self.open(bundle), top=self.top, weight=self.weight)
+    def chain(self, bundle: Bundle, *, training_only: bool = False) -> RerankChain:
+        """The reranker as requests use it; see :meth:`open`."""
+        return RerankChain(self.open(bundle, training_only=training_only), top=self.top, weight=self.weight)
 
     def identity(self) -> dict[str, Any]:
         """What decides the orders, for records and plans: the settings, and hashes of local weights and prompts."""

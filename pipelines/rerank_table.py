@@ -71,7 +71,7 @@ def rows(
         methods: rerankers, A,B.
         lm: their language model: a folder, or http(s)://host/v1#model.
         cross_encoder: folder of the model of cross-encoder.
-        feedback: trained weights of embedding-feedback.
+        feedback: folder of a trained head of embedding-feedback.
         prompt: name or file of another prompt than the method's own.
         label: what tells these rows from others of the same methods, such as trained.
         users: lists that are reranked.
@@ -99,7 +99,7 @@ def rows(
         if name in done:
             stdout_console().print(f"{name}: its row is there already", markup=False)
             continue
-        reranker = one.open(loaded)
+        reranker = one.open(loaded, training_only=True)
         runs: dict[str, RerankRun] = {}
         spent = 0.0
         mixed = shuffled(found["test"].requests[:_MOST_SHUFFLED], seed)

@@ -53,6 +53,7 @@ def change(lists: RerankLists, orders: Orders, other: Orders | None, *, seed: in
 
 def tau(order: Sequence[Any], other: Sequence[Any]) -> float:
     """Kendall's τ of two orders of the same ids."""
+    if len(order) < 2:
+        return 1.0
     place = {item_id: at for at, item_id in enumerate(other)}
-    tau = kendalltau(range(len(order)), [place[item_id] for item_id in order]).statistic
-    return 1.0 if np.isnan(tau) else float(tau)
+    return float(kendalltau(range(len(order)), [place[item_id] for item_id in order]).statistic)

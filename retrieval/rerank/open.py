@@ -41,7 +41,7 @@ def open_reranker(
             ``http(s)://host/v1#model``. For :data:`NEEDS_LM`; ``set`` needs a folder.
         bundle: loaded; for ``embedding-feedback``.
         cross_encoder: folder of a model that scores pairs of texts; for ``cross-encoder``.
-        feedback: file of trained feedback weights; for ``embedding-feedback``, which does without, too.
+        feedback: folder of a trained head; for ``embedding-feedback``, which does without one, too.
         prompt: instead of the method's own, by name, path or loaded; for :data:`PROMPTED`.
         settings: what else the method's class takes.
 
@@ -70,7 +70,7 @@ def open_reranker(
         raise InputError("the method embedding-feedback reads item vectors and the encoder; give bundle")
     from recsys.retrieval.rerank.embedding_feedback import EmbeddingFeedbackReranker
 
-    return EmbeddingFeedbackReranker(bundle, weights=feedback, **settings)
+    return EmbeddingFeedbackReranker(bundle, feedback, **settings)
 
 
 def _language_model(lm: LanguageModel | str | Path) -> LanguageModel:
