@@ -46,7 +46,8 @@ def rerank_rows(
     """Figures of some users' lists before and after every reranker.
 
     Where the split is ``test``, the weight of a fused score is chosen on as many users of validation, and its row
-    follows; a weight of 0 is said as "not adopted".
+    follows; a weight of 0 is said as "not adopted". Of a model that was trained on validation targets these are users
+    whose targets it has not seen.
 
     Args:
         bundle: made from the dataset.
@@ -73,7 +74,7 @@ def rerank_rows(
         rows[name] = _row(lists, after_Q, before_Q, seed=seed) | _moved(lists, run.orders)
         rows[name] |= run.costs() | {"settings": one.identity()}
         weight = one.weight
-        if weight is None and split == "test":
+        if weight is None and split == "test" and not one.holds_earlier_score:
             with progress(f"validation: {one.method}", len(lists)) as advance:
                 chosen, _ = weight_on_validation(
                     bundle,
@@ -85,6 +86,7 @@ def rerank_rows(
                     num_users=num_users,
                     seed=seed,
                     retriever=retriever,
+                    users=one.unseen_users(dataset),
                 )
             weight = chosen.weight
             rows[name]["validation"] = {
@@ -118,14 +120,16 @@ def weight_on_validation(
     num_users: int,
     seed: int,
     retriever: str,
+    users: Ints | None = None,
 ) -> tuple[ChosenWeight, RerankRun]:
     """The weight of a reranker's score beside the retriever's, chosen on lists of validation users, and their run.
 
     Args:
         run: orders lists, the first ones where time is short.
         top: candidates of a list.
+        users: internal users to draw from, where the reranker was trained on the others; None = all.
     """
-    lists = lists_of(bundle, dataset, "validation", top, num_users, seed, retriever)
+    lists = lists_of(bundle, dataset, "validation", top, num_users, seed, retriever, users=users)
     found = run(lists.requests)
     return choose_weight(judged_lists(lists, found)), found
 

@@ -6,14 +6,35 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from recsys.bundle import Bundle
+from recsys.dataset import Dataset
 from recsys.errors import InputError
-from recsys.files import sha256_file
+from recsys.files import read_json, sha256_file
 from recsys.retrieval.rerank.chain import RerankChain
 from recsys.retrieval.rerank.open import METHODS, NEEDS_LM, PROMPTED, open_reranker
 from recsys.retrieval.rerank.reranker import Reranker
 
-__all__ = ["RerankOptions"]
+__all__ = ["TRAINED", "RerankOptions", "validation_users"]
+
+TRAINED = "rerank.json"
+"""In the folder of a trained reranker: how it was made."""
+_TRAIN_SHARE = 0.8
+
+Ints = NDArray[np.int64]
+
+
+def validation_users(dataset: Dataset, seed: int) -> tuple[Ints, Ints]:
+    """Internal users whose validation targets a reranker may be trained on, and those who judge it.
+
+    Args:
+        seed: of the draw.
+    """
+    user_U = np.random.default_rng([seed, 1]).permutation(dataset.requests("validation").user)
+    cut = int(_TRAIN_SHARE * len(user_U))
+    return user_U[:cut], user_U[cut:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +111,27 @@ class RerankOptions:
     def chain(self, bundle: Bundle, *, training_only: bool = False) -> RerankChain:
         """The reranker as requests use it; see :meth:`open`."""
         return RerankChain(self.open(bundle, training_only=training_only), top=self.top, weight=self.weight)
+
+    @property
+    def holds_earlier_score(self) -> bool:
+        """Whether the reranker's score is that of the retriever and what it adds, so that no weight is chosen."""
+        return self.method == "embedding-feedback"
+
+    def unseen_users(self, dataset: Dataset) -> Ints | None:
+        """Internal users whose validation targets a trained model has not seen; None = all.
+
+        Raises:
+            InputError: the model was trained on other data.
+        """
+        about = None if self.lm is None else Path(self.lm) / TRAINED
+        if about is None or not about.is_file():
+            return None
+        settings = read_json(about).get("settings", {})
+        if settings.get("lists") != "validation":
+            return None
+        if settings.get("data") != dataset.manifest.data_hash:
+            raise InputError(f"--lm: {about} was trained on the targets of other data than {dataset.path}")
+        return validation_users(dataset, int(settings["seed"]))[1]
 
     def identity(self) -> dict[str, Any]:
         """What decides the orders, for records and plans: the settings, and hashes of local weights and prompts."""

@@ -90,38 +90,42 @@ def rows(
     work.mkdir(parents=True, exist_ok=True)
     done = {row["name"] for row in read_rows(work / "rows.jsonl")}
     about = {"top": top, "seed": seed, "retriever": retriever, "rank_by": rank_by, "every": every}
-    found = {
-        split: lists_like(loaded, dataset, split, about, number)
-        for split, number in (("test", users), ("validation", validation_users))
-    }
+    tested = lists_like(loaded, dataset, "test", about, users)
+    mixed = shuffled(tested.requests[:_MOST_SHUFFLED], seed)
     for one in options:
         name = f"{one.method} ({label})" if label else one.method
         if name in done:
             stdout_console().print(f"{name}: its row is there already", markup=False)
             continue
         reranker = one.open(loaded, training_only=True)
+        asked = {"test": tested.requests, "shuffled": mixed}
+        validation = None
+        if not one.holds_earlier_score:
+            unseen = one.unseen_users(dataset)
+            validation = lists_like(loaded, dataset, "validation", about, validation_users, unseen)
+            asked["validation"] = validation.requests
         runs: dict[str, RerankRun] = {}
         spent = 0.0
-        mixed = shuffled(found["test"].requests[:_MOST_SHUFFLED], seed)
-        asked = {"test": found["test"].requests, "validation": found["validation"].requests, "shuffled": mixed}
         for part, share in _PARTS.items():
+            if part not in asked:
+                continue
             with progress_bar(f"{name}: {part}", len(asked[part]), "lists") as advance:
                 path = work / f"{file_of(name)}.{part}.jsonl"
                 left = share * 60 * minutes - spent
                 runs[part] = stored_run(path, reranker, asked[part], seconds=left, advance=advance)
             spent += runs[part].seconds
-        lists = found["test"]
+        lists = tested
         if len(runs["test"]) < len(lists):  # so that it is known how many users stand behind the first ones
             lists = lists_like(loaded, dataset, "test", about, len(runs["test"]))
         row = {"name": name, **about, "data_hash": dataset.manifest.data_hash, "settings": one.identity()}
-        row |= _row(lists, found["validation"], runs, mixed, seed=seed)
+        row |= _row(lists, validation, runs, mixed, seed=seed)
         append_row(work / "rows.jsonl", row)
         stdout_console().print(_sentence(row), markup=False)
 
 
 def _row(
     lists: RerankLists,
-    validation: RerankLists,
+    validation: RerankLists | None,
     runs: Mapping[str, RerankRun],
     mixed: Sequence[RerankRequest],
     *,
@@ -131,7 +135,7 @@ def _row(
 
     Args:
         lists: those that were reranked.
-        validation: lists whose first ones were.
+        validation: lists whose first ones were, for the weight; None = the score holds the earlier one.
         runs: by part.
         mixed: the lists in random order, in the order of ``lists``.
     """
@@ -141,17 +145,18 @@ def _row(
         "after": lists.figures(run.orders, seed=seed) | change(lists, run.orders, None, seed=seed),
         **run.costs(),
     }
-    chosen = choose_weight(judged_lists(validation, runs["validation"]))
-    orders = fused_orders(lists, run, chosen.weight)
-    row["fused"] = {
-        "weight": chosen.weight,
-        "adopted": chosen.weight > 0,
-        "num_validation": chosen.num_lists,
-        "validation_ndcg@10": chosen.ndcg,
-        "validation_ndcg@10_before": chosen.before,
-        **lists.figures(orders, seed=seed),
-        **change(lists, orders, None, seed=seed),
-    }
+    if validation is not None:
+        chosen = choose_weight(judged_lists(validation, runs["validation"]))
+        orders = fused_orders(lists, run, chosen.weight)
+        row["fused"] = {
+            "weight": chosen.weight,
+            "adopted": chosen.weight > 0,
+            "num_validation": chosen.num_lists,
+            "validation_ndcg@10": chosen.ndcg,
+            "validation_ndcg@10_before": chosen.before,
+            **lists.figures(orders, seed=seed),
+            **change(lists, orders, None, seed=seed),
+        }
     count = min(len(run), len(runs["shuffled"]))
     few, control = lists.take(range(count)), runs["shuffled"].orders[:count]
     row["shuffled"] = {"num_lists": count}
@@ -166,13 +171,16 @@ def _row(
 
 
 def _sentence(row: dict[str, Any]) -> str:
-    after, fused = row["after"], row["fused"]
+    after, fused = row["after"], row.get("fused")
     more, (low, high) = after.get("ndcg@10_hits_change", 0.0), after.get("ndcg@10_hits_change_ci", (0.0, 0.0))
-    adopted = f"weight {fused['weight']:g}" if fused["adopted"] else "not adopted"
+    beside = ""
+    if fused is not None:
+        adopted = f"weight {fused['weight']:g}" if fused["adopted"] else "not adopted"
+        beside = f"fused {fused.get('ndcg@10_hits', 0.0):.4f} ({adopted}), "
     return (
         f"{row['name']}: {after['num_lists']} lists, NDCG@10 of hits {row['before'].get('ndcg@10_hits', 0.0):.4f} -> "
         f"{after.get('ndcg@10_hits', 0.0):.4f} ({more:+.4f} [{low:+.4f}, {high:+.4f}]), "
-        f"fused {fused.get('ndcg@10_hits', 0.0):.4f} ({adopted}), {after['changed']:.0%} changed, "
+        f"{beside}{after['changed']:.0%} changed, "
         f"{row['ms_per_list']:.0f} ms, {row['prompt_tokens_per_list']:.0f} tokens a list"
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from recsys.bootstrap import mean_intervals, paired_difference
@@ -21,16 +22,24 @@ __all__ = ["change", "lists_like", "tau"]
 Orders = Sequence[Sequence[Any]]
 
 
-def lists_like(bundle: Bundle, dataset: Dataset, split: str, row: Mapping[str, Any], number: int) -> RerankLists:
+def lists_like(
+    bundle: Bundle,
+    dataset: Dataset,
+    split: str,
+    row: Mapping[str, Any],
+    number: int,
+    users: NDArray[np.int64] | None = None,
+) -> RerankLists:
     """The first lists of those that a row was measured on.
 
     Args:
         row: holds ``top``, ``seed``, ``retriever``, ``rank_by`` and ``every``.
         number: how many.
+        users: internal users to draw from; None = all of the split.
     """
     return lists_of(
         bundle, dataset, split, row["top"], number, row["seed"], row["retriever"], row["rank_by"],
-        hits_only=not row["every"],
+        hits_only=not row["every"], users=users,
     )  # fmt: skip
 
 

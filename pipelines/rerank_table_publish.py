@@ -66,7 +66,8 @@ def method_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row per method, the largest NDCG@10 after it first."""
     made = []
     for row in sorted(rows, key=lambda row: -row["after"].get("ndcg@10_hits", 0.0)):
-        after, fused, shuffled = row["after"], row["fused"], row["shuffled"]
+        after, fused, shuffled = row["after"], row.get("fused"), row["shuffled"]
+        weight = "in its score" if fused is None else f"{fused['weight']:g}" if fused["adopted"] else "not adopted"
         one = {
             "method": row["name"],
             "lists": after["num_lists"],
@@ -78,14 +79,14 @@ def method_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "change_ci": after.get("ndcg@10_hits_change_ci"),
             "change, all users": after["ndcg@10_change"],
             "change, all users_ci": after["ndcg@10_change_ci"],
-            "weight": f"{fused['weight']:g}" if fused["adopted"] else "not adopted",
+            "weight": weight,
             "top 10 changed": f"{after['changed']:.0%}",
             "ms a list": round(row["ms_per_list"]),
             "tokens a list": round(row["prompt_tokens_per_list"]),
             "reused": round(row["reused_tokens_per_list"]),
             "generated": round(row["generated_tokens_per_list"]),
         }
-        if fused["adopted"]:
+        if fused is not None and fused["adopted"]:
             one |= {
                 "fused": fused.get("ndcg@10_hits"),
                 "fused change": fused.get("ndcg@10_hits_change"),
