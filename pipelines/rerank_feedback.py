@@ -31,13 +31,18 @@ __all__ = ["FittedFeedback", "fit_feedback"]
 
 _LEARNED, _JUDGED = 50, 20
 """Candidates of a list that nets learn from, and those that are put in order to choose the weight."""
-_FOLDS, _MEMBERS, _HIDDEN = 5, 3, 16
+_FOLDS, _MORE_FOLDS, _FEW_LISTS = 5, 10, 2000
+"""Fewer lists are learned from in more folds, so that each net misses fewer of them."""
+_MEMBERS, _HIDDEN = 3, 16
 _EPOCHS = (8, 15)
 """Lengths of training that are tried; the one that explains the targets of unseen lists better stays."""
 _RATE, _DECAY, _DROPOUT, _BATCH = 4e-3, 0.1, 0.3, 128
 _WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 _STANDARD_ERRORS = 2.0
 """By which a gain must exceed 0, as for the weights of the hybrid retriever."""
+_JUDGES = 5
+"""Parts of the lists, each of which judges the weight that the others choose; with halves, a few hundred lists that
+hold their target choose at random."""
 _LEAST = 50
 """Lists that hold their target without which nothing is fitted."""
 
@@ -96,7 +101,8 @@ def fit_feedback(
         )
     mean_F = lists.feature_QKF.mean((0, 1))
     scale_F = lists.feature_QKF.std((0, 1)).clamp_min(1e-6)
-    fold_Q = torch.from_numpy(np.random.default_rng(seed).permutation(num_lists) % _FOLDS)
+    num_folds = _FOLDS if num_lists >= _FEW_LISTS else _MORE_FOLDS
+    fold_Q = torch.from_numpy(np.random.default_rng(seed).permutation(num_lists) % num_folds)
     head = FeedbackHead(
         names=lists.names, mean_F=mean_F, scale_F=scale_F, net=FeedbackNet(len(lists.names), _HIDDEN, 1),
         weight=0.0, model_hash=bundle.model_hash, text_IV=text_IV,
@@ -151,12 +157,12 @@ def _cross_fitted(
 ) -> tuple[list[FeedbackNet], Tensor]:
     """A net per fold, learned from the others, and [Q, K] what each adds to the lists of its own fold."""
     nets, added_QK = [], torch.zeros_like(lists.score_QK)
-    for fold in range(_FOLDS):
+    for fold in range(int(fold_Q.max()) + 1):
         learns = (fold_Q != fold).nonzero().flatten()
         net = _trained(feature_QKF[learns], lists.score_QK[learns], lists.is_target_QK[learns], epochs, seed + fold)
         unseen = (fold_Q == fold).nonzero().flatten()
         with torch.inference_mode():
-            added_QK[unseen] = net(feature_QKF[unseen][None]).mean(0)
+            added_QK[unseen] = net(feature_QKF[unseen]).mean(0)
         nets.append(net)
     return nets, added_QK
 
@@ -172,7 +178,7 @@ def _trained(feature_QKF: Tensor, score_QK: Tensor, is_target_QK: Tensor, epochs
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=epochs * per_epoch + 1)
         for _ in range(epochs):
             for rows in torch.randperm(len(feature_QKF)).split(_BATCH):
-                score_MBK = score_QK[rows] + net(feature_QKF[rows][None], _DROPOUT)
+                score_MBK = score_QK[rows] + net(feature_QKF[rows], _DROPOUT)
                 target_B = is_target_QK[rows].float().argmax(1)
                 nats_MB = F.cross_entropy(
                     score_MBK.flatten(0, 1), target_B.repeat(len(score_MBK)), reduction="none"
@@ -200,19 +206,34 @@ def _gains(lists: _Lists, added_QK: Tensor, weight: float) -> Tensor:
 
 
 def _weight(lists: _Lists, added_QK: Tensor) -> float:
-    """The best weight; 0 where the gain of each half under the weight that the other half chooses is within two
-    standard errors."""
-    gain_WQ = torch.stack([_gains(lists, added_QK, weight) for weight in _WEIGHTS])
-    first_Q = torch.arange(gain_WQ.shape[1]) % 2 == 0
-    best, by_first, by_second = (
-        int(gain_WQ[:, rows].mean(1).argmax()) for rows in (torch.ones_like(first_Q), first_Q, ~first_Q)
-    )
-    more_Q = torch.where(first_Q, gain_WQ[by_second], gain_WQ[by_first]) - gain_WQ[0]
-    # Lists without their target gain exactly nothing, and count.
-    count = lists.num_requests
-    mean = float(more_Q.sum()) / count
-    variance = float((more_Q**2).sum()) / count - mean**2
-    return _WEIGHTS[best] if mean > _STANDARD_ERRORS * (variance / count) ** 0.5 else 0.0
+    """The weight whose gain less its standard error is largest; 0 where the gain of each fifth of the lists under the
+    weight that the other four choose is within two standard errors."""
+    more_WQ = torch.stack([_gains(lists, added_QK, weight) for weight in _WEIGHTS])
+    more_WQ = more_WQ - more_WQ[0]
+    share = len(lists.score_QK) / lists.num_requests
+    part_Q = torch.arange(more_WQ.shape[1]) % _JUDGES
+
+    def chosen(rows_Q: Tensor) -> int:
+        mean_W, error_W = _mean_and_error(more_WQ[:, rows_Q], share)
+        return int((mean_W - error_W).argmax())
+
+    more_Q = torch.zeros_like(more_WQ[0])
+    for part in range(_JUDGES):
+        more_Q[part_Q == part] = more_WQ[chosen(part_Q != part)][part_Q == part]
+    mean_W, error_W = _mean_and_error(more_Q[None], share)
+    adopted = float(mean_W) > _STANDARD_ERRORS * float(error_W)
+    return _WEIGHTS[chosen(part_Q >= 0)] if adopted else 0.0
+
+
+def _mean_and_error(more_WQ: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """[W] mean gain over requests and its standard error; lists without their target, not among the Q, gain nothing.
+
+    Args:
+        share: of the requests whose lists are among the Q.
+    """
+    mean_W = more_WQ.mean(1) * share
+    variance_W = more_WQ.square().mean(1) * share - mean_W.square()
+    return mean_W, (variance_W * share / more_WQ.shape[1]).sqrt()
 
 
 def _joined(nets: list[FeedbackNet]) -> FeedbackNet:

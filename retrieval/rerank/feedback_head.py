@@ -5,7 +5,7 @@
     feedback.json            what it reads, the bundle it belongs to, its weight and how that was chosen
     feedback.safetensors     its weights, and the item vectors of a text encoder where it reads some
 
-Suffixes: M = members, F = features, H = hidden width, B = requests, K = candidates, I = items, V = width of text vectors.
+Suffixes: M = members, F = features, H = hidden width, C = columns of one product, B = requests, K = candidates, I = items, V = width of text vectors.
 """
 
 from __future__ import annotations
@@ -44,12 +44,16 @@ class FeedbackNet(nn.Module):
         self.bias_MH = nn.Parameter(torch.zeros(members, hidden))
         self.outer_MH = nn.Parameter(torch.zeros(members, hidden))
 
-    def forward(self, feature_MBKF: Tensor, dropout: float = 0.0) -> Tensor:
-        """[M, B, K] what each member adds to the scores; M of the features may be 1."""
-        inner = torch.einsum("mbkf,mfh->mbkh", feature_MBKF.expand(len(self.linear_MF), -1, -1, -1), self.inner_MFH)
-        inner = F.dropout(F.gelu(inner + self.bias_MH[:, None, None]), dropout, self.training)
-        linear = torch.einsum("mbkf,mf->mbk", feature_MBKF.expand(len(self.linear_MF), -1, -1, -1), self.linear_MF)
-        return linear + torch.einsum("mbkh,mh->mbk", inner, self.outer_MH)
+    def forward(self, feature_BKF: Tensor, dropout: float = 0.0) -> Tensor:
+        """[M, B, K] what each member adds to the scores."""
+        members, _, hidden = self.inner_MFH.shape
+        # One product for all members, the linear parts as further columns.
+        columns_FC = torch.cat([self.inner_MFH.transpose(0, 1).flatten(1), self.linear_MF.T], 1)
+        out_BKC = feature_BKF @ columns_FC
+        inner_BKMH = out_BKC[..., : members * hidden].unflatten(-1, (members, hidden)) + self.bias_MH
+        inner_BKMH = F.dropout(F.gelu(inner_BKMH), dropout, self.training)
+        added_BKM = (inner_BKMH * self.outer_MH).sum(-1) + out_BKC[..., members * hidden :]
+        return added_BKM.permute(2, 0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +81,7 @@ class FeedbackHead:
     @torch.inference_mode()
     def scores(self, feature_BKF: Tensor) -> Tensor:
         """[B, K] mean of the members."""
-        scores: Tensor = self.net(self.standardised(feature_BKF)[None]).mean(0)
+        scores: Tensor = self.net(self.standardised(feature_BKF)).mean(0)
         return scores
 
     def save(self, folder: Path) -> None:

@@ -15,6 +15,7 @@ from recsys.retrieval.rerank.lm.model_worker import ModelWorker
 from recsys.retrieval.rerank.lm.prefix_store import PrefixStore
 from recsys.retrieval.rerank.lm.protocol import Chat, Choice, Generation
 from recsys.retrieval.rerank.lm.question import Job, Question
+from recsys.retrieval.rerank.lm.run_pass import check_runs
 from recsys.retrieval.rerank.lm.usage import Prices, Usage
 
 __all__ = ["LocalLanguageModel"]
@@ -36,7 +37,7 @@ class LocalLanguageModel:
         tokenizer: Any,
         *,
         name: str,
-        where: object = "the tokenizer",
+        where: object = "the model",
         prices: Prices | None = None,
         kept_bytes: int = 1 << 29,
         batch_tokens: int | None = None,
@@ -46,13 +47,17 @@ class LocalLanguageModel:
         Args:
             model: a causal language model of transformers, in eval mode.
             tokenizer: its own.
-            where: in messages about the tokenizer.
+            where: in messages about it.
             name, prices, kept_bytes, batch_tokens, reuse: as in :meth:`load`.
+
+        Raises:
+            InputError: the model keeps no keys and values per token, or there is no chat template.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
-        self.context_tokens = int(model.config.get_text_config().max_position_embeddings)
+        limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
+        self.context_tokens = int(next((limit for limit in limits if limit and limit < 1 << 30), 2048))
         self._prices = prices or Prices()
         self._tokens = ChatTokens(tokenizer, where)
         ends = model.generation_config.eos_token_id
@@ -61,6 +66,7 @@ class LocalLanguageModel:
             batch_tokens = 512 if model.device.type == "cpu" else 16384
         if batch_tokens < 1 or kept_bytes < 0:
             raise InputError(f"batch_tokens {batch_tokens} or kept_bytes {kept_bytes} is too small; give more")
+        check_runs(model, where)
         self._store = PrefixStore(kept_bytes) if reuse else None
         self._worker = ModelWorker(model, tokenizer, stop_ids=stop_ids, batch_tokens=batch_tokens, store=self._store)
 
@@ -116,9 +122,22 @@ class LocalLanguageModel:
         """Of keys and values kept now."""
         return 0 if self._store is None else self._store.num_bytes
 
+    def forget(self) -> None:
+        """Drop the keys and values of earlier prompts, after what is being computed."""
+        self._worker.forget()
+
     def encode_chat(self, chat: Chat, prefill: str = "") -> list[int]:
         """Tokens of a chat as the model reads it. Texts of messages never become special tokens."""
         return self._tokens.encode(chat, prefill)[0]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Tokens of a plain text, none of them special."""
+        return self._tokens.text_ids(text)
+
+    @property
+    def prices(self) -> Prices:
+        """That costs are counted by."""
+        return self._prices
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of plain texts."""

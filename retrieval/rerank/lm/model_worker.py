@@ -1,6 +1,6 @@
 """The thread in which a model computes, for all who ask it.
 
-Suffixes: B = rows computed together, N = new tokens of the longest row, W = past and new ones, V = vocabulary.
+Suffixes: B = rows computed together, V = vocabulary.
 """
 
 from __future__ import annotations
@@ -8,18 +8,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from recsys.retrieval.rerank.lm.decoding import Decoding
-from recsys.retrieval.rerank.lm.kept_states import KeptStates, PastLayer, model_cache
+from recsys.retrieval.rerank.lm.kept_states import KeptStates
 from recsys.retrieval.rerank.lm.prefix_plan import PlannedRun, plan_runs
 from recsys.retrieval.rerank.lm.prefix_store import PrefixStore
 from recsys.retrieval.rerank.lm.question import Job, Question
+from recsys.retrieval.rerank.lm.run_pass import compute_runs
 
 __all__ = ["ModelWorker"]
 
@@ -53,7 +52,6 @@ class ModelWorker:
         """
         self._model, self._tokenizer = model, tokenizer
         self._stop_ids, self._batch_tokens, self._store = stop_ids, batch_tokens, store
-        self._num_layers = int(model.config.get_text_config().num_hidden_layers)
         self._lock = threading.Lock()
         self._arrived: list[Job] = []
         self._busy = False
@@ -74,6 +72,11 @@ class ModelWorker:
                 return
             self._busy = True
         self._thread.submit(self._work)
+
+    def forget(self) -> None:
+        """Drop what the store keeps, in the worker's thread, between two rounds of work."""
+        if self._store is not None:
+            self._thread.submit(self._store.clear).result()
 
     def _work(self) -> None:
         jobs: list[Job] = []
@@ -173,9 +176,14 @@ class ModelWorker:
         batch = self._next_batch()
         if not batch:
             return
+
+        def check() -> None:
+            if not any(question.alive for run in batch for question in run.questions):
+                raise _NobodyWaits
+
         start = time.monotonic()
         try:
-            logits_BV, states = self._pass(batch)
+            logits_BV, states = compute_runs(self._model, batch, check)
         except _NobodyWaits:
             for question in (question for run in batch for question in run.questions):
                 question.end("deadline")
@@ -208,46 +216,6 @@ class ModelWorker:
                 if question.options is not None:
                     question.end("stop")
         self._stack += sorted(children, key=len)
-
-    def _pass(self, batch: Sequence[Run]) -> tuple[Tensor, list[KeptStates]]:
-        """Logits after each run, [B, V], and the states of its tokens, in the batch's memory."""
-        lengths = [len(run) for run in batch]
-        rows, longest = len(batch), max(lengths)
-        widest = max(len(run.tokens) for run in batch)
-        id_BN = torch.zeros((rows, longest), dtype=torch.int64)
-        mask_BW = torch.zeros((rows, widest), dtype=torch.int64)
-        place_BN = torch.zeros((rows, longest), dtype=torch.int64)
-        for row, run in enumerate(batch):
-            id_BN[row, longest - len(run) :] = torch.tensor(run.tokens[run.start :])
-            place_BN[row, longest - len(run) :] = torch.arange(run.start, len(run.tokens))
-            mask_BW[row, widest - len(run.tokens) :] = 1
-
-        def check() -> None:
-            if not any(question.alive for run in batch for question in run.questions):
-                raise _NobodyWaits
-
-        layers = []
-        for at in range(self._num_layers):
-            past = [[kept for part in run.past or [] for kept in (part.keys[at], part.values[at])] for run in batch]
-            layers.append(PastLayer(past, lengths, check))
-        device = self._model.device
-        logits_BV = self._model(
-            input_ids=id_BN.to(device),
-            attention_mask=mask_BW.to(device),
-            position_ids=place_BN.to(device),
-            past_key_values=model_cache(layers),
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        new = [layer.new for layer in layers if layer.new is not None]
-        states = [
-            KeptStates(
-                [key[row, :, longest - length :] for key, _ in new],
-                [value[row, :, longest - length :] for _, value in new],
-            )
-            for row, length in enumerate(lengths)
-        ]
-        return logits_BV, states
 
     def _take(self, question: Question, token: int) -> None:
         """Add a token to an answer."""
