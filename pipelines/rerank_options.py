@@ -14,13 +14,12 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import read_json, sha256_file
 from recsys.retrieval.rerank.chain import RerankChain
+from recsys.retrieval.rerank.lm.adapter import TRAINED
 from recsys.retrieval.rerank.open import METHODS, NEEDS_LM, PROMPTED, open_reranker
 from recsys.retrieval.rerank.reranker import Reranker
 
-__all__ = ["TRAINED", "RerankOptions", "validation_users"]
+__all__ = ["RerankOptions", "validation_users"]
 
-TRAINED = "rerank.json"
-"""In the folder of a trained reranker: how it was made."""
 _TRAIN_SHARE = 0.8
 
 Ints = NDArray[np.int64]
@@ -56,7 +55,7 @@ class RerankOptions:
             "lm": self.method in NEEDS_LM,
             "cross_encoder": self.method == "cross-encoder",
             "feedback": self.method == "embedding-feedback",
-            "prompt": self.method in (*PROMPTED, "set"),
+            "prompt": self.method in PROMPTED,
         }
         for name, is_read in reads.items():
             flag = f"--{name.replace('_', '-')}"
@@ -82,7 +81,9 @@ class RerankOptions:
         for name in names:
             mine = dict(fields)
             if name not in NEEDS_LM:
-                mine |= {"lm": None, "prompt": None}
+                mine["lm"] = None
+            if name not in PROMPTED:
+                mine["prompt"] = None
             if name != "cross-encoder":
                 mine["cross_encoder"] = None
             if name != "embedding-feedback":

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "NEEDS_LM", "PROMPTED", "open_reranker"]
 
-PROMPTED = ("pointwise", "pairwise-all", "pairwise-heap", "pairwise-sliding", "listwise", "first", "full-list")
-"""Methods that put a prompt to any language model."""
-NEEDS_LM = (*PROMPTED, "set")
-METHODS = (*NEEDS_LM, "embedding-feedback", "cross-encoder")
+NEEDS_LM = ("pointwise", "pairwise-all", "pairwise-heap", "pairwise-sliding", "listwise", "first", "full-list", "set")
+"""Methods that ask a language model."""
+PROMPTED = (*NEEDS_LM, "cross-encoder")
+"""Methods that word what they know by a prompt file."""
+METHODS = (*PROMPTED, "embedding-feedback")
 
 
 def open_reranker(
@@ -58,14 +59,14 @@ def open_reranker(
                 f"the method {method} needs a language model; give lm, a folder or http(s)://host/v1#model"
             )
         return _of_language_model(method, _language_model(lm), prompt, settings)
-    if prompt is not None:
-        raise InputError(f"the method {method} asks no language model; leave the prompt out")
     if method == "cross-encoder":
         if cross_encoder is None:
             raise InputError("the method cross-encoder needs a folder of a cross-encoder; give cross_encoder")
         from recsys.retrieval.rerank.cross_encoder import CrossEncoderReranker
 
-        return CrossEncoderReranker.load(cross_encoder, **settings)
+        return CrossEncoderReranker(cross_encoder, **({} if prompt is None else {"prompt": prompt}), **settings)
+    if prompt is not None:
+        raise InputError(f"the method {method} words nothing; leave the prompt out")
     if bundle is None:
         raise InputError("the method embedding-feedback reads item vectors and the encoder; give bundle")
     from recsys.retrieval.rerank.embedding_feedback import EmbeddingFeedbackReranker
@@ -84,12 +85,10 @@ def _language_model(lm: LanguageModel | str | Path) -> LanguageModel:
 def _of_language_model(
     method: str, lm: LanguageModel, prompt: Prompt | str | Path | None, settings: dict[str, Any]
 ) -> Reranker:
-    if method == "set":
-        from recsys.retrieval.rerank.set_prompting import SetReranker
-
-        return SetReranker(lm, **({} if prompt is None else {"prompt": prompt}), **settings)
     made: Callable[..., Reranker]
-    if method == "pointwise":
+    if method == "set":
+        from recsys.retrieval.rerank.set_prompting import SetPromptingReranker as made
+    elif method == "pointwise":
         from recsys.retrieval.rerank.pointwise import PointwiseReranker as made
     elif method == "listwise":
         from recsys.retrieval.rerank.listwise import ListwiseReranker as made

@@ -9,11 +9,12 @@ from typing import Any
 import polars as pl
 import pytest
 
+from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.pipelines.cli import main, run_command
 from recsys.pipelines.evaluate import evaluate_bundle
-from recsys.pipelines.rerank_options import RerankOptions
+from recsys.pipelines.rerank_options import RerankOptions, validation_users
 from recsys.retrieval.recommender import Recommender
 from recsys.retrieval.rerank.chain import RerankChain
 from recsys.retrieval.rerank.open import METHODS, open_reranker
@@ -117,7 +118,7 @@ def test_options_refuse_what_a_method_lacks_or_does_not_read() -> None:
         open_reranker("pairwise-heep", lm="x")
     with pytest.raises(InputError, match="needs a language model"):
         open_reranker("set")
-    with pytest.raises(InputError, match="leave the prompt out"):
+    with pytest.raises(InputError, match="words nothing; leave the prompt out"):
         open_reranker("embedding-feedback", prompt="first")
     assert len(METHODS) == 10
 
@@ -218,3 +219,44 @@ def test_candidates_of_several_retrievers_take_turns_before_they_are_reranked(
         assert sorted(before["item_ids"]) == sorted(row["item_ids"])
         label: dict[Any, Any] = dict(zip(before["item_ids"], before["retriever"], strict=True))
         assert [label[item] for item in row["item_ids"]] == row["retriever"]
+
+
+def test_a_trained_models_weight_is_chosen_on_targets_that_it_has_not_seen(
+    toy_bundle: Path, toy_dataset: Dataset, tmp_path: Path
+) -> None:
+    from recsys.pipelines.rerank_fit import _Lists
+
+    lists = _Lists(Bundle.open(toy_bundle), toy_dataset, 5, "dense", None, 3)
+    seen, unseen = validation_users(toy_dataset, 3)
+    assert set(lists._train_U) == set(seen) and set(lists._other_U) == set(unseen) and not set(seen) & set(unseen)
+    assert 0 < len(unseen) < len(seen)
+    options = RerankOptions(method="first", lm=str(tmp_path))
+    assert options.unseen_users(toy_dataset) is None
+    settings = {"lists": "validation", "seed": 3, "data": toy_dataset.manifest.data_hash}
+    (tmp_path / "rerank.json").write_text(json.dumps({"settings": settings}))
+    found = options.unseen_users(toy_dataset)
+    assert found is not None and found.tolist() == unseen.tolist()
+    (tmp_path / "rerank.json").write_text(json.dumps({"settings": settings | {"lists": "train"}}))
+    assert options.unseen_users(toy_dataset) is None
+    (tmp_path / "rerank.json").write_text(json.dumps({"settings": settings | {"data": "other"}}))
+    with pytest.raises(InputError, match="targets of other data"):
+        options.unseen_users(toy_dataset)
+
+
+def test_embedding_feedback_needs_no_language_model(
+    toy_bundle: Path, toy_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("evaluate", "--bundle", toy_bundle, "--data", toy_dataset.path, "--retrievers", "dense",
+        "--rerank", "embedding-feedback", "--rerank-users", 9, "--json", tmp_path / "e.json")  # fmt: skip
+    rows = json.loads((tmp_path / "e.json").read_text())["reranked"]["rows"]
+    assert set(rows) == {"dense", "embedding-feedback(dense)"}  # its score holds the retriever's: no weight is chosen
+    assert rows["embedding-feedback(dense)"]["prompt_tokens_per_list"] == 0
+    capsys.readouterr()
+    run("rerank", "--bundle", toy_bundle, "--user", "u3", "--method", "embedding-feedback", "--dry")
+    assert "asks no language model" in capsys.readouterr().out
+    users = tmp_path / "users.txt"
+    users.write_text("u1\nu2\nu3")
+    words = ("--users", users, "--rerank", "embedding-feedback")
+    now = candidates(toy_bundle, toy_dataset, tmp_path / "now", *words)
+    test = candidates(toy_bundle, toy_dataset, tmp_path / "test", *words, "--split", "test")
+    assert len(now) == 3 and len(test) <= 3
