@@ -64,7 +64,9 @@ def open_reranker(
             raise InputError("the method cross-encoder needs a folder of a cross-encoder; give cross_encoder")
         from recsys.retrieval.rerank.cross_encoder import CrossEncoderReranker
 
-        return CrossEncoderReranker(cross_encoder, **({} if prompt is None else {"prompt": prompt}), **settings)
+        if prompt is not None:
+            settings = {"prompt": prompt, **settings}
+        return CrossEncoderReranker(cross_encoder, **settings)
     if prompt is not None:
         raise InputError(f"the method {method} words nothing; leave the prompt out")
     if bundle is None:
