@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
-
-import lightning as L
-import numpy as np
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
 from recsys.bootstrap import paired_difference
 from recsys.bundle import Bundle
@@ -21,29 +13,31 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import atomic_folder, sha256_file, write_json
 from recsys.pipelines.console import progress_bar, stdout_console
-from recsys.pipelines.last_checkpoint import LastCheckpoint
-from recsys.pipelines.rerank_fit_examples import Example, ExampleMaker, within_budget
-from recsys.pipelines.rerank_fit_module import FIGURE, LossName, RerankModule, Tuning, score_examples
+from recsys.pipelines.rerank_feedback import fit_feedback
+from recsys.pipelines.rerank_fit_examples import ExampleMaker, within_budget
+from recsys.pipelines.rerank_fit_lists import FitLists
+from recsys.pipelines.rerank_fit_module import LossName, Tuning
 from recsys.pipelines.rerank_fit_run import RunFolder
 from recsys.pipelines.rerank_fit_teacher import teacher_ranks
-from recsys.pipelines.rerank_lists import TRAIN, RerankLists, lists_of, slate_lists
+from recsys.pipelines.rerank_fit_training import train_reranker
+from recsys.pipelines.rerank_lists import RerankLists
+from recsys.retrieval.rerank.embedding_feedback import EmbeddingFeedbackReranker
 from recsys.retrieval.rerank.first import FirstReranker
 from recsys.retrieval.rerank.full_list import FullListReranker
 from recsys.retrieval.rerank.item_lines import LETTERS
 from recsys.retrieval.rerank.lm.adapter import TRAINED, fingerprint, is_adapter
 from recsys.retrieval.rerank.lm.chat_tokens import ChatTokens
 from recsys.retrieval.rerank.lm.local import LocalLanguageModel
+from recsys.retrieval.rerank.reranker import Reranker
 
-__all__ = ["rerank_fit", "train_reranker"]
+__all__ = ["rerank_fit"]
 
 FORMAT_VERSION = 1
-_TRAIN_SHARE = 0.8
-"""Of the users with a validation target, where their lists train; the others choose the epoch."""
+FEEDBACK = "feedback.json"
+"""Marks a folder with a head of embedding feedback."""
 _AT_ONCE = 16
 """Lists that are measured together."""
 _LR = {"adapter": 2e-4, "whole": 2e-5}
-_LAST_EVERY = 10
-"""Steps between checkpoints."""
 
 
 def rerank_fit(
@@ -68,6 +62,7 @@ def rerank_fit(
     retriever: str = "dense",
     rank_by: str | None = None,
     prompt: Path | None = None,
+    text_encoder: Path | None = None,
     valid_users: int = 50,
     test_users: int = 100,
     rank_weight: float = 1.0,
@@ -107,6 +102,7 @@ def rerank_fit(
         retriever: whose lists they are.
         rank_by: order lists by the probability of this action instead of by retrieval.
         prompt: a prompt file in the place of the method's own.
+        text_encoder: a sentence-transformers folder whose vectors of item texts embedding-feedback reads as well.
         valid_users: lists that choose the best epoch.
         test_users: lists of the test split with their target, for the figures before and after; 0 = none.
         rank_weight: of the ranking loss of first, beside that of the language model.
@@ -118,15 +114,21 @@ def rerank_fit(
     """
     settings = {name: value for name, value in locals().items() if name != "resume"}
     _check(settings)
-    if output.exists() and (output.is_file() or (any(output.iterdir()) and not (output / TRAINED).is_file())):
-        raise InputError(f"--output {output} is in use and holds no {TRAINED}; choose another folder")
+    marker = TRAINED if method == "language-model" else FEEDBACK
+    if output.exists() and (output.is_file() or (any(output.iterdir()) and not (output / marker).is_file())):
+        raise InputError(f"--output {output} is in use and holds no {marker}; choose another folder")
     dataset, loaded = Dataset.open(data), Bundle.open(bundle)
     loaded.check_data(dataset.manifest.data_hash, dataset.path)
+    drawn = FitLists(loaded, dataset, k, retriever, rank_by, seed)
+    held_out = drawn.held_out(lists, test_users) if test_users else None
     if method == "embedding-feedback":
-        raise InputError("--method embedding-feedback is not part of this installation; upgrade recsys")
+        _fit_feedback(loaded, dataset, output, text_encoder, held_out, seed)
+        return
     if lm is None:
         raise InputError("--lm must be given: the folder of the language model to start from")
-    model = _opened(lm)
+    if is_adapter(lm):
+        raise InputError(f"--lm {lm} is an adapter already; start from the whole model beneath it")
+    model = LocalLanguageModel.load(lm)
     settings |= {"bundle": loaded.manifest["checksum"], "data": dataset.manifest.data_hash, "lm": fingerprint(lm)}
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     tuning = Tuning(
@@ -142,7 +144,6 @@ def rerank_fit(
     )
     console = stdout_console()
     reranker = _reranker(model, loss, k, prompt)
-    drawn = _Lists(loaded, dataset, k, retriever, rank_by, seed)
     maker = ExampleMaker(reranker, ChatTokens(model.tokenizer, lm), shuffle=shuffle)
     learned = drawn.learned(lists, users, add_missing=add_missing)
     wanted = None if teacher is None else teacher_ranks(teacher, learned)
@@ -150,12 +151,13 @@ def rerank_fit(
         rows = [row for row, ranks in enumerate(wanted) if ranks is not None]
         learned, wanted = learned.take(rows), [wanted[row] for row in rows]
     examples = within_budget(maker.of(learned, wanted, seed=seed), max_tokens // epochs)
-    judged = ExampleMaker(reranker, ChatTokens(model.tokenizer, lm)).of(drawn.judged(lists, valid_users, epochs))
-    held_out = drawn.held_out(lists, test_users) if test_users else None
+    judged = []
+    if epochs > 1 and valid_users:
+        judged = ExampleMaker(reranker, ChatTokens(model.tokenizer, lm)).of(drawn.judged(lists, valid_users))
     run = RunFolder(output, settings, resume=resume)
     before = run.before
     if held_out is not None and before is None:
-        before = _measured(_reranker(_opened(lm), loss, k, prompt), held_out, seed, "before")
+        before = _measured(_reranker(LocalLanguageModel.load(lm), loss, k, prompt), held_out, seed, "before")
         run.keep_before(before)
     num_tokens = sum(example.num_tokens for example in examples)
     console.print(
@@ -184,12 +186,30 @@ def rerank_fit(
         model.tokenizer.save_pretrained(folder)
         write_json(folder / TRAINED, about)
         if held_out is not None:
-            trained = _reranker(_opened(folder), loss, k, prompt)
+            trained = _reranker(LocalLanguageModel.load(folder), loss, k, prompt)
             about["before"], after = before, _measured(trained, held_out, seed, "after")
             about["after"] = after
             write_json(folder / TRAINED, about)
     run.remove()
     _say(about, output)
+
+
+def _fit_feedback(
+    bundle: Bundle, dataset: Dataset, output: Path, text_encoder: Path | None, held_out: RerankLists | None, seed: int
+) -> None:
+    """Fit and write a head of embedding feedback; it chooses its own lists."""
+    fitted = fit_feedback(bundle, dataset, text_encoder=text_encoder, seed=seed)
+    fitted.head.save(output)
+    console = stdout_console()
+    adopted = f"weight {fitted.head.weight:g}" if fitted.head.weight else "not adopted: no weight helped"
+    console.print(
+        f"learned from {fitted.num_lists:,} of {fitted.num_requests:,} validation lists in {fitted.seconds:.0f} s; "
+        f"NDCG@10 on lists that were not learned from {fitted.ndcg:.4f} beside {fitted.dense_ndcg:.4f} ({adopted})"
+    )
+    if held_out is not None:
+        reranker = EmbeddingFeedbackReranker(bundle, fitted.head, training_only=True)
+        _say_figures(_measured(reranker, held_out, seed, "after"))
+    console.print(f"use it with the method embedding-feedback: {output}")
 
 
 def _check(settings: dict[str, Any]) -> None:
@@ -211,12 +231,6 @@ def _check(settings: dict[str, Any]) -> None:
         raise InputError("--lists slates: slates stand as they were shown; leave out --add-missing and --rank-by")
 
 
-def _opened(lm: Path) -> LocalLanguageModel:
-    if not is_adapter(lm) and not (lm / "config.json").is_file():
-        raise InputError(f"--lm {lm} holds no language model (no config.json); give a folder of save_pretrained")
-    return LocalLanguageModel.load(lm)
-
-
 def _reranker(
     model: LocalLanguageModel, loss: LossName, k: int, prompt: Path | None
 ) -> FirstReranker | FullListReranker:
@@ -225,52 +239,7 @@ def _reranker(
     return FirstReranker(model, window=k, step=max(1, k // 2), prompt=prompt)
 
 
-class _Lists:
-    """The three sets of lists, no user's target in two of them."""
-
-    def __init__(
-        self, bundle: Bundle, dataset: Dataset, k: int, retriever: str, rank_by: str | None, seed: int
-    ) -> None:
-        self._bundle, self._dataset, self._seed = bundle, dataset, seed
-        self._of: dict[str, Any] = {"k": k, "seed": seed, "retriever": retriever, "rank_by": rank_by}
-        user_U = np.random.default_rng([seed, 1]).permutation(dataset.requests("validation").user)
-        cut = int(_TRAIN_SHARE * len(user_U))
-        self._train_U, self._other_U = user_U[:cut], user_U[cut:]
-
-    def learned(self, kind: str, count: int, *, add_missing: bool) -> RerankLists:
-        """Lists to learn from."""
-        if kind == "slates":
-            return slate_lists(self._dataset, TRAIN, count, self._seed, k=self._of["k"])
-        return self._hits(kind, count, self._train_U if kind == "validation" else None, add_missing=add_missing)
-
-    def judged(self, kind: str, count: int, epochs: int) -> RerankLists:
-        """Lists that choose the epoch; none where there is only one."""
-        if kind == "slates":
-            chosen = slate_lists(self._dataset, "validation", max(count, 1), self._seed, k=self._of["k"])
-        else:
-            chosen = self._hits("validation", max(count, 1), self._other_U)
-        return chosen if count and epochs > 1 else chosen.take([])
-
-    def held_out(self, kind: str, count: int) -> RerankLists:
-        """Lists of the test split."""
-        if kind == "slates":
-            return slate_lists(self._dataset, "test", count, self._seed, k=self._of["k"])
-        return self._hits("test", count, None)
-
-    def _hits(self, split: str, count: int, users: Any, *, add_missing: bool = False) -> RerankLists:
-        found = lists_of(
-            self._bundle, self._dataset, split, num_users=count, users=users, hits_only=True,
-            add_missing=add_missing, **self._of,
-        )  # fmt: skip
-        if not len(found):
-            raise InputError(
-                f"no {split} target of {self._dataset.path} is among the first {self._of['k']} of "
-                f"{self._of['retriever']}; ask for a larger --k, or learn with --add-missing"
-            )
-        return found
-
-
-def _measured(reranker: FirstReranker | FullListReranker, lists: RerankLists, seed: int, label: str) -> dict[str, Any]:
+def _measured(reranker: Reranker, lists: RerankLists, seed: int, label: str) -> dict[str, Any]:
     """Figures of a reranker beside those of the lists as they are."""
     orders: list[tuple[Any, ...]] = []
     tokens, seconds = 0, 0.0
@@ -293,84 +262,17 @@ def _measured(reranker: FirstReranker | FullListReranker, lists: RerankLists, se
     }
 
 
-def train_reranker(
-    model: LocalLanguageModel,
-    examples: list[Example],
-    judged: list[Example],
-    tuning: Tuning,
-    run: RunFolder,
-    *,
-    lora_rank: int,
-    watchers: Sequence[L.Callback] = (),
-) -> tuple[Any, float | None]:
-    """The network after its best epoch, and what that epoch was chosen by; None where nothing chose.
-
-    Args:
-        model: to start from; its network is trained in place.
-        examples: to learn from. judged: that choose the epoch; may be empty.
-        tuning: how.
-        run: holds the checkpoints, and one to go on from where there is one.
-        lora_rank: of the adapters; 0 = all weights are trained.
-        watchers: callbacks that run beside those of every training.
-    """
-    net = model.model
-    if tuning.loss == "irpo":
-        with progress_bar("reference", None, unit="lists"):
-            scores = score_examples(net, examples, tuning.batch_lists)
-        examples = [replace(one, reference=row) for one, row in zip(examples, scores, strict=True)]
-    net = _with_adapters(net, lora_rank, tuning.seed) if lora_rank else net.requires_grad_(True)
-    module = RerankModule(net.train(), examples, judged, tuning)
-    callbacks: list[L.Callback] = [RichProgressBar(), LastCheckpoint(run.path, _LAST_EVERY), *watchers]
-    if judged:
-        best = ModelCheckpoint(run.path, "best", monitor=FIGURE, mode="max", enable_version_counter=False)
-        callbacks.append(best)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
-        trainer = L.Trainer(
-            default_root_dir=run.path,
-            max_epochs=tuning.epochs,
-            accelerator="auto",
-            devices=1,
-            logger=False,
-            callbacks=callbacks,
-            enable_model_summary=False,
-            enable_checkpointing=bool(judged),
-            gradient_clip_val=1.0,
-            num_sanity_val_steps=0,
-            limit_val_batches=None if judged else 0,
-        )
-        trainer.fit(module, ckpt_path=run.last, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    figure = None
-    if judged:
-        content = torch.load(run.path / "best.ckpt", map_location="cpu", weights_only=True)
-        module.load_state_dict(content["state_dict"], strict=False)
-        figure = float(best.best_model_score or 0.0)
-    return net.eval(), figure
-
-
-def _with_adapters(net: Any, rank: int, seed: int) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise InputError(f"adapters need peft ({error}); pip install 'recsys[llm]', or train with --whole") from None
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return get_peft_model(net, config)
-
-
 def _say(about: dict[str, Any], output: Path) -> None:
-    console = stdout_console()
     if "after" in about:
-        before, after = about["before"], about["after"]
-        low, high = after["minus_given_ci"]
-        console.print(
-            f"NDCG@10 of {after['num_lists']} test lists that hold their target: {after['given_ndcg@10_hits']:.4f} as "
-            f"retrieved, {before['ndcg@10_hits']:.4f} before training, {after['ndcg@10_hits']:.4f} after "
-            f"({after['minus_given']:+.4f} beside retrieval, {low:+.4f} to {high:+.4f}; {after['changed']:.0%} of the "
-            f"lists changed)"
-        )
-    console.print(f"use it in the place of a language model, with the method {about['method']}: --lm {output}")
+        _say_figures(about["after"], about["before"])
+    stdout_console().print(f"use it in the place of a language model, with the method {about['method']}: {output}")
+
+
+def _say_figures(after: dict[str, Any], before: dict[str, Any] | None = None) -> None:
+    low, high = after["minus_given_ci"]
+    untrained = "" if before is None else f"{before['ndcg@10_hits']:.4f} before training, "
+    stdout_console().print(
+        f"NDCG@10 of {after['num_lists']} test lists that hold their target: {after['given_ndcg@10_hits']:.4f} as "
+        f"retrieved, {untrained}{after['ndcg@10_hits']:.4f} after ({after['minus_given']:+.4f} beside retrieval, "
+        f"{low:+.4f} to {high:+.4f}; {after['changed']:.0%} of the lists changed)"
+    )

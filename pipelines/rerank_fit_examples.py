@@ -157,17 +157,15 @@ class ExampleMaker:
         )
 
     def _answer(self, names: Sequence[str], ranks: Sequence[int], prefill: str) -> tuple[tuple[int, ...], ...]:
-        """Tokens of ``[b] > [a]`` after the prefill and the end of the answer, and the places that they name."""
+        """Tokens of ``[b] > [a]`` after the prefill, which may hold the first bracket, and the places they name."""
         order = sorted(range(len(names)), key=lambda place: ranks[place])
         pieces: list[tuple[str, int]] = []
         for rank, place in enumerate(order, start=1):
             pieces += [("[" if rank == 1 else "] > [", SEPARATOR), (names[place], rank)]
         pieces.append(("]", SEPARATOR))
-        if prefill not in ("", "["):
-            raise InputError(f"prompt {self._reranker.prompt.name}: a written order begins with [, not {prefill!r}")
         ids: list[int] = []
         named: list[int] = []
-        for text, rank in pieces[1:] if prefill else pieces:
+        for text, rank in pieces[1:] if prefill.endswith("[") else pieces:
             found = self._tokens.text_ids(text)
             ids += found
             named += [rank] * len(found)

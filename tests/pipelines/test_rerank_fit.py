@@ -13,11 +13,11 @@ pytest.importorskip("peft", reason="needs the extra llm")
 
 from recsys.errors import InputError
 from recsys.pipelines.cli import main
-from recsys.pipelines.rerank_fit import train_reranker
 from recsys.pipelines.rerank_fit_examples import ExampleMaker, collate, within_budget
 from recsys.pipelines.rerank_fit_module import LOSSES, Tuning
 from recsys.pipelines.rerank_fit_run import RunFolder
 from recsys.pipelines.rerank_fit_teacher import teacher_ranks
+from recsys.pipelines.rerank_fit_training import train_reranker
 from recsys.pipelines.rerank_lists import RerankLists
 from recsys.retrieval.rerank.first import FirstReranker
 from recsys.retrieval.rerank.full_list import FullListReranker
@@ -163,7 +163,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(small_lm_folder, tmp_pat
 
 def command(bundle, data, lm, output, *more):
     words = f"rerank fit --bundle {bundle} --data {data} --lm {lm} --output {output} --k 12 --users 8 --test-users 3"
-    return main([*words.split(), "--max-tokens", "20000", "--batch-lists", "4", "--lr", "0.01", *more])
+    return main([*words.split(), "--max-tokens", "8000", "--batch-lists", "4", "--lr", "0.01", *more])
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_the_command_writes_an_adapter_that_is_read_back_merged(trained_folder, 
     from transformers import AutoModelForCausalLM
 
     about = json.loads((trained_folder / TRAINED).read_text())
-    assert about["method"] == "first" and about["adapter"] and about["learned"]["tokens"] <= 20_000
+    assert about["method"] == "first" and about["adapter"] and about["learned"]["tokens"] <= 8_000
     assert about["base_fingerprint"] == fingerprint(small_lm_folder)
     assert about["after"]["num_lists"] == 3 and 0 <= about["after"]["ndcg@10_hits"] <= 1
     assert not trained_folder.with_name("reranker-run").exists()
@@ -190,6 +190,22 @@ def test_the_command_writes_an_adapter_that_is_read_back_merged(trained_folder, 
         merged = LocalLanguageModel.load(trained_folder).model(input_ids=ids).logits.softmax(-1)
     torch.testing.assert_close(merged, beside, atol=1e-5, rtol=0)
     assert (merged - plain).abs().max() > 1e-3
+
+
+def test_a_model_is_not_trained_on_top_of_an_adapter(trained_folder, toy_bundle, toy_dataset, tmp_path, capsys):
+    assert command(toy_bundle, toy_dataset.path, trained_folder, tmp_path / "out") == 2
+    assert "is an adapter already" in capsys.readouterr().err
+
+
+def test_a_whole_model_is_written_too_and_the_better_epoch_kept(toy_bundle, toy_dataset, small_lm_folder, tmp_path):
+    more = ["--whole", "--loss", "full-list", "--epochs", "2", "--valid-users", "2", "--test-users", "0"]
+    assert command(toy_bundle, toy_dataset.path, small_lm_folder, tmp_path / "out", *more) == 0
+    about = json.loads((tmp_path / "out" / TRAINED).read_text())
+    assert about["method"] == "full-list" and not about["adapter"] and about["best_epoch_figure"] < 0
+    before, after = (
+        LocalLanguageModel.load(folder).model.state_dict() for folder in (small_lm_folder, tmp_path / "out")
+    )
+    assert before.keys() == after.keys() and not torch.equal(before["lm_head.weight"], after["lm_head.weight"])
 
 
 def test_an_adapter_of_another_model_or_kind_is_refused(trained_folder, small_lm_folder, tmp_path):
@@ -229,6 +245,7 @@ def test_bad_input_is_one_line_and_exit_2(toy_bundle, toy_dataset, small_world, 
         (good, ["--lists", "slates"], "has no slates"),
         (good, ["--teacher", str(tmp_path / "lines")], "line 1: expected an object with user_id and item_ids"),
         (good, ["--max-tokens", "10"], "leaves 10 tokens an epoch"),
+        (good, ["--method", "embedding-feedback"], "validation lists hold their target, and a feedback head needs 50"),
         (good, ["--resume"], "holds no run to go on with"),
     ):
         code = command(*arguments, *more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def load_adapter(folder: Path | str, *, base: Path | str | None = None, dtype: t
             beneath, local_files_only=True, trust_remote_code=False, dtype=dtype or "auto"
         )
         stated = LoraConfig.from_pretrained(str(folder))
-        merged = PeftModel.from_pretrained(model, str(folder), config=stated).merge_and_unload()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning)
+            merged = PeftModel.from_pretrained(model, str(folder), config=stated).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise InputError(f"the adapter of {folder} cannot be read: {' '.join(str(error).split())[:300]}") from None
     return merged.eval()
