@@ -22,6 +22,7 @@ _ROLE = re.compile(rf"\b({_ROLES})(\s*):", re.IGNORECASE)
 _PATH = re.compile(r"(?<=\s)>(?=\s)")
 _DOTS = re.compile(r"\.{3,}(?:[.…])*|…[.…]+")
 _HASHES = re.compile(r"#{2,}")
+_BULLETS = re.compile(r"^(?:[-–—*•+~#=>]+\s+)+")
 _REPEATED = re.compile(r"([^\w\s])\1{3,}")
 # Letters, marks and symbols that show nothing (of Default_Ignorable_Code_Point, those outside of category Cf, and the
 # empty braille pattern): text can be hidden in them.
@@ -73,7 +74,7 @@ def as_data(text: str, max_chars: int = 80) -> str:
     clean = unicodedata.normalize("NFKC", path.translate(_CHARACTERS)).translate(_CHARACTERS)
     clean = _ROLE.sub(r"\1\2 -", clean)
     clean = _REPEATED.sub(r"\1\1\1", _HASHES.sub("#", _DOTS.sub("…", clean)))
-    clean = " ".join(clean.split())
+    clean = _BULLETS.sub("", " ".join(clean.split()))  # lines of lists begin so
     if len(clean) <= max_chars and len(text) <= read:
         return clean
     cut = clean[: max_chars - 1]
