@@ -42,6 +42,15 @@ class KeptStates:
         """A part of the tokens, sharing this one's memory."""
         return KeptStates([part[:, start:stop] for part in self.keys], [part[:, start:stop] for part in self.values])
 
+    @staticmethod
+    def joined(parts: Sequence[KeptStates]) -> KeptStates:
+        """Parts that follow each other as one, in memory of its own; at least one part."""
+        layers = range(len(parts[0].keys))
+        return KeptStates(
+            [torch.cat([part.keys[at] for part in parts], 1) for at in layers],
+            [torch.cat([part.values[at] for part in parts], 1) for at in layers],
+        )
+
     def copy(self) -> KeptStates:
         """In memory of its own."""
         return KeptStates([part.clone() for part in self.keys], [part.clone() for part in self.values])

@@ -123,7 +123,7 @@ class LocalLanguageModel:
         return 0 if self._store is None else self._store.num_bytes
 
     def forget(self) -> None:
-        """Drop the keys and values of earlier prompts, after what is being computed."""
+        """Drop the keys and values of earlier prompts: call it after changing the model's weights."""
         self._worker.forget()
 
     def encode_chat(self, chat: Chat, prefill: str = "") -> list[int]:
@@ -228,10 +228,10 @@ class LocalLanguageModel:
         return questions
 
     def _usage(self, question: Question) -> Usage:
-        prompt, generated = len(question.prompt), len(question.tokens)
-        if question.finish == "error" and not question.seconds:
-            return Usage(calls=1)
-        reused = prompt - question.computed if question.log_probs or question.tokens else 0
+        generated = len(question.tokens)
+        answered = bool(question.log_probs or question.tokens) or question.finish == "stop"
+        prompt = len(question.prompt) if answered else question.computed
+        reused = prompt - question.computed
         return Usage(
             calls=1,
             prompt_tokens=prompt,

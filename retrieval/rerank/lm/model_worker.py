@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from recsys.errors import shown
 from recsys.retrieval.rerank.lm.decoding import Decoding
 from recsys.retrieval.rerank.lm.kept_states import KeptStates
 from recsys.retrieval.rerank.lm.prefix_plan import PlannedRun, plan_runs
@@ -91,8 +92,9 @@ class ModelWorker:
                     jobs = [job for job in jobs if not job.future.done()] + new
                     try:
                         self._tick([question for job in new for question in job.questions])
-                    except torch.OutOfMemoryError:
-                        self._give_up(jobs, "the device has too little memory; give a smaller batch_tokens")
+                    except RuntimeError as error:  # torch's own, too little memory among them
+                        reason = shown(" ".join(str(error).split()))
+                        self._give_up(jobs, f"computing failed: {reason}; a smaller batch_tokens takes less memory")
         except BaseException as error:
             with self._lock:
                 new, self._arrived, self._busy = self._arrived, [], False
@@ -197,15 +199,16 @@ class ModelWorker:
             assert run.past is not None
             if self._store is not None:
                 self._store.add(run.tokens, states[row])
+            whole: list[KeptStates] = []
             if run.children or any(question.options is None for question in run.ending):
-                states[row] = states[row].copy()  # not the whole batch's memory
+                whole = [KeptStates.joined([*run.past, states[row]])]  # without the rest of the batch's memory
             for child in run.children:
-                child.past = [*run.past, states[row]]
+                child.past = whole
             children += run.children
             for question in run.ending:
                 if question.options is None:
                     self._take(question, int(logits_BV[row].argmax()))
-                    self._prefilled.append((question, [*run.past, states[row]]))
+                    self._prefilled.append((question, whole))
                 else:
                     question.log_probs = tuple(log_prob_BV[row, question.options].tolist())
         seconds = (time.monotonic() - start) / len(batch)

@@ -66,6 +66,8 @@ def plan_runs(
             groups.append((past, known, [prompt]))
     ready: list[PlannedRun[Q]] = []
     for past, known, prompts in groups:
+        if len(prompts) > 1 and len(past) > 1:
+            past = [KeptStates.joined(past)]  # once rather than for every one of them
         for run in _tree(prompts, known, asked):
             run.past = past
             ready.append(_shortened(run, longest_run))
