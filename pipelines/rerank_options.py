@@ -13,27 +13,15 @@ from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import read_json, sha256_file
+from recsys.pipelines.rerank_fit_lists import validation_users
 from recsys.retrieval.rerank.chain import RerankChain
 from recsys.retrieval.rerank.lm.adapter import TRAINED
 from recsys.retrieval.rerank.open import METHODS, NEEDS_LM, PROMPTED, open_reranker
 from recsys.retrieval.rerank.reranker import Reranker
 
-__all__ = ["RerankOptions", "validation_users"]
-
-_TRAIN_SHARE = 0.8
+__all__ = ["RerankOptions"]
 
 Ints = NDArray[np.int64]
-
-
-def validation_users(dataset: Dataset, seed: int) -> tuple[Ints, Ints]:
-    """Internal users whose validation targets a reranker may be trained on, and those who judge it.
-
-    Args:
-        seed: of the draw.
-    """
-    user_U = np.random.default_rng([seed, 1]).permutation(dataset.requests("validation").user)
-    cut = int(_TRAIN_SHARE * len(user_U))
-    return user_U[:cut], user_U[cut:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,8 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.pipelines.cli import main, run_command
 from recsys.pipelines.evaluate import evaluate_bundle
-from recsys.pipelines.rerank_options import RerankOptions, validation_users
+from recsys.pipelines.rerank_fit_lists import FitLists, validation_users
+from recsys.pipelines.rerank_options import RerankOptions
 from recsys.retrieval.recommender import Recommender
 from recsys.retrieval.rerank.chain import RerankChain
 from recsys.retrieval.rerank.open import METHODS, open_reranker
@@ -224,11 +225,11 @@ def test_candidates_of_several_retrievers_take_turns_before_they_are_reranked(
 def test_a_trained_models_weight_is_chosen_on_targets_that_it_has_not_seen(
     toy_bundle: Path, toy_dataset: Dataset, tmp_path: Path
 ) -> None:
-    from recsys.pipelines.rerank_fit import _Lists
-
-    lists = _Lists(Bundle.open(toy_bundle), toy_dataset, 5, "dense", None, 3)
+    learned = FitLists(Bundle.open(toy_bundle), toy_dataset, 5, "dense", None, 3).learned(
+        "validation", 100, add_missing=True
+    )
     seen, unseen = validation_users(toy_dataset, 3)
-    assert set(lists._train_U) == set(seen) and set(lists._other_U) == set(unseen) and not set(seen) & set(unseen)
+    assert set(learned.user_Q.tolist()) <= set(seen.tolist()) and not set(seen.tolist()) & set(unseen.tolist())
     assert 0 < len(unseen) < len(seen)
     options = RerankOptions(method="first", lm=str(tmp_path))
     assert options.unseen_users(toy_dataset) is None
