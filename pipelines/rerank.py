@@ -44,6 +44,8 @@ class _Asked:
     known: list[int]
     """Places that are reordered."""
     short: ShortList
+    notes: tuple[str, ...]
+    """Of the retrieval."""
 
 
 def rerank(
@@ -143,7 +145,7 @@ def _retrieved(
     several = len(set(retrievers)) > 1
     for user_id, page in zip(users, pages, strict=True):
         scores = [1.0 / place if several else hit.score for place, hit in enumerate(page, start=1)]
-        yield _asked(rec, user_id, page.item_ids, scores, top, at)
+        yield _asked(rec, user_id, page.item_ids, scores, top, at, page.notes)
 
 
 def _given(rec: Recommender, lists: Path, top: int, at: int | None) -> Iterator[_Asked]:
@@ -155,7 +157,13 @@ def _given(rec: Recommender, lists: Path, top: int, at: int | None) -> Iterator[
 
 
 def _asked(
-    rec: Recommender, user_id: Any, item_ids: list[Any], scores: Sequence[float], top: int, at: int | None
+    rec: Recommender,
+    user_id: Any,
+    item_ids: list[Any],
+    scores: Sequence[float],
+    top: int,
+    at: int | None,
+    notes: tuple[str, ...] = (),
 ) -> _Asked:
     bundle = rec.bundle
     events: list[Event] = rec.events_of(user_id) or []
@@ -171,7 +179,7 @@ def _asked(
         history=history,
         at=time if at is None else at,
     )
-    return _Asked(user_id, list(item_ids), known.tolist(), short)
+    return _Asked(user_id, list(item_ids), known.tolist(), short, notes)
 
 
 def _answers(chain: RerankChain, asked: Sequence[_Asked]) -> Iterator[Answer]:
@@ -183,7 +191,7 @@ def _answers(chain: RerankChain, asked: Sequence[_Asked]) -> Iterator[Answer]:
                 ids = list(one.item_ids)
                 for place, at in zip(one.known, order.places, strict=True):
                     ids[place] = one.item_ids[one.known[at]]
-                yield ids, order.counts, order.notes
+                yield ids, order.counts, (*one.notes, *order.notes)
             advance(len(part))
 
 

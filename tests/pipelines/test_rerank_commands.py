@@ -68,6 +68,14 @@ def test_lists_from_elsewhere_are_reordered_around_what_is_not_known(
     assert json.loads((tmp_path / "eval.json").read_text())["protocol"]["candidates"] == "lists"
 
 
+def test_somebody_unknown_is_answered_as_new_and_it_is_said(
+    toy_bundle: Path, lm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("rerank", "--bundle", toy_bundle, "--user", "nobody", "--method", "first", "--lm", lm, "--at", AT)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: user 'nobody' is not in this bundle" in said and "1 lists" in said
+
+
 def test_a_dry_run_shows_the_prompt_and_its_tokens(
     toy_bundle: Path, lm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
