@@ -112,6 +112,12 @@ COMMANDS: dict[str, Command] = {
         "metrics of a bundle with intervals and segments, beside baselines",
         "recsys evaluate --bundle bundle --data data --split test --baselines all --json eval.json",
     ),
+    "rerank": Command(
+        "recsys.pipelines.rerank",
+        "rerank",
+        "put short lists in another order with a reranker",
+        "recsys rerank --bundle bundle --user u7 --method first --lm models/small --json reranked.json",
+    ),
     "bench": Command(
         "recsys.pipelines.bench.command",
         "bench",

@@ -5,16 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.pipelines.rerank_lists import TRAIN, RerankLists, lists_of, slate_lists
 
-__all__ = ["FitLists"]
+__all__ = ["FitLists", "validation_users"]
 
 _TRAIN_SHARE = 0.8
 """Of the users with a validation target, where their lists train; the others choose the epoch."""
+
+
+def validation_users(dataset: Dataset, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Internal users whose validation targets are learned from, and the others."""
+    user_U = np.random.default_rng([seed, 1]).permutation(dataset.requests("validation").user)
+    cut = int(_TRAIN_SHARE * len(user_U))
+    return user_U[:cut], user_U[cut:]
 
 
 class FitLists:
@@ -25,9 +33,7 @@ class FitLists:
     ) -> None:
         self._bundle, self._dataset, self._seed = bundle, dataset, seed
         self._of: dict[str, Any] = {"k": k, "seed": seed, "retriever": retriever, "rank_by": rank_by}
-        user_U = np.random.default_rng([seed, 1]).permutation(dataset.requests("validation").user)
-        cut = int(_TRAIN_SHARE * len(user_U))
-        self._train_U, self._other_U = user_U[:cut], user_U[cut:]
+        self._train_U, self._other_U = validation_users(dataset, seed)
 
     def learned(self, kind: str, count: int, *, add_missing: bool) -> RerankLists:
         """Lists to learn from."""
