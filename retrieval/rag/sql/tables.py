@@ -255,15 +255,14 @@ def _columns(items: pl.DataFrame) -> tuple[list[pl.Expr], tuple[str, ...]]:
     kept, left_out, seen = list[pl.Expr](), list[str](), set[str]()
     for name, kind in items.schema.items():
         inner = kind.inner if isinstance(kind, (pl.List, pl.Array)) else kind
-        listed, whole = inner is not kind, pl.col(name)
-        if inner in (pl.String, pl.Categorical, pl.Enum):
-            text = (whole.list.eval(_text(pl.element())) if isinstance(kind, pl.List) else None) if listed else _text(whole)
-        elif inner == pl.Int128 or (listed and (inner.is_float() or isinstance(kind, pl.Array))):
-            text = None
-        elif inner.is_numeric() or inner in (pl.Boolean, pl.Date, pl.Datetime, pl.Time):
+        whole, listed = pl.col(name), inner is not kind
+        text: pl.Expr | None = None
+        if listed and (isinstance(kind, pl.Array) or inner.is_float()):
+            pass  # a vector
+        elif inner in (pl.String, pl.Categorical, pl.Enum):
+            text = whole.list.eval(_text(pl.element())) if listed else _text(whole)
+        elif (inner.is_numeric() and inner != pl.Int128) or inner in (pl.Boolean, pl.Date, pl.Datetime, pl.Time):
             text = whole
-        else:
-            text = None
         if text is None or name.lower() in seen or "\x00" in name:
             left_out.append(name)
         else:

@@ -7,7 +7,16 @@ database covers and whose work no interrupt stops.
 
 from __future__ import annotations
 
-__all__ = ["AGGREGATES_OF_TEXT", "CLASSES", "CONCATENATIONS", "FUNCTIONS", "NODES", "OF_THE_SESSION", "PATTERNS", "TYPES"]
+__all__ = [
+    "AGGREGATES_OF_TEXT",
+    "CLASSES",
+    "CONCATENATIONS",
+    "FUNCTIONS",
+    "NODES",
+    "OF_THE_SESSION",
+    "PATTERNS",
+    "TYPES",
+]
 
 NODES = frozenset(
     """
@@ -35,7 +44,7 @@ TYPES = frozenset(
 CONCATENATIONS = frozenset({"||", "concat", "concat_ws"})
 AGGREGATES_OF_TEXT = frozenset({"string_agg", "group_concat", "listagg", "array_to_string"})
 PATTERNS = frozenset({"~", "regexp_matches"})
-OF_THE_SESSION = frozenset({"current_user", "session_user", "user", "current_role", "current_catalog", "current_schema"})
+OF_THE_SESSION = frozenset("current_user session_user user current_role current_catalog current_schema".split())
 """Names that read like columns and tell of the session."""
 
 FUNCTIONS = frozenset(
