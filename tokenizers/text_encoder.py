@@ -18,13 +18,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TextEncoder", "copy_encoder", "encoder_name"]
+__all__ = ["LOADING_ERRORS", "TextEncoder", "check_encoder", "copy_encoder", "encoder_name", "offline_loading"]
 
 _KEPT = (".json", ".txt", ".safetensors", ".model", ".vocab", ".tiktoken")
 """Configuration, vocabularies and weights: files that run no code when they are read."""
 _LEFT_OUT = ("onnx", "openvino")
 """Sub-folders with the same weights for other engines."""
-_MISFITS = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+LOADING_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """What libraries raise over a folder that is no model of theirs."""
 _TEXTS_AT_ONCE = 512
 _BATCH = 64
@@ -53,17 +62,8 @@ def copy_encoder(source: Path, target: Path) -> None:
     Raises:
         ValueError: one line saying why ``source`` cannot be used.
     """
-    if not source.is_dir():
-        raise ValueError(f"{source} is no folder; give the folder of a sentence-transformers model")
-    _check_modules(source)
+    check_encoder(source)
     files = [file for file in sorted(source.rglob("*")) if file.is_file() and not _skipped(file.relative_to(source))]
-    for folder in {file.parent for file in files}:
-        if not any(folder.glob("*.safetensors")):
-            for pickled in sorted(folder.glob("pytorch_model*.bin")):
-                raise ValueError(
-                    f"{pickled} holds weights as a pickle, which can run code when it is read; save the model as "
-                    "safetensors (sentence-transformers does by default) and give that folder"
-                )
     kept = [file for file in files if file.suffix in _KEPT]
     if not any(file.suffix == ".safetensors" for file in kept):
         raise ValueError(f"{source} holds no .safetensors weights; give the folder of a sentence-transformers model")
@@ -71,6 +71,25 @@ def copy_encoder(source: Path, target: Path) -> None:
         copy = target / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
+
+
+def check_encoder(folder: Path) -> None:
+    """Whether a folder holds a sentence-transformers model whose loading runs no code of its own.
+
+    Raises:
+        ValueError: one line saying why it cannot be used.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give the folder of a sentence-transformers model")
+    _check_modules(folder)
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not _skipped(file.relative_to(folder))]
+    for part in {file.parent for file in files}:
+        if not any(part.glob("*.safetensors")):
+            for pickled in sorted(part.glob("pytorch_model*.bin")):
+                raise ValueError(
+                    f"{pickled} holds weights as a pickle, which can run code when it is read; save the model as "
+                    "safetensors (sentence-transformers does by default) and give that folder"
+                )
 
 
 def _skipped(path: Path) -> bool:
@@ -110,7 +129,7 @@ class TextEncoder:
             ValueError: sentence-transformers is missing, or the folder holds no model that it can read.
         """
         _check_modules(folder)
-        with _offline():
+        with offline_loading():
             try:
                 from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found, unused-ignore]
             except ImportError:
@@ -120,7 +139,7 @@ class TextEncoder:
             try:
                 # Half-precision checkpoints too are computed in single precision: the same numbers everywhere.
                 model = SentenceTransformer(str(folder), device=device, local_files_only=True).float().eval()
-            except _MISFITS as error:
+            except LOADING_ERRORS as error:
                 line = " ".join(str(error).split())[:300]
                 raise ValueError(
                     f"the text encoder {folder.name} cannot be loaded by sentence-transformers ({line}); give another"
@@ -148,7 +167,7 @@ class TextEncoder:
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
+def offline_loading() -> Iterator[None]:
     """No look-ups in the Hugging Face hub and no bars of its loaders; afterwards all is as it was."""
     # huggingface_hub reads the variable once, when it is imported, which may have been long before: both are set.
     try:

@@ -1,0 +1,183 @@
+"""Tokens of chats: the template's special tokens are the template's alone, whatever the messages say."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from recsys.errors import InputError, shown
+from recsys.retrieval.rerank.lm.protocol import Chat
+
+__all__ = ["ChatTokens"]
+
+_ROLES = ("system", "user", "assistant")
+
+
+class ChatTokens:
+    """Encodes chats with a tokenizer's own template.
+
+    The template is rendered with a mark in place of every text, its special tokens are looked for there, and only then
+    the texts are put in, in pieces between special tokens that are encoded without any. Harmless texts so give exactly
+    the tokens of ``apply_chat_template``.
+    """
+
+    def __init__(self, tokenizer: Any, where: object) -> None:
+        """
+        Args:
+            tokenizer: a fast one of transformers, with a chat template.
+            where: the folder, for messages.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise InputError(f"{where}: the tokenizer is of the slow kind; save it with a tokenizer.json")
+        if not tokenizer.chat_template:
+            raise InputError(f"{where}: there is no chat template; add a chat_template.jinja to the folder")
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()  # rendering is python code of the template
+        backend = tokenizer.backend_tokenizer
+        self._plain = type(backend).from_str(backend.to_str())
+        self._plain.no_truncation()
+        self._plain.no_padding()
+        self._whole = type(backend).from_str(self._plain.to_str())
+        self._plain.encode_special_tokens = True
+        self._whole.encode_special_tokens = False
+        added = tokenizer.added_tokens_decoder
+        self._added = frozenset(added)
+        # One-letter and blank added tokens of some tokenizers are text like any other.
+        self._forbidden = frozenset(
+            token for token, content in added.items() if content.special or len(str(content).strip()) > 1
+        )
+        self._pieces = lru_cache(maxsize=256)(self._split)
+        self._option = lru_cache(maxsize=4096)(self._find_option)
+        self.stop_ids = self._find_stop_ids()
+
+    def encode(self, chat: Chat, prefill: str = "") -> tuple[list[int], str]:
+        """Tokens of a chat up to where the answer goes on after ``prefill``, and the text after the last special token.
+
+        Raises:
+            InputError: the chat is empty, or the template refuses its roles or leaves a message out.
+        """
+        ids: list[int] = []
+        text = ""
+        for piece in self._pieces(tuple(message.role for message in chat)):
+            if isinstance(piece, str):
+                text += piece
+            elif piece < 0:
+                text += chat[-1 - piece].text
+            else:
+                ids += self.text_ids(text)
+                ids.append(piece)
+                text = ""
+        text += prefill
+        return ids + self.text_ids(text), text
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a plain text, none of them special."""
+        if not text:
+            return []
+        encoded = self._plain.encode(text, add_special_tokens=False)
+        ids: list[int] = encoded.ids
+        if self._forbidden.isdisjoint(ids):
+            return ids
+        # A tokenizer may hold a special token among its ordinary pieces: cut the text inside of it.
+        at = next(place for place, token in enumerate(ids) if token in self._forbidden)
+        start, end = encoded.offsets[at]
+        if end - start < 2:
+            return self.text_ids(text[:start]) + self.text_ids(text[max(end, start + 1) :])
+        middle = (start + end) // 2
+        return self.text_ids(text[:middle]) + self.text_ids(text[middle:])
+
+    def option_ids(self, options: Sequence[str], before: str) -> list[int]:
+        """The token of each option.
+
+        Args:
+            options: texts.
+            before: what :meth:`encode` says stands before them since the last special token.
+
+        Raises:
+            InputError: an option is not a single token, or two options are the same one.
+        """
+        ids = [self._option(option, before) for option in options]
+        if len(set(ids)) < len(ids):
+            at = next(place for place, token in enumerate(ids) if token in ids[:place])
+            first = options[ids.index(ids[at])]
+            raise InputError(f"options {shown(first)} and {shown(options[at])} are the same token; give distinct ones")
+        return ids
+
+    def _find_option(self, option: str, before: str) -> int:
+        stem = self.text_ids(before)
+        joint = self.text_ids(before + option)
+        if len(joint) == len(stem) + 1 and joint[:-1] == stem:
+            return joint[-1]
+        alone = self.text_ids(option)
+        if len(alone) != 1:
+            raise InputError(
+                f"option {shown(option)} is {len(alone)} tokens for this model; give options of one token each"
+            )
+        return alone[0]
+
+    def _split(self, roles: tuple[str, ...]) -> tuple[int | str, ...]:
+        """The template for these roles: special tokens, plain text, and -1 - i for the text of message i."""
+        if not roles:
+            raise InputError("a chat holds no message; give at least one")
+        for role in roles:
+            if role not in _ROLES:
+                raise InputError(f"{shown(role)} is no role of a message; use {', '.join(_ROLES)}")
+        marks = [f"@{at:04d}mark{at:04d}@" for at in range(len(roles))]
+        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+        rendered = self._render(messages, add_generation_prompt=True)
+        pieces: list[int | str] = []
+        while rendered:
+            first = min(((rendered.find(mark), at) for at, mark in enumerate(marks) if mark in rendered), default=None)
+            if first is None:
+                pieces += self._template_pieces(rendered)
+                break
+            place, at = first
+            pieces += self._template_pieces(rendered[:place])
+            pieces.append(-1 - at)
+            rendered = rendered[place + len(marks[at]) :]
+        for at, role in enumerate(roles):
+            if -1 - at not in pieces:
+                raise InputError(f"the chat template of this model leaves out message {at} ({role}); reorder the chat")
+        return tuple(pieces)
+
+    def _template_pieces(self, text: str) -> list[int | str]:
+        encoded = self._whole.encode(text, add_special_tokens=False)
+        pieces: list[int | str] = []
+        done = 0
+        for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
+            if token in self._added:
+                if start > done:
+                    pieces.append(text[done:start])
+                pieces.append(token)
+                done = end
+        if done < len(text):
+            pieces.append(text[done:])
+        return pieces
+
+    def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        import jinja2
+
+        try:
+            with self._lock:
+                rendered: str = self._tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=add_generation_prompt, tokenize=False
+                )
+        except jinja2.TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise InputError(f"the chat template of this model refuses a chat of {roles}: {error}") from None
+        return rendered
+
+    def _find_stop_ids(self) -> frozenset[int]:
+        """The end of a text, and what the template puts after an assistant's answer."""
+        found = set()
+        if self._tokenizer.eos_token_id is not None:
+            found.add(int(self._tokenizer.eos_token_id))
+        mark = "@answer@"
+        question = {"role": "user", "content": "@question@"}
+        rendered = self._render([question, {"role": "assistant", "content": mark}], add_generation_prompt=False)
+        after = self._template_pieces(rendered.partition(mark)[2])
+        if after and isinstance(after[0], int):
+            found.add(after[0])
+        return frozenset(found)
