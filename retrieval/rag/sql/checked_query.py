@@ -33,7 +33,7 @@ __all__ = ["SqlError", "checked_query"]
 
 _MOST_GROWTH = 32
 """By how much a query may lengthen a text by joining it with itself."""
-_LONGEST_PATTERN = 100
+_LONGEST_PATTERN = 300
 _PLAIN_NAME = re.compile(r"(?!duckdb_|pg_|sqlite_|pragma_|information_schema)[^\W\d]\w{0,63}", re.IGNORECASE)
 _SPOKEN = {"INSERT_QUERY_NODE": "INSERT", "UPDATE_QUERY_NODE": "UPDATE", "DELETE_QUERY_NODE": "DELETE",
            "RECURSIVE_CTE_NODE": "recursion", "SHOW_REF": "SHOW, DESCRIBE and SUMMARIZE", "PARAMETER": "parameters",
