@@ -89,7 +89,7 @@ class ValueMatch:
     share: float
     """Of the items that have the value."""
     rare_word: bool
-    """The stretch is one word of the value that hardly any other value of the column has, as a family name is."""
+    """The stretch is one word of the value that hardly any other value has, as a family name is."""
 
 
 class ColumnValues:
@@ -118,7 +118,10 @@ class ColumnValues:
         weighted = counts_VG.multiply(self._idf_G[None, :]).tocsr()
         self._values_VG = scipy.sparse.diags(1 / _lengths(weighted)) @ weighted
         self._word_counts = Counter(
-            (name, word) for (name, _), text in zip(self._of, texts, strict=True) for word in set(text.split())
+            word
+            for (name, _), text in zip(self._of, texts, strict=True)
+            if not self.columns[name].names_items
+            for word in set(text.split())
         )
         self._encoded: list[int] = []
         self._vectors_VK: Floats | None = None
@@ -215,11 +218,11 @@ class ColumnValues:
             begin=begin,
             end=end,
             share=column.counts[place] / max(1, self.num_rows),
-            rare_word=self._is_rare(name, column.values[place], _folded(question[begin:end])),
+            rare_word=self._is_rare(column.values[place], _folded(question[begin:end])),
         )
 
-    def _is_rare(self, column: str, value: str, stretch: str) -> bool:
-        return len(stretch) >= 4 and stretch in _folded(value).split() and self._word_counts[column, stretch] <= 2
+    def _is_rare(self, value: str, stretch: str) -> bool:
+        return len(stretch) >= 4 and stretch in _folded(value).split() and self._word_counts[stretch] <= 2
 
     def _rows(self, texts: Sequence[str]) -> scipy.sparse.csr_matrix:
         """[N, G] unit rows of TF-IDF; trigrams that no value has count for the length alone."""
