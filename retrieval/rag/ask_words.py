@@ -12,8 +12,9 @@ from datetime import date
 
 from recsys.retrieval.rag.ask_filter import Filter, FilterColumns, NumberColumn
 from recsys.retrieval.rag.sql.column_values import ValueMatch
+from recsys.retrieval.rag.words import content_words
 
-__all__ = ["asks_for_facts", "asks_for_others", "carried_over", "filters_in", "starts_over"]
+__all__ = ["asks_for_facts", "asks_for_others", "bounded", "carried_over", "filters_in", "left_words", "starts_over"]
 
 _SURE = 0.8
 """Cosine from which a value counts as named."""
@@ -79,6 +80,11 @@ _OVER = re.compile(
     r"something completely)\b",
     re.IGNORECASE,
 )
+_ASKING = frozenset(
+    "want need look looking recommend suggest show find give get search something anything someone like good great best "
+    "nice please thank item thing product option idea gift present buy read watch play one any".split()
+)
+"""Words of asking, which say nothing of what is asked for."""
 _ALSO = re.compile(r"\b(?:also|as well|too|only|and|both)\b", re.IGNORECASE)
 
 
@@ -99,6 +105,14 @@ def asks_for_others(question: str) -> bool:
 def starts_over(question: str) -> bool:
     """Whether what was asked before counts no more."""
     return _OVER.search(question[:500]) is not None
+
+
+def left_words(question: str, filters: Sequence[Filter]) -> list[str]:
+    """Words that say something of what is wanted and are in no filter: what is left to search texts for."""
+    left = question
+    for words in (part for one in filters for part in one.words.split(", ") if part):
+        left = re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", " ", left)
+    return [word for word in content_words(left) if word not in _ASKING and not word.isdigit()]
 
 
 def filters_in(question: str, columns: FilterColumns) -> tuple[list[Filter], list[str]]:
@@ -157,7 +171,12 @@ def _chosen(matches: Sequence[ValueMatch], columns: FilterColumns) -> list[Value
             for other in sure
         )
     ]
-    sure.sort(key=lambda match: (match.score < 0.97, match.begin - match.end, -match.score, -match.share))
+    sure.sort(
+        key=lambda match: (
+            (match.score < 0.97, match.begin - match.end, not match.rare_word)
+            + ((-match.share, -match.score) if match.rare_word else (-match.score, -match.share))
+        )
+    )
     kept = list[ValueMatch]()
     for match in sure:
         if all(match.end <= other.begin or other.end <= match.begin for other in kept):
@@ -281,7 +300,7 @@ def _column_of(question: str, begin: int, end: int, given: list[float], columns:
         if {"rating", "star", "score", "rate"} & set(names) and _STARS.search(near) and column.high <= 10:
             score += 3
         if all(number > column.high or number < column.low for number in given):
-            score -= 1
+            score -= 6 if any(number > 10 * column.high or number < column.low / 10 for number in given) else 1
         if score > 1 and (best is None or score > best[0]):
             best = (score, column)
     return None if best is None else best[1]
