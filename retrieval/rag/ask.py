@@ -80,7 +80,7 @@ class Asker:
         Args:
             recommender: recommends, and knows the items and the users' events.
             lm: reads and writes; None = rules alone.
-            store: passages about the items; those that speak of what no filter says bring their items in, by fused ranks.
+            store: passages about the items; what no filter says is searched in them, and the ranks are fused.
             reranker: orders the page at last, told the question.
             encoder: compares wordings with values of columns by meaning as well.
             sql_limits: of queries to tables.

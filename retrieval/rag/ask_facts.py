@@ -68,7 +68,8 @@ async def answer_facts(
             with work.stage("sql"):
                 table = await answer_from_tables(
                     work.question, tables, catalogue.columns.values, lm,
-                    earlier=earlier, prompt=prompt, deadline=work.deadline,
+                    earlier=earlier, must_read=("history",) if _is_mine(work.question) else (), prompt=prompt,
+                    deadline=work.deadline,
                 )  # fmt: skip
             work.usage += table.usage
             work.prompts += table.prompts
@@ -116,7 +117,7 @@ def query_by_rules(question: str, condition: str, tables: UserTables) -> str | N
         condition: on the items, as SQL; empty for none.
         tables: of the user.
     """
-    mine, among = _MINE.search(_unasked(question)) is not None, f" WHERE {condition}" if condition else ""
+    mine, among = _is_mine(question), f" WHERE {condition}" if condition else ""
     if _HARDER.search(question):
         return None
     if _COUNT.search(question):
@@ -133,9 +134,10 @@ def query_by_rules(question: str, condition: str, tables: UserTables) -> str | N
     return f"SELECT {', '.join(wanted)} FROM history{within} ORDER BY place {order} LIMIT {_MOST_EVENTS}"
 
 
-def _unasked(question: str) -> str:
-    """Without "tell me" and its like, in which "me" is nobody's event."""
-    return re.sub(r"\b(?:tell|show|give) me\b|\bcan i\b|\bshould i\b", " ", question, flags=re.IGNORECASE)
+def _is_mine(question: str) -> bool:
+    """Whether it is about the user's own events; "me" in "tell me" is about nobody's."""
+    plain = re.sub(r"\b(?:tell|show|give) me\b|\b(?:can|could|should|would) i\b", " ", question, flags=re.IGNORECASE)
+    return _MINE.search(plain) is not None
 
 
 def table_text(result: QueryResult | None) -> str:

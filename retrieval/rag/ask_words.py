@@ -81,8 +81,8 @@ _OVER = re.compile(
     re.IGNORECASE,
 )
 _ASKING = frozenset(
-    "want need look looking recommend suggest show find give get search something anything someone like good great best "
-    "nice please thank item thing product option idea gift present buy read watch play one any".split()
+    "want need look looking recommend suggest show find give get search something anything someone like good great "
+    "best nice please thank item thing product option idea gift present buy read watch play one any".split()
 )
 """Words of asking, which say nothing of what is asked for."""
 _ALSO = re.compile(r"\b(?:also|as well|too|only|and|both)\b", re.IGNORECASE)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from recsys.retrieval.rag.sql.words import (
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["SqlError", "checked_query"]
+__all__ = ["CheckedQuery", "SqlError", "checked_query"]
 
 _MOST_GROWTH = 32
 """By how much a query may lengthen a text by joining it with itself."""
@@ -44,9 +45,19 @@ class SqlError(ValueError):
     """Why a query is refused or failed: one line for whoever wrote the query, a language model included."""
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedQuery:
+    """What may run."""
+
+    sql: str
+    """Written anew from what the parser found."""
+    tables: frozenset[str]
+    """Tables that it reads."""
+
+
 def checked_query(
     connection: DuckDBPyConnection, sql: str, tables: Mapping[str, Collection[str]], limits: SqlLimits
-) -> str:
+) -> CheckedQuery:
     """The query as it may run.
 
     Args:
@@ -54,9 +65,6 @@ def checked_query(
         sql: one SELECT or WITH statement.
         tables: columns by table.
         limits: of the length of the text and the number of tables.
-
-    Returns:
-        SQL written anew from what the parser found.
 
     Raises:
         SqlError: it is no query, more than one, or holds a word that is not allowed; says which.
@@ -79,10 +87,10 @@ def checked_query(
     statements = tree.get("statements") or []
     if len(statements) != 1:
         raise SqlError(f"there are {len(statements)} statements; write exactly one")
-    _check(statements, tables, limits)
+    named = _check(statements, tables, limits)
     row = connection.execute("SELECT json_deserialize_sql(?::JSON)", [written]).fetchone()
     assert row is not None
-    return str(row[0])
+    return CheckedQuery(str(row[0]), named)
 
 
 def _parsed(connection: DuckDBPyConnection, sql: str) -> str:
@@ -124,13 +132,13 @@ def _walk(tree: Any) -> Iterator[dict[str, Any]]:
             waiting += node
 
 
-def _check(statements: list[Any], tables: Mapping[str, Collection[str]], limits: SqlLimits) -> None:
+def _check(statements: list[Any], tables: Mapping[str, Collection[str]], limits: SqlLimits) -> frozenset[str]:
     nodes = list(_walk(statements))
     named = {str(entry["key"]).lower() for node in nodes for entry in (node.get("cte_map") or {}).get("map") or ()}
     for name in sorted(named):
         if not _PLAIN_NAME.fullmatch(name):
             raise SqlError(f"WITH {shown(name)}: choose a plain name of letters, digits and _")
-    num_tables, growth, gathers = 0, 1, False
+    num_tables, growth, gathers, read = 0, 1, False, set[str]()
     for node in nodes:
         kind = node.get("type")
         if "class" in node:
@@ -142,7 +150,7 @@ def _check(statements: list[Any], tables: Mapping[str, Collection[str]], limits:
             raise SqlError("samples and versions of tables cannot be used here")
         if kind == "BASE_TABLE":
             num_tables += 1
-            _check_table(node, named, tables)
+            read.add(_check_table(node, named, tables))
         elif kind == "TABLE_FUNCTION":
             function = str((node.get("function") or {}).get("function_name", "")).lower()
             if function != "unnest":
@@ -160,14 +168,16 @@ def _check(statements: list[Any], tables: Mapping[str, Collection[str]], limits:
         raise SqlError(f"the query names tables {num_tables} times, more than {limits.tables}; write a simpler one")
     if growth > _MOST_GROWTH or (gathers and growth > 1):
         raise SqlError("the query joins texts too often; select the columns instead")
+    return frozenset(read & set(tables))
 
 
-def _check_table(node: dict[str, Any], named: set[str], tables: Mapping[str, Collection[str]]) -> None:
+def _check_table(node: dict[str, Any], named: set[str], tables: Mapping[str, Collection[str]]) -> str:
     name = str(node.get("table_name", "")).lower()
     if node.get("catalog_name") or node.get("schema_name"):
         raise SqlError(f"{shown(name)}: name tables without a schema; there are {', '.join(tables)}")
     if name not in named and name not in tables:
         raise SqlError(f"there is no table {shown(name)}; there are {', '.join(tables)}")
+    return name
 
 
 def _check_function(node: dict[str, Any]) -> str:

@@ -27,10 +27,12 @@ class QueryResult:
     truncated: bool = False
     """There were more rows, or longer values, than the limits allow."""
     seconds: float = 0.0
+    tables: frozenset[str] = frozenset()
+    """Tables that were read."""
 
     @classmethod
     def of(
-        cls, sql: str, columns: Iterable[Any], rows: Sequence[Sequence[Any]], limits: SqlLimits, seconds: float = 0.0
+        cls, sql: str, columns: Iterable[Any], rows: Sequence[Sequence[Any]], limits: SqlLimits, **fields: Any
     ) -> QueryResult:
         """Rows as they were fetched, at most one more than the limit, cut to the limits."""
         truncated, total, kept = len(rows) > limits.rows, 0, list[tuple[Any, ...]]()
@@ -43,7 +45,7 @@ class QueryResult:
             truncated |= any(cut for _, cut in cells)
             kept.append(tuple(cell for cell, _ in cells))
         names = tuple(_plain(str(name), limits.cell_chars)[0] for name in columns)
-        return cls(sql=sql, columns=names, rows=tuple(kept), truncated=truncated, seconds=seconds)
+        return cls(sql=sql, columns=names, rows=tuple(kept), truncated=truncated, **fields)
 
     def as_text(self) -> str:
         """One line per row, values separated by ``|``, the columns first; what a reader or a model is shown."""

@@ -75,6 +75,7 @@ async def answer_from_tables(
     lm: LanguageModel,
     *,
     earlier: Sequence[str] = (),
+    must_read: Sequence[str] = (),
     rounds: int = 2,
     prompt: Prompt | None = None,
     deadline: float | None = None,
@@ -89,6 +90,7 @@ async def answer_from_tables(
         values: of the items' columns.
         lm: writes the query.
         earlier: questions before this one in the conversation, oldest first.
+        must_read: tables that a query must name to be about the question.
         rounds: queries at most, the first included.
         prompt: another wording with the same placeholders.
         deadline: a reading of :func:`time.monotonic`.
@@ -116,7 +118,7 @@ async def answer_from_tables(
             break
         sql = _query_in(prompt.prefill + answer.text)
         try:
-            result = await asyncio.to_thread(tables.query, sql, deadline=deadline)
+            result = await asyncio.to_thread(tables.query, sql, must_read=must_read, deadline=deadline)
         except SqlError as refusal:
             failed, error = sql, str(refusal)
             steps.append(SqlStep(sql=sql, outcome="refused", error=error))

@@ -158,11 +158,12 @@ class UserTables:
             self._connection.close()
             self._connection = None
 
-    def query(self, sql: str, *, deadline: float | None = None) -> QueryResult:
+    def query(self, sql: str, *, must_read: Iterable[str] = (), deadline: float | None = None) -> QueryResult:
         """Rows of one query.
 
         Args:
             sql: one SELECT or WITH statement over ``items`` and ``history``.
+            must_read: tables without which no answer can be right.
             deadline: a reading of :func:`time.monotonic`; the query ends then, or earlier by the limits.
 
         Raises:
@@ -175,7 +176,7 @@ class UserTables:
             raise SqlError("there is no time left for a query")
         if self._connection is None:
             raise SqlError("the tables are closed")
-        work = _Work(self._connection, sql, self.tables, self.limits)
+        work = _Work(self._connection, sql, self.tables, self.limits, frozenset(must_read))
         started = time.monotonic()
         thread = threading.Thread(target=work.run, name="recsys-sql", daemon=True)
         thread.start()
@@ -190,17 +191,23 @@ class UserTables:
         if work.error is not None:
             raise work.error
         taken = time.monotonic() - started
-        return QueryResult.of(work.sql, work.columns, work.rows, self.limits, taken)
+        return QueryResult.of(work.sql, work.columns, work.rows, self.limits, seconds=taken, tables=work.tables)
 
 
 class _Work:
     """One query, run in a thread of its own so that whoever waits can stop waiting."""
 
     def __init__(
-        self, connection: DuckDBPyConnection, sql: str, tables: dict[str, tuple[Column, ...]], limits: SqlLimits
+        self,
+        connection: DuckDBPyConnection,
+        sql: str,
+        tables: dict[str, tuple[Column, ...]],
+        limits: SqlLimits,
+        must_read: frozenset[str],
     ) -> None:
         self.connection, self.sql, self.limits = connection, sql, limits
-        self.tables = {name: [column.name for column in columns] for name, columns in tables.items()}
+        self.names = {name: [column.name for column in columns] for name, columns in tables.items()}
+        self.must_read, self.tables = must_read, frozenset[str]()
         self.done = threading.Event()
         self.columns: list[str] = []
         self.rows: list[Any] = []
@@ -211,7 +218,10 @@ class _Work:
         try:
             self.connection.execute("BEGIN TRANSACTION READ ONLY")
             try:
-                self.sql = checked_query(self.connection, self.sql, self.tables, self.limits)
+                checked = checked_query(self.connection, self.sql, self.names, self.limits)
+                self.sql, self.tables = checked.sql, checked.tables
+                if missing := sorted(self.must_read - checked.tables):
+                    raise SqlError(f"the question is about the table {missing[0]}; select from it")
                 found = self.connection.execute(self.sql)
                 self.columns = [column[0] for column in found.description or ()]
                 self.rows = found.fetchmany(self.limits.rows + 1)
