@@ -17,21 +17,23 @@ from recsys.pipelines.machine import device_name, versions
 
 __all__ = ["BENCHES", "bench", "run_bench"]
 
-BENCHES = ("unify", "train", "softmax", "candidates", "graph", "beam", "codes", "serve")
+BENCHES = ("unify", "train", "softmax", "candidates", "graph", "beam", "codes", "serve", "rerank_prefix")
 
 
-def run_bench(name: str, *, long: bool = False) -> dict[str, object]:
+def run_bench(name: str, *, long: bool = False, lm: Path | None = None) -> dict[str, object]:
     """Run one benchmark; the first case is its headline.
 
     Raises:
-        InputError: there is no benchmark of that name.
+        InputError: there is no benchmark of that name, or it takes no language model.
     """
     if name not in BENCHES:
         raise InputError(f"there is no benchmark {name!r}; choose from {', '.join(BENCHES)}")
     function: Callable[..., list[Case]] = getattr(
         importlib.import_module(f"recsys.pipelines.bench.{name}"), f"bench_{name}"
     )
-    cases = function(long=long)
+    if lm is not None and name != "rerank_prefix":
+        raise InputError("--lm is for the benchmark rerank_prefix; leave it out")
+    cases = function(long=long) if lm is None else function(long=long, lm=lm)
     return {
         "bench": name,
         "device": device_name(),
@@ -41,15 +43,16 @@ def run_bench(name: str, *, long: bool = False) -> dict[str, object]:
     }
 
 
-def bench(name: str, json: Path | None = None, long: bool = False) -> None:
+def bench(name: str, json: Path | None = None, long: bool = False, lm: Path | None = None) -> None:
     """Compare two ways of doing the same work in one run; a ratio above 1 means that ours is so many times better.
 
     Args:
-        name: unify, train, softmax, candidates, graph, beam, codes or serve.
+        name: unify, train, softmax, candidates, graph, beam, codes, serve or rerank_prefix.
         json: file for the figures.
         long: more repeats.
+        lm: folder of a language model, for rerank_prefix; without it a small made one.
     """
-    result = run_bench(name, long=long)
+    result = run_bench(name, long=long, lm=lm)
     table = Table("case", "ours", "other", "ratio", title=f"{name} on {result['device']}")
     cases = result["cases"]
     assert isinstance(cases, list)

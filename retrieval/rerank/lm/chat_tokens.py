@@ -76,17 +76,24 @@ class ChatTokens:
         """Tokens of a plain text, none of them special."""
         if not text:
             return []
-        encoded = self._plain.encode(text, add_special_tokens=False)
+        try:
+            encoded = self._plain.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):  # halves of a pair without the other one
+            text = text.encode("utf-8", "replace").decode()
+            encoded = self._plain.encode(text, add_special_tokens=False)
         ids: list[int] = encoded.ids
         if self._forbidden.isdisjoint(ids):
             return ids
-        # A tokenizer may hold a special token among its ordinary pieces: cut the text inside of it.
-        at = next(place for place, token in enumerate(ids) if token in self._forbidden)
-        start, end = encoded.offsets[at]
-        if end - start < 2:
-            return self.text_ids(text[:start]) + self.text_ids(text[max(end, start + 1) :])
-        middle = (start + end) // 2
-        return self.text_ids(text[:middle]) + self.text_ids(text[middle:])
+        # A tokenizer may hold a special token among its ordinary pieces: cut the text inside of it. Every part is
+        # shorter than the text, and one letter that still is such a token is left out.
+        out: list[int] = []
+        done = 0
+        for token, (start, end) in zip(ids, encoded.offsets, strict=True):
+            if token in self._forbidden and start >= done:
+                cut = (start + end) // 2 if end - start > 1 else start
+                out += self.text_ids(text[done:cut])
+                done = cut if end - start > 1 else start + 1
+        return out + self.text_ids(text[done:])
 
     def option_ids(self, options: Sequence[str], before: str) -> list[int]:
         """The token of each option.

@@ -1,44 +1,74 @@
-"""Causal language models of transformers, run in this process.
-
-Suffixes: B = questions computed together, N = tokens of the longest, V = vocabulary.
-"""
+"""Causal language models of transformers, run in this process."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from recsys.errors import InputError
 from recsys.retrieval.rerank.lm.chat_tokens import ChatTokens
+from recsys.retrieval.rerank.lm.model_folder import load_model_folder
+from recsys.retrieval.rerank.lm.model_worker import ModelWorker
+from recsys.retrieval.rerank.lm.prefix_store import PrefixStore
 from recsys.retrieval.rerank.lm.protocol import Chat, Choice, Generation
+from recsys.retrieval.rerank.lm.question import Job, Question
+from recsys.retrieval.rerank.lm.run_pass import check_runs
 from recsys.retrieval.rerank.lm.usage import Prices, Usage
 
 __all__ = ["LocalLanguageModel"]
 
+LATE = "the deadline passed"
+
 
 class LocalLanguageModel:
-    """A language model in a local folder. Make it with :meth:`load`."""
+    """A language model in a local folder, as :class:`LanguageModel` describes it. Make it with :meth:`load`.
+
+    It computes in a thread of its own, batches what callers ask at the same time, and computes tokens that prompts
+    begin with in common once: within a call, and across calls as long as their keys and values are kept. So put what
+    prompts share (instructions, then the history) first, and what differs last.
+    """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, name: str, where: object, prices: Prices | None, batch_tokens: int
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        where: object = "the model",
+        prices: Prices | None = None,
+        kept_bytes: int = 1 << 29,
+        batch_tokens: int | None = None,
+        reuse: bool = True,
     ) -> None:
+        """
+        Args:
+            model: a causal language model of transformers, in eval mode.
+            tokenizer: its own.
+            where: in messages about it.
+            name, prices, kept_bytes, batch_tokens, reuse: as in :meth:`load`.
+
+        Raises:
+            InputError: the model keeps no keys and values per token, or there is no chat template.
+        """
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
-        self.context_tokens = int(model.config.get_text_config().max_position_embeddings)
+        limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
+        self.context_tokens = int(next((limit for limit in limits if limit and limit < 1 << 30), 2048))
         self._prices = prices or Prices()
-        self._batch_tokens = batch_tokens
         self._tokens = ChatTokens(tokenizer, where)
         ends = model.generation_config.eos_token_id
-        self._stop_ids = self._tokens.stop_ids | set([ends] if isinstance(ends, int) else ends or [])
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"lm-{name}")
+        stop_ids = self._tokens.stop_ids | set([ends] if isinstance(ends, int) else ends or [])
+        if batch_tokens is None:
+            batch_tokens = 512 if model.device.type == "cpu" else 16384
+        if batch_tokens < 1 or kept_bytes < 0:
+            raise InputError(f"batch_tokens {batch_tokens} or kept_bytes {kept_bytes} is too small; give more")
+        check_runs(model, where)
+        self._store = PrefixStore(kept_bytes) if reuse else None
+        self._worker = ModelWorker(model, tokenizer, stop_ids=stop_ids, batch_tokens=batch_tokens, store=self._store)
 
     @classmethod
     def load(
@@ -51,45 +81,50 @@ class LocalLanguageModel:
         prices: Prices | None = None,
         kept_bytes: int = 1 << 29,
         batch_tokens: int | None = None,
+        reuse: bool = True,
     ) -> LocalLanguageModel:
         """Load a model and its tokenizer from a folder; nothing is fetched, and no code of the folder is run.
 
         Args:
-            path: folder as ``save_pretrained`` writes it.
+            path: folder as ``save_pretrained`` writes it, with a chat template.
             device: as torch names it; auto = the GPU if there is one.
             dtype: bfloat16, float16 or float32; auto = bfloat16 on a GPU that has it, else float32.
             name: in results; by default the folder's.
             prices: to count a cost.
-            kept_bytes: of keys and values of earlier prompts.
-            batch_tokens: most tokens of one batch; by default 512 on a CPU, 16384 on a GPU.
+            kept_bytes: of keys and values of earlier prompts, kept for later ones that begin alike.
+            batch_tokens: most new tokens computed together; by default 512 on a CPU, where larger batches gain
+                nothing and delay deadlines, and 16384 on a GPU.
+            reuse: False computes every token of every prompt, to compare with.
 
         Raises:
             InputError: the folder is missing or holds no such model, or transformers is not installed.
         """
         path = Path(path)
-        try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-        except ImportError as error:
-            raise InputError(f"local language models need transformers ({error}); pip install 'recsys[llm]'") from None
-        if not (path / "config.json").is_file():
-            raise InputError(f"{path} holds no language model (no config.json); give a folder of save_pretrained")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype == "auto":
-            dtype = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False, dtype=getattr(torch, dtype)
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{path} cannot be read as a causal language model: {' '.join(str(error).split())}"
-            ) from None
-        model = model.to(device).eval().requires_grad_(False)
-        if batch_tokens is None:
-            batch_tokens = 512 if device == "cpu" else 16384
-        return cls(model, tokenizer, name=name or path.name, where=path, prices=prices, batch_tokens=batch_tokens)
+        model, tokenizer = load_model_folder(path, device=device, dtype=dtype)
+        return cls(
+            model,
+            tokenizer,
+            name=name or path.resolve().name,
+            where=path,
+            prices=prices,
+            kept_bytes=kept_bytes,
+            batch_tokens=batch_tokens,
+            reuse=reuse,
+        )
+
+    @property
+    def computed_tokens(self) -> int:
+        """Prompt tokens that went through the model since it was loaded, reused ones not among them."""
+        return self._worker.computed_tokens
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of keys and values kept now."""
+        return 0 if self._store is None else self._store.num_bytes
+
+    def forget(self) -> None:
+        """Drop the keys and values of earlier prompts: call it after changing the model's weights."""
+        self._worker.forget()
 
     def encode_chat(self, chat: Chat, prefill: str = "") -> list[int]:
         """Tokens of a chat as the model reads it. Texts of messages never become special tokens."""
@@ -107,15 +142,24 @@ class LocalLanguageModel:
         prefill: str = "",
         deadline: float | None = None,
     ) -> list[Choice]:
-        """As :class:`LanguageModel` says."""
+        """As :class:`LanguageModel` says. An option is one token where it stands, after ``prefill``, or by itself."""
         if len(options) != len(chats):
             raise InputError(f"{len(chats)} chats, but options for {len(options)}; give options for every chat")
-        prompts, option_ids = [], []
-        for chat, texts in zip(chats, options, strict=True):
-            ids, before = self._tokens.encode(chat, prefill)
-            prompts.append(ids)
-            option_ids.append(self._tokens.option_ids(texts, before))
-        return await self._run(self._choose, prompts, option_ids, deadline)
+
+        def questions() -> list[Question]:
+            out = []
+            for chat, texts in zip(chats, options, strict=True):
+                prompt, before = self._tokens.encode(chat, prefill)
+                out.append(Question(prompt, options=self._tokens.option_ids(texts, before), deadline=deadline))
+            return out
+
+        answered = await self._ask(questions, deadline)
+        out = []
+        for question in answered:
+            error = question.error or (None if question.finish == "stop" else LATE)
+            log_probs = question.log_probs if error is None else ()
+            out.append(Choice(log_probs=log_probs, usage=self._usage(question), error=error))
+        return out
 
     async def generate(
         self,
@@ -129,117 +173,61 @@ class LocalLanguageModel:
         """As :class:`LanguageModel` says."""
         if max_tokens < 1:
             raise InputError(f"max_tokens is {max_tokens}; give at least 1")
-        prompts = [self.encode_chat(chat, prefill) for chat in chats]
-        return await self._run(self._generate, prompts, max_tokens, tuple(stop), deadline)
+        if "" in stop:
+            raise InputError("a stop string is empty; leave it out")
 
-    async def _run(self, function: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
+        def questions() -> list[Question]:
+            out = []
+            for chat in chats:
+                prompt = self.encode_chat(chat, prefill)
+                most = min(max_tokens, self.context_tokens - len(prompt))
+                out.append(Question(prompt, max_tokens=most, stop=tuple(stop), deadline=deadline))
+            return out
 
-    def _too_long(self, prompt: list[int]) -> str | None:
-        if len(prompt) + 1 > self.context_tokens:
-            return f"the prompt is {len(prompt)} tokens, and {self.name} takes {self.context_tokens - 1} of them"
-        return None
+        answered = await self._ask(questions, deadline)
+        return [
+            Generation(
+                text=question.text,
+                finish=question.finish or "deadline",
+                usage=self._usage(question),
+                error=question.error,
+            )
+            for question in answered
+        ]
 
-    def _batches(self, prompts: list[list[int]]) -> list[list[int]]:
-        batches: list[list[int]] = []
-        for at in sorted(range(len(prompts)), key=lambda at: -len(prompts[at])):
-            if self._too_long(prompts[at]):
-                continue
-            if not batches or (len(batches[-1]) + 1) * len(prompts[batches[-1][0]]) > self._batch_tokens:
-                batches.append([])
-            batches[-1].append(at)
-        return batches
+    async def _ask(self, make: Callable[[], list[Question]], deadline: float | None) -> list[Question]:
+        """Questions as far as they are answered by the deadline. Tokenizing takes time as well: in a thread."""
+        questions = await asyncio.to_thread(make)
+        for question in questions:
+            if len(question.prompt) >= self.context_tokens:
+                most = self.context_tokens - 1
+                question.end("error", f"the prompt is {len(question.prompt)} tokens, and {self.name} takes {most}")
+        job = Job([question for question in questions if question.finish is None])
+        if not job.questions:
+            return questions
+        self._worker.submit(job)
+        done = asyncio.wrap_future(job.future)
+        try:
+            await asyncio.wait([done], timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+        finally:
+            for question in job.questions:
+                question.dropped = True  # nobody waits any more; those that are done stay so
+            if not done.done():
+                done.cancel()
+        if job.future.done():
+            job.future.result()
+        return questions
 
-    def _usage(self, seconds: float, prompt: int, generated: int = 0) -> Usage:
+    def _usage(self, question: Question) -> Usage:
+        generated = len(question.tokens)
+        answered = bool(question.log_probs or question.tokens) or question.finish == "stop"
+        prompt = len(question.prompt) if answered else question.computed
+        reused = prompt - question.computed
         return Usage(
             calls=1,
             prompt_tokens=prompt,
+            reused_tokens=reused,
             generated_tokens=generated,
-            seconds=seconds,
-            cost=self._prices.cost(prompt, 0, generated),
+            seconds=question.seconds,
+            cost=self._prices.cost(prompt, reused, generated),
         )
-
-    def _prefill(self, prompts: list[list[int]]) -> tuple[Any, Tensor, Tensor]:
-        width = max(len(prompt) for prompt in prompts)
-        ids_BN = torch.zeros((len(prompts), width), dtype=torch.int64)
-        mask_BN = torch.zeros_like(ids_BN)
-        for row, prompt in enumerate(prompts):
-            ids_BN[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask_BN[row, width - len(prompt) :] = 1
-        place_BN = (mask_BN.cumsum(1) - 1).clamp(min=0)
-        device = self.model.device
-        out = self.model(
-            input_ids=ids_BN.to(device),
-            attention_mask=mask_BN.to(device),
-            position_ids=place_BN.to(device),
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return out.past_key_values, out.logits[:, -1].float(), mask_BN
-
-    @torch.inference_mode()
-    def _choose(self, prompts: list[list[int]], options: list[list[int]], deadline: float | None) -> list[Choice]:
-        out = [Choice(log_probs=(), error=self._too_long(prompt) or "the deadline passed") for prompt in prompts]
-        for batch in self._batches(prompts):
-            start = time.monotonic()
-            if deadline is not None and start > deadline:
-                break
-            log_prob_BV = self._prefill([prompts[at] for at in batch])[1].log_softmax(-1)
-            values = [log_prob_BV[row, options[at]].tolist() for row, at in enumerate(batch)]
-            seconds = (time.monotonic() - start) / len(batch)
-            for at, value in zip(batch, values, strict=True):
-                out[at] = Choice(log_probs=tuple(value), usage=self._usage(seconds, len(prompts[at])))
-        return out
-
-    @torch.inference_mode()
-    def _generate(
-        self, prompts: list[list[int]], max_tokens: int, stop: tuple[str, ...], deadline: float | None
-    ) -> list[Generation]:
-        out = []
-        for prompt in prompts:
-            error = self._too_long(prompt)
-            finish: Any = "error" if error else "deadline"
-            out.append(Generation(text="", finish=finish, error=error))
-        for batch in self._batches(prompts):
-            start = time.monotonic()
-            if deadline is not None and start > deadline:
-                break
-            cache, logits_BV, mask_BN = self._prefill([prompts[at] for at in batch])
-            answers: list[list[int]] = [[] for _ in batch]
-            texts = [""] * len(batch)
-            finished: list[Any] = [None] * len(batch)
-            while True:
-                chosen_B = logits_BV.argmax(-1).cpu()
-                for row, token in enumerate(chosen_B.tolist()):
-                    if finished[row]:
-                        continue
-                    if token in self._stop_ids:
-                        finished[row] = "stop"
-                        continue
-                    answers[row].append(token)
-                    texts[row] = self.tokenizer.decode(answers[row], skip_special_tokens=True)
-                    ends = [texts[row].find(end) for end in stop if end in texts[row]]
-                    if ends:
-                        texts[row] = texts[row][: min(ends)]
-                        finished[row] = "stop"
-                    elif len(answers[row]) >= min(max_tokens, self.context_tokens - len(prompts[batch[row]])):
-                        finished[row] = "length"
-                if all(finished):
-                    break
-                if deadline is not None and time.monotonic() > deadline:
-                    finished = [end or "deadline" for end in finished]
-                    break
-                mask_BN = torch.cat([mask_BN, torch.ones((len(batch), 1), dtype=torch.int64)], 1)
-                result = self.model(
-                    input_ids=chosen_B[:, None].to(self.model.device),
-                    attention_mask=mask_BN.to(self.model.device),
-                    position_ids=(mask_BN.sum(1, keepdim=True) - 1).to(self.model.device),
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-                cache, logits_BV = result.past_key_values, result.logits[:, -1].float()
-            seconds = (time.monotonic() - start) / len(batch)
-            for row, at in enumerate(batch):
-                usage = self._usage(seconds, len(prompts[at]), len(answers[row]))
-                out[at] = Generation(text=texts[row], finish=finished[row], usage=usage)
-        return out
