@@ -372,9 +372,8 @@ class Asker:
         if answer is None:
             return ()
         titles = [as_data(item.title, 200) for item in told]
-        reply = checked_reply(
-            prompt.prefill + answer.text, titles, lines, catalogue.titles, allowed_words=f"{work.question} ; {common}"
-        )
+        text, allowed = prompt.prefill + answer.text, f"{work.question} ; {common}"
+        reply = checked_reply(text, titles, lines, catalogue.titles, allowed_words=allowed)
         work.count("dropped_sentences", reply.dropped)
         work.count("unsupported_sentences", reply.unsupported)
         return reply.sentences

@@ -17,7 +17,7 @@ _LONGEST_TITLE = 12
 """Words of a title that are looked for in a sentence."""
 _QUOTED = re.compile(r"[“”\"«»„‟*_]([^“”\"«»„‟*_]{3,160})[“”\"«»„‟*_]|(?<!\w)['‘]([^'’]{3,160})['’](?!\w)")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_RUN = re.compile(r"(?<![\w.!?:] )(?<!^)\b(?:[A-Z][\w'’]*)(?:[ -](?:(?:of|the|and|a|in|to|for)[ -]){0,2}[A-Z][\w'’]*)+")
+_RUN = re.compile(r"\b[A-Z][\w'’]*(?:[ -](?:(?:of|the|and|a|in|to|for)[ -]){0,2}[A-Z][\w'’]*)+")
 _ADDRESS = re.compile(r"https?:|www\.|<[^>]{1,80}>|\]\(")
 _CITATION = re.compile(CITATION)
 
@@ -79,7 +79,7 @@ def checked_reply(
     spans = sentence_spans(text[:4_000])
     kept, cited, dropped = list[str](), list[int](), max(0, len(spans) - _MOST_SENTENCES)
     for begin, end in spans[:_MOST_SENTENCES]:
-        sentence = text[begin:end].strip().strip("\"'`*#-> ").strip()
+        sentence = text[begin:end].lstrip("#-> ").strip()
         numbers = cited_in(sentence)
         if not numbers or not all(1 <= number <= len(titles) for number in numbers):
             dropped += bool(sentence)
@@ -109,7 +109,12 @@ def _names_only(sentence: str, own: str, titles: Sequence[str], catalogue: Catal
     ):
         return False
     quoted = [next(part for part in match.groups() if part) for match in _QUOTED.finditer(words)]
-    return all(f" {_folded(part)} " in there for part in [*quoted, *_RUN.findall(words)])
+    named = []
+    for match in _RUN.finditer(words):
+        run = match.group() if match.start() else match.group().partition(" ")[2]  # a sentence begins with a capital
+        if " " in run or "-" in run:
+            named.append(run)
+    return all(f" {_folded(part)} " in there for part in [*quoted, *named])
 
 
 def _with_titles(sentence: str, titles: Sequence[str]) -> str:

@@ -43,7 +43,8 @@ _BETWEEN = re.compile(
     re.IGNORECASE,
 )
 _BOUND = re.compile(
-    rf"(?:\b|(?<=\s))(?:(?P<most>{_MOST})|(?P<least>{_LEAST}))\s*{_MONEY}{_NUMBER.format('n')}", re.IGNORECASE
+    rf"(?:\b|(?<=\s))(?:(?P<most>{_MOST})|(?P<least>{_LEAST}))\s*(?:the\s+)?(?:year\s+)?{_MONEY}{_NUMBER.format('n')}",
+    re.IGNORECASE,
 )
 _BEHIND = re.compile(
     rf"{_MONEY}{_NUMBER.format('n')}\s*"

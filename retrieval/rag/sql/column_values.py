@@ -23,7 +23,7 @@ import polars as pl
 import scipy.sparse
 from numpy.typing import NDArray
 
-from recsys.retrieval.rag.words import STOP_WORDS
+from recsys.retrieval.rag.words import STOP_WORDS, words
 
 __all__ = ["ColumnValues", "TextColumn", "ValueMatch"]
 
@@ -262,13 +262,13 @@ def _better(
 
 
 def _folded(text: str) -> str:
-    """Lower letters and digits with single spaces; accents are gone.
+    """Lower letters and digits with single spaces; accents and plurals are gone.
 
-    >>> _folded("Science-Fiction & Café")
-    'science fiction cafe'
+    >>> _folded("Science-Fiction & Cafés")
+    'science fiction and cafe'
     """
-    plain = unicodedata.normalize("NFKD", text.casefold())
-    return " ".join("".join(c if c.isalnum() else " " for c in plain if not unicodedata.combining(c)).split())
+    plain = unicodedata.normalize("NFKD", text.casefold().replace("&", " and "))
+    return " ".join(words("".join(c for c in plain if not unicodedata.combining(c))))
 
 
 def _grams(text: str) -> list[str]:
@@ -345,8 +345,8 @@ def _split(cells: pl.Series) -> tuple[tuple[str, ...], pl.Series]:
             fits = apart.n_unique() < pieces.n_unique()
         else:
             held = float(cells.str.contains(separator, literal=True).mean() or 0)  # type: ignore[arg-type]
-            words = float(apart.str.count_matches(r"\S+").mean() or 0)  # type: ignore[arg-type]
-            fits = held >= _SPLIT_SHARE and apart.n_unique() <= 0.5 * len(apart) and words <= 5
+            spelled = float(apart.str.count_matches(r"\S+").mean() or 0)  # type: ignore[arg-type]
+            fits = held >= _SPLIT_SHARE and apart.n_unique() <= 0.5 * len(apart) and spelled <= 5
         if fits:
             separators, pieces = (*separators, separator), apart
     return separators, pieces

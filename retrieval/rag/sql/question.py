@@ -23,6 +23,8 @@ __all__ = ["SqlStep", "TableAnswer", "answer_from_tables", "sql_chat", "sql_prom
 
 _PLAIN_NAME = re.compile(r"[a-z_]\w*", re.ASCII)
 _FENCE = re.compile(r"```(?:sql)?", re.IGNORECASE)
+_TWICE = re.compile(r"SELECT\s+(?=(?:SELECT|WITH)\b)", re.IGNORECASE)
+"""A server that does not go on from a prefilled beginning writes it again."""
 _STARTS = re.compile(r"\b(?:SELECT|WITH)\b", re.IGNORECASE)
 _QUESTION_CHARS = 500
 _ERROR_CHARS = 300
@@ -175,4 +177,5 @@ def _query_in(text: str) -> str:
         fenced = [part for part in parts[1:] if _STARTS.search(part)]
         text = fenced[0] if fenced else text.replace("```", " ")
     found = _STARTS.search(text)
-    return (text[found.start() :] if found else text).strip().rstrip(";").strip()
+    text = text[found.start() :] if found else text
+    return _TWICE.sub("", text, count=1).strip().rstrip(";").strip()
