@@ -335,14 +335,14 @@ def _reads_as_code(cells: pl.Series) -> bool:
 
 def _split(cells: pl.Series) -> tuple[tuple[str, ...], pl.Series]:
     """Separators of a column, and its values apart: the first that leaves values which recur, and further ones that
-    leave fewer different values."""
+    leave no more different values."""
     separators, pieces = tuple[str, ...](), cells
     for separator in _SEPARATORS:
         apart = _apart(pieces, separator)
         if len(apart) == len(pieces):
             continue
         if separators:
-            fits = apart.n_unique() < pieces.n_unique()
+            fits = apart.n_unique() <= pieces.n_unique()
         else:
             held = float(cells.str.contains(separator, literal=True).mean() or 0)  # type: ignore[arg-type]
             spelled = float(apart.str.count_matches(r"\S+").mean() or 0)  # type: ignore[arg-type]

@@ -23,8 +23,6 @@ __all__ = ["SqlStep", "TableAnswer", "answer_from_tables", "sql_chat", "sql_prom
 
 _PLAIN_NAME = re.compile(r"[a-z_]\w*", re.ASCII)
 _FENCE = re.compile(r"```(?:sql)?", re.IGNORECASE)
-_TWICE = re.compile(r"SELECT\s+(?=(?:SELECT|WITH)\b)", re.IGNORECASE)
-"""A server that does not go on from a prefilled beginning writes it again."""
 _STARTS = re.compile(r"\b(?:SELECT|WITH)\b", re.IGNORECASE)
 _QUESTION_CHARS = 500
 _ERROR_CHARS = 300
@@ -118,7 +116,7 @@ async def answer_from_tables(
             reason = answer.error or "the deadline passed"
             steps.append(SqlStep(sql="", outcome="no answer", error=as_data(reason, _ERROR_CHARS)))
             break
-        sql = _query_in(prompt.prefill + answer.text)
+        sql = _query_in(prompt.prefill, answer.text)
         try:
             result = await asyncio.to_thread(tables.query, sql, must_read=must_read, deadline=deadline)
         except SqlError as refusal:
@@ -166,16 +164,19 @@ def _quoted(name: str) -> str:
     return name if _PLAIN_NAME.fullmatch(name) else f'"{as_data(name, 60)}"'
 
 
-def _query_in(text: str) -> str:
+def _query_in(prefill: str, text: str) -> str:
     """The statement in an answer: without fences and words around it.
 
-    >>> _query_in("SELECT Here it is: ```sql\\nSELECT 1;\\n``` It counts.")
-    'SELECT 1'
+    A model goes on from the prefilled beginning, or, behind some servers, begins anew.
+
+    >>> _query_in("SELECT", " count(*) FROM items;"), _query_in("SELECT", "```sql\\nSELECT 1;\\n``` It counts.")
+    ('SELECT count(*) FROM items', 'SELECT 1')
     """
     if "```" in text:
-        parts = _FENCE.split(text)
-        fenced = [part for part in parts[1:] if _STARTS.search(part)]
+        fenced = [part for part in _FENCE.split(text)[1:] if _STARTS.search(part)]
         text = fenced[0] if fenced else text.replace("```", " ")
-    found = _STARTS.search(text)
-    text = text[found.start() :] if found else text
-    return _TWICE.sub("", text, count=1).strip().rstrip(";").strip()
+        found = _STARTS.search(text)
+        text = text[found.start() :] if found else prefill + text
+    elif not _STARTS.match(text.lstrip()):
+        text = prefill + text
+    return text.strip().rstrip(";").strip()
