@@ -66,11 +66,8 @@ class TextColumn:
     """Items that have each value."""
     truncated: bool
     """There are more values than are kept."""
-
-    @property
-    def names_items(self) -> bool:
-        """Whether most values belong to one item alone, as titles do: such a column names items and groups none."""
-        return len(self.values) > 0.5 * sum(self.counts)
+    names_items: bool
+    """Whether most values belong to one item alone, as titles do: such a column names items and groups none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,6 +318,7 @@ def _column(series: pl.Series, max_values: int) -> TextColumn | None:
         values=tuple(values[:max_values]),
         counts=tuple(counts[:max_values]),
         truncated=len(values) > max_values,
+        names_items=len(values) > 0.5 * sum(counts),
     )
 
 

@@ -32,9 +32,7 @@ def test_codes_addresses_and_long_texts_are_left_out() -> None:
             "code": [f"B00{n}XZ" for n in range(50)],
             "picture": [f"https://pictures.example/{n % 3}.jpg" for n in range(50)],
             "story": ["once upon a time there was a very long story " * 5 + str(n) for n in range(50)],
-            "path": [
-                ["Toys > Trains", "Toys > Dolls | Gifts", "Toys > Trains | Gifts > Small"][n % 3] for n in range(50)
-            ],
+            "path": [paths[n % 3] for n in range(50)],
         }
     )
     values = ColumnValues.of(items)
