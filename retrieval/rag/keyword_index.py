@@ -5,8 +5,6 @@ Suffixes: P = passages, V = words, T = (passage, word) pairs.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,23 +57,19 @@ class KeywordIndex:
         found: NDArray[np.float32] = self._ranker.get_scores_from_ids(asked)
         return found
 
-    def parts(self) -> dict[str, Callable[[Path], object]]:
-        """File name -> what writes it, for :func:`recsys.index.parts.write_parts`; none without any word."""
+    def parts(self, scratch: Path) -> dict[str, Callable[[Path], object]]:
+        """File name -> what writes it, for :func:`recsys.index.parts.write_parts`; none without any word.
+
+        Args:
+            scratch: empty folder on the same disk.
+        """
         if self._ranker is None:
             return {}
-
-        def writer(name: str) -> Callable[[Path], object]:
-            def write(path: Path) -> None:
-                with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-                    self._ranker.save(
-                        scratch, data_name=_DATA, indices_name=_INDICES, indptr_name=_INDPTR, vocab_name=_VOCABULARY,
-                        allow_pickle=False, show_progress=False,
-                    )  # fmt: skip
-                    shutil.move(Path(scratch) / name, path)
-
-            return write
-
-        return {name: writer(name) for name in PARTS}
+        self._ranker.save(
+            scratch, data_name=_DATA, indices_name=_INDICES, indptr_name=_INDPTR, vocab_name=_VOCABULARY,
+            allow_pickle=False, show_progress=False,
+        )  # fmt: skip
+        return {name: (scratch / name).replace for name in PARTS}
 
     @classmethod
     def load(cls, folder: Path, num_passages: int) -> KeywordIndex:

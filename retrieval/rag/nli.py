@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class EntailmentModel:
 
     def __init__(self, model: Any, tokenizer: Any, label: int) -> None:
         self._model, self._tokenizer, self._label = model, tokenizer, label
+        self._lock = threading.Lock()
         self._most = min(_MOST_TOKENS, int(tokenizer.model_max_length))
 
     @classmethod
@@ -55,15 +57,16 @@ class EntailmentModel:
         chances: list[float] = []
         for low in range(0, len(pairs), _BATCH):
             part = pairs[low : low + _BATCH]
-            fed = self._tokenizer(
-                [premise for premise, _ in part],
-                [claim for _, claim in part],
-                # A claim longer than the model's whole window leaves nothing of the premise: both are cut then.
-                truncation="longest_first",
-                max_length=self._most,
-                padding=True,
-                return_tensors="pt",
-            ).to(self._model.device)
+            with self._lock:  # tokenizers may fail where two threads use one
+                fed = self._tokenizer(
+                    [premise for premise, _ in part],
+                    [claim for _, claim in part],
+                    # A claim longer than the model's whole window leaves nothing of the premise: both are cut then.
+                    truncation="longest_first",
+                    max_length=self._most,
+                    padding=True,
+                    return_tensors="pt",
+                ).to(self._model.device)
             chances += self._model(**fed).logits.float().softmax(-1)[:, self._label].tolist()
         return chances
 

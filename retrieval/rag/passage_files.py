@@ -13,6 +13,7 @@ Suffixes: P = passages, K = dimensions, T = weights.
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def save_stock(stock: PassageStock, path: Path, header: dict[str, Any]) -> None:
     )
     if frame["item_id"].dtype == pl.Null:
         frame = frame.with_columns(pl.col("item_id").cast(pl.String))
-    parts: dict[str, Callable[[Path], object]] = {_PASSAGES: frame.write_parquet, **stock.keywords.parts()}
+    parts: dict[str, Callable[[Path], object]] = {_PASSAGES: frame.write_parquet}
     if stock.vectors_PK is not None:
         tensors = {"vectors": stock.vectors_PK.contiguous()}
         parts[_VECTORS] = lambda file: save_file(tensors, file)
@@ -87,7 +88,8 @@ def save_stock(stock: PassageStock, path: Path, header: dict[str, Any]) -> None:
         **header, "format": _FORMAT, "format_version": _FORMAT_VERSION, "num_passages": len(stock.passages),
         "index": kind,
     }  # fmt: skip
-    with atomic_folder(path, marker=MANIFEST) as folder:
+    with atomic_folder(path, marker=MANIFEST) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
+        parts.update(stock.keywords.parts(Path(scratch)))
         if stock.index is not None and kind != ExactIndex.kind:
             stock.index.save(folder / _DENSE)
         write_parts(folder, MANIFEST, full, parts)

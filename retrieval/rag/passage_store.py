@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class _Encoder:
     model: Any
     name: str
     hash: str
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """Tokenizers of transformers may fail where two threads use one."""
 
 
 class PassageStore:
@@ -290,7 +292,9 @@ class PassageStore:
         self, stock: PassageStock, asked: Sequence[str], depth: int, allowed_P: NDArray[np.bool_] | None
     ) -> list[dict[int, float]]:
         assert self._sparse is not None and stock.sparse_PV is not None
-        score_QP = (self._sparse.model.encode(asked, question=True) @ stock.sparse_PV.T).toarray()
+        with self._sparse.lock:
+            asked_QV = self._sparse.model.encode(asked, question=True)
+        score_QP = (asked_QV @ stock.sparse_PV.T).toarray()
         return [
             _listed(score_P, depth, allowed_P) if question.strip() else {}
             for question, score_P in zip(asked, score_QP, strict=True)
@@ -334,7 +338,9 @@ def _fused(
 
 def _unit_rows(encoder: _Encoder, texts: Sequence[str]) -> Tensor:
     """[N, K] float32 vectors of length 1; zero rows of blank texts."""
-    raw_NK = torch.from_numpy(np.ascontiguousarray(encoder.model.encode(list(texts)), dtype=np.float32))
+    with encoder.lock:
+        made_NK = encoder.model.encode(list(texts))
+    raw_NK = torch.from_numpy(np.ascontiguousarray(made_NK, dtype=np.float32))
     unit: Tensor = torch.nn.functional.normalize(raw_NK, dim=1)
     return unit
 

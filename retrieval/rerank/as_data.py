@@ -24,7 +24,9 @@ _HASHES = re.compile(r"#{2,}")
 _REPEATED = re.compile(r"([^\w\s])\1{3,}")
 # Letters, marks and symbols that show nothing (of Default_Ignorable_Code_Point, those outside of category Cf, and the
 # empty braille pattern): text can be hidden in them.
-_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
+)
 _LEAST_READ = 256
 
 

@@ -84,7 +84,9 @@ class Prompt:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             known = ", ".join(cls.names())
-            raise InputError(f"no prompt {shown(str(source))}; give the path of a YAML file or one of {known}") from None
+            raise InputError(
+                f"no prompt {shown(str(source))}; give the path of a YAML file or one of {known}"
+            ) from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"prompt {path} cannot be read: {reason}") from None
@@ -100,7 +102,9 @@ class Prompt:
         if not isinstance(content, dict):
             raise InputError(f"prompt {source} is no mapping; it needs at least `name` and `user`")
         if unknown := sorted(str(name) for name in content if name not in _FIELDS):
-            raise InputError(f"prompt {source}: unknown key {shown(unknown[0])}; known are {', '.join(sorted(_FIELDS))}")
+            raise InputError(
+                f"prompt {source}: unknown key {shown(unknown[0])}; known are {', '.join(sorted(_FIELDS))}"
+            )
         for name in ("name", "user"):
             if not content.get(name):
                 raise InputError(f"prompt {source}: `{name}` is missing")

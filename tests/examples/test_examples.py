@@ -31,12 +31,3 @@ def test_quickstart_recommends_to_two_users_and_a_stranger(root: Path, capsys: p
 def test_threads_answer_every_user(root: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert load(root / "examples" / "serve_threads.py").main([str(toy_bundle), "--threads", "2"]) == 40
     assert "40 of 40 users" in capsys.readouterr().out
-
-
-def test_questions_are_answered_in_a_conversation(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("duckdb", reason="needs the extra rag")
-    texts = load(root / "examples" / "ask.py").main(["--users", "60", "--epochs", "1"])
-    assert "colour is red; price at most 20" in texts[0] and "price at most 20; colour is blue" in texts[1]
-    assert not set(texts[1].split("\n")[1:]) & set(texts[2].split("\n")[1:])
-    assert texts[3].startswith("events | items")
-    assert "> rather a blue one" in capsys.readouterr().out

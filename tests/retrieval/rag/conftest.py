@@ -1,96 +1,140 @@
-"""A small shop, and a server that says what a test tells it to."""
+"""Small models made on the spot, saved as larger ones are: they know words, and nothing about them."""
 
 from __future__ import annotations
 
 import http.server
 import json
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from datetime import date
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
+import torch
 
-from recsys.bundle import Bundle
-from recsys.retrieval.recommender import Recommender
+WORDS = (
+    "red green blue wooden steel plastic train ship car kite doll castle magnet puzzle wagon price old small large for "
+    "children made in of the a is it has wheel window track battery game card family how much what who water bath"
+).split()
 
-CANARY = "canary-of-another-user"
 
+def _tokenizer() -> Any:
+    from transformers import PreTrainedTokenizerFast
 
-@pytest.fixture(scope="session")
-def shop_items() -> pl.DataFrame:
-    """30 items with a column of every kind that a filter may name."""
-    kinds, makers = ["train", "ship", "car", "doll"], ["Brio", "Märklin & Sons", "J.K. Toymaker", "C++ {Kits}", None]
-    tags = ["wood, red", "steel, blue", "wood, science-fiction", "red, science-fiction, small", None, "a.b*c, wood"]
-    return pl.DataFrame(
-        {
-            "item_id": [f"i{n}" for n in range(30)],
-            "title": [f"The {['Red', 'Blue', 'Green'][n % 3]} {kinds[n % 4].title()} Number {n}" for n in range(30)],
-            "text": [f"A {kinds[n % 4]} of kind {n}." for n in range(30)],
-            "kind": [kinds[n % 4] for n in range(30)],
-            "maker": [makers[n % 5] for n in range(30)],
-            "tags": [tags[n % 6] for n in range(30)],
-            "colors": [["red", "blue"] if n % 2 else ["green"] for n in range(30)],
-            "price": [None if n == 7 else float("nan") if n == 8 else 5.0 + 2.5 * n for n in range(30)],
-            "year": [1985 + n for n in range(30)],
-            "average_rating": [1.0 + (n % 9) / 2 for n in range(30)],
-            "in_stock": [None if n == 3 else n % 2 == 0 for n in range(30)],
-            "released": [date(1985 + n, 6, 1) for n in range(30)],
-        }
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = {
+        word: at for at, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *"0123456789"])
+    }
+    inner = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer()
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", model_max_length=64,
+    )  # fmt: skip
+
+
+def _config(**more: Any) -> Any:
+    from transformers import BertConfig
+
+    return BertConfig(
+        vocab_size=5 + len(WORDS) + 10, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64, **more,
+    )  # fmt: skip
+
+
+def _saved(model: Any, folder: Path) -> str:
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="session")
-def shop(toy_bundle: Path, shop_items: pl.DataFrame) -> Recommender:
-    """The toy model over those items. In the histories of all users but u0 and u1 events carry the canary as surface
-    and action."""
-    bundle = Bundle.open(toy_bundle)
-    order = {item_id: row for row, item_id in enumerate(shop_items["item_id"])}
-    rows = [order[item_id] for item_id in bundle.items["item_id"]]
-    words = bundle.vocabulary
-    marked = replace(words, surfaces=(*words.surfaces, CANARY))
-    assert bundle.histories is not None
-    events = bundle.histories.events
-    surface = events.surface.copy()
-    own = [int(user) for user in bundle.histories.users.index(["u0", "u1"])]
-    for user in range(len(events.offsets) - 1):
-        if user not in own:
-            surface[events.offsets[user] : events.offsets[user + 1]] = len(words.surfaces)
-    histories = replace(bundle.histories, events=replace(events, surface=surface))
-    return Recommender(replace(bundle, items=shop_items[rows], vocabulary=marked, histories=histories))
+def small_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence-transformers model: the mean of a Bert of one layer with random weights."""
+    pytest.importorskip("sentence_transformers", reason="needs the extra rag")
+    from sentence_transformers import SentenceTransformer, models
+    from transformers import BertModel
+
+    folder = tmp_path_factory.mktemp("encoders")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        path = _saved(BertModel(_config()), folder / "bert")
+        word = models.Transformer(path, max_seq_length=64)
+        SentenceTransformer(modules=[word, models.Pooling(32)], device="cpu").save(str(folder / "small-encoder"))
+    return folder / "small-encoder"
 
 
-class TalkingServer:
-    """A real HTTP server of chat completions whose words are a function's of the conversation."""
+@pytest.fixture(scope="session")
+def small_sparse_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SPLADE model with random weights."""
+    pytest.importorskip("sentence_transformers", reason="needs the extra rag")
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladePooling
+    from transformers import BertForMaskedLM
+
+    folder = tmp_path_factory.mktemp("sparse_encoders")
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        path = _saved(BertForMaskedLM(_config(initializer_range=1.0)), folder / "bert")
+        modules = [MLMTransformer(path, max_seq_length=64), SpladePooling()]
+        SparseEncoder(modules=modules, device="cpu").save(str(folder / "small-splade"))
+    return folder / "small-splade"
+
+
+@pytest.fixture(scope="session")
+def small_nli_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of pairs with the labels of natural language inference and random weights."""
+    pytest.importorskip("transformers", reason="needs the extra llm")
+    from transformers import BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("nli") / "small-nli"
+    labels = {0: "contradiction", 1: "entailment", 2: "neutral"}
+    config = _config(id2label=labels, label2id={name: number for number, name in labels.items()}, initializer_range=1.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        _saved(BertForSequenceClassification(config), folder)
+    return folder
+
+
+class SayingServer:
+    """An OpenAI-compatible HTTP server that says what a test puts into it, and keeps what it was asked."""
 
     def __init__(self) -> None:
-        self.says: Callable[[str], str | int] = lambda told: ""
-        """Of everything that was told: the answer, or a status of HTTP to fail with."""
-        self.told: list[str] = []
+        self.says: list[dict[str, Any]] = []
+        """Answers in turn, the last one again and again: ``text``, and where wanted ``finish``, ``status``, ``raw``
+        (bytes instead of an answer), ``cut`` (bytes after which the connection ends) and ``wait`` (seconds)."""
+        self.asked: list[str] = []
+        """All text of the messages, request by request."""
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                told = "\n".join(str(message["content"]) for message in body["messages"])
-                outer.told.append(told)
-                said = outer.says(told)
-                choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
-                answer: dict[str, Any] = {
-                    "id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice],
-                    "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
-                }  # fmt: skip
-                data = json.dumps(answer if isinstance(said, str) else {"error": {"message": "no"}}).encode()
-                self.send_response(200 if isinstance(said, str) else said)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                said = outer.says[min(len(outer.asked), len(outer.says) - 1)]
+                outer.asked.append("\n".join(message["content"] for message in body["messages"]))
+                time.sleep(said.get("wait", 0))
+                choice = {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": said.get("text")},
+                    "finish_reason": said.get("finish", "stop"),
+                }
+                used = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+                answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+                payload = said["raw"].encode() if "raw" in said else json.dumps({**answer, "usage": used}).encode()
+                try:
+                    self.send_response(said.get("status", 200))
+                    self.send_header("content-type", "application/json")
+                    self.send_header("content-length", str(len(payload)))
+                    self.end_headers()
+                    self.wfile.write(payload[: said.get("cut", len(payload))])
+                except OSError:
+                    pass  # who asked has gone
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -100,26 +144,24 @@ class TalkingServer:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
+    def say(self, *answers: str | dict[str, Any]) -> None:
+        """From now on, these."""
+        self.says = [{"text": answer} if isinstance(answer, str) else answer for answer in answers]
+        self.asked = []
+
 
 @pytest.fixture(scope="session")
-def _talking() -> Iterator[TalkingServer]:
-    server = TalkingServer()
+def saying_server() -> Iterator[SayingServer]:
+    server = SayingServer()
     yield server
     server.server.shutdown()
     server.server.server_close()
 
 
 @pytest.fixture
-def talking(_talking: TalkingServer) -> TalkingServer:
-    """The server, silent and without a memory."""
-    _talking.says, _talking.told = lambda told: "", []
-    return _talking
-
-
-@pytest.fixture
-def talker(talking: TalkingServer) -> Any:
-    """A language model that is that server."""
+def saying_lm(saying_server: SayingServer) -> Any:
+    """The language model behind that server."""
     pytest.importorskip("openai", reason="needs the extra llm")
     from recsys.retrieval.rerank.lm.server import ServerLanguageModel
 
-    return ServerLanguageModel("m", base_url=talking.url, timeout_s=5, max_retries=0)
+    return ServerLanguageModel("m", base_url=saying_server.url, timeout_s=30, max_retries=0, context_tokens=3000)
