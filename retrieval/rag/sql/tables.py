@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -216,6 +217,8 @@ class _Work:
     def run(self) -> None:
         duckdb = _duckdb()
         try:
+            with suppress(duckdb.Error):  # where the interrupt of an earlier query hit its own ROLLBACK
+                self.connection.execute("ROLLBACK")
             self.connection.execute("BEGIN TRANSACTION READ ONLY")
             try:
                 checked = checked_query(self.connection, self.sql, self.names, self.limits)

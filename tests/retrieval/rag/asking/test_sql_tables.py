@@ -102,7 +102,7 @@ def test_errors_say_what_to_change(shop_items: pl.DataFrame) -> None:
 
 
 def test_a_query_ends_at_its_time_and_at_the_deadline(shop_items: pl.DataFrame) -> None:
-    endless = "SELECT count(*) FROM items a, items b, items c, items d, items e, items f"
+    endless = "SELECT count(*) FROM items a, items b, items c, items d, items e, items f, items g, items h"
     with ItemDatabase(shop_items).open([], SqlLimits(seconds=30)) as tables:
         started = time.monotonic()
         with pytest.raises(SqlError, match="took longer"):
