@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from recsys.retrieval.rag.citations import check_answer, cited_in
 from recsys.retrieval.rag.sentences import CITATION, sentence_spans
+from recsys.retrieval.rag.words import content_words, words
 
 __all__ = ["CatalogueTitles", "CheckedReply", "checked_reply"]
 
@@ -37,11 +38,11 @@ class CatalogueTitles:
 
     def named_in(self, text: str) -> set[str]:
         """Folded titles that stand in a text."""
-        words = _folded(text).split()
+        parts = _folded(text).split()
         spans = (
-            " ".join(words[low:high])
-            for low in range(len(words))
-            for high in range(low + 2, min(len(words), low + _LONGEST_TITLE) + 1)
+            " ".join(parts[low:high])
+            for low in range(len(parts))
+            for high in range(low + 2, min(len(parts), low + _LONGEST_TITLE) + 1)
         )
         return {span for span in spans if span in self._titles}
 
@@ -88,6 +89,10 @@ def checked_reply(
         if not _names_only(sentence, own, [titles[number - 1] for number in numbers], catalogue):
             dropped += 1
             continue
+        named = {word for number in numbers for word in words(titles[number - 1])}
+        if not set(content_words(_CITATION.sub(" ", sentence))) - named:  # the list below says as much
+            dropped += 1
+            continue
         kept.append(_with_titles(sentence, titles))
         cited += numbers
     checked = check_answer(" ".join(kept), [f"{title} {line}" for title, line in zip(titles, lines, strict=True)])
@@ -102,15 +107,15 @@ def checked_reply(
 def _names_only(sentence: str, own: str, titles: Sequence[str], catalogue: CatalogueTitles) -> bool:
     if _ADDRESS.search(sentence):
         return False
-    words = _CITATION.sub(" ; ", sentence)
+    spoken = _CITATION.sub(" ; ", sentence)
     there = f" {_folded(own)} "
     if any(
-        f" {title} " not in f" {' ; '.join(_folded(one) for one in titles)} " for title in catalogue.named_in(words)
+        f" {title} " not in f" {' ; '.join(_folded(one) for one in titles)} " for title in catalogue.named_in(spoken)
     ):
         return False
-    quoted = [next(part for part in match.groups() if part) for match in _QUOTED.finditer(words)]
+    quoted = [next(part for part in match.groups() if part) for match in _QUOTED.finditer(spoken)]
     named = []
-    for match in _RUN.finditer(words):
+    for match in _RUN.finditer(spoken):
         run = match.group() if match.start() else match.group().partition(" ")[2]  # a sentence begins with a capital
         if " " in run or "-" in run:
             named.append(run)
