@@ -35,6 +35,8 @@ class CandidatePlan:
     shard_users: int
     num_parts: int
     device: str
+    rerank: dict[str, Any] | None = None
+    """What decides the order of the first items; None = as retrieved."""
     format_version: int = FORMAT_VERSION
 
     def difference(self, other: Any) -> str | None:

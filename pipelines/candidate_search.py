@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recsys.bundle import Bundle
 from recsys.errors import InputError
-from recsys.events import EventLog, Requests
+from recsys.events import EventLog, History, Requests
 from recsys.index.hits import SourcedHits
 from recsys.packing import ranges
 from recsys.past_counts import PastSource
@@ -26,9 +26,12 @@ from recsys.retrieval.memory import MemoryRetriever, RecentItems
 from recsys.retrieval.protocol import source_labels
 from recsys.user_state import UserStates
 
-__all__ = ["CandidateLists", "CandidateSearch", "length_batches"]
+__all__ = ["CandidateLists", "CandidateSearch", "Reorder", "length_batches"]
 
 Ints = NDArray[np.int64]
+
+Reorder = Callable[[Sequence[History], Requests, Ints, NDArray[np.float32] | None], Ints]
+"""From histories, requests, [B, K] items (-1 = empty) and scores (None where they do not compare) to [B, K] places."""
 
 _EXCLUSIONS_AT_ONCE = 1 << 23
 """Places of one batch's exclusion matrix: 64 MiB. One user's history may be longer still."""
@@ -71,6 +74,7 @@ class CandidateSearch:
         allow_N: Ints | None,
         batch_users: int,
         past: PastSource | None = None,
+        reorder: Reorder | None = None,
     ) -> None:
         """Make the retrievers.
 
@@ -83,6 +87,7 @@ class CandidateSearch:
             allow_N: the only items that may be returned, strictly rising; None = all.
             batch_users: requests encoded together at most.
             past: counts that past rates are read from; None = the bundle's, of everything known.
+            reorder: puts the first hits of a batch in another order before they are ranked; None = as retrieved.
 
         Raises:
             InputError: the bundle lacks a retriever, or cannot rank.
@@ -95,6 +100,7 @@ class CandidateSearch:
             raise InputError(f"--retrievers: {error}") from None
         if rank and bundle.model.action_head is None:
             raise InputError(f"--rank: the model of {bundle.path} learned no action probabilities; leave --rank out")
+        self._reorder = reorder
         self._retrievers = list(found.values())
         self.labels = [label for one in self._retrievers for label in source_labels(one)]
         self._keeps_cache = bool(rank) or any(one.reads_cache for one in self._retrievers)
@@ -168,13 +174,18 @@ class CandidateSearch:
             labels.append(label_BK)
             first_label += len(source_labels(retriever))
         if len(items) == 1:
-            item_BK, score_BK = items[0], scores[0]
-            found.retriever_QK[row_B] = labels[0]
+            item_BK, score_BK, label_BK = items[0], scores[0], labels[0]
         else:
             item_BK, place_BK = _take_turns(items, self.k)
             flat_BM = [np.stack(parts, 2).reshape(len(row_B), -1) for parts in (scores, labels)]
             score_BK = np.take_along_axis(flat_BM[0], place_BK, 1)
-            found.retriever_QK[row_B] = np.take_along_axis(flat_BM[1], place_BK, 1)
+            label_BK = np.take_along_axis(flat_BM[1], place_BK, 1)
+        if self._reorder is not None:
+            place_BK = self._reorder(histories, requests, item_BK, score_BK if len(items) == 1 else None)
+            item_BK, score_BK, label_BK = (
+                np.take_along_axis(rows, place_BK, 1) for rows in (item_BK, score_BK, label_BK)
+            )
+        found.retriever_QK[row_B] = label_BK
         found.item_QK[row_B] = item_BK
         found.score_QK[row_B] = score_BK
         if self.rank:

@@ -19,10 +19,12 @@ from recsys.errors import InputError
 from recsys.files import atomic_file, sha256_file
 from recsys.past_counts import PastLog
 from recsys.pipelines.candidate_plan import CandidatePlan, open_output, part_name
+from recsys.pipelines.candidate_rerank import ListReorder
 from recsys.pipelines.candidate_search import CandidateLists, CandidateSearch
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.id_list import read_ids
 from recsys.pipelines.newer_data import Translation
+from recsys.pipelines.rerank_options import RerankOptions
 from recsys.pipelines.user_shard import UserShard
 from recsys.tokenizers.table_columns import table_rows
 
@@ -43,6 +45,13 @@ def candidates(
     users: Path | None = None,
     allow: Path | None = None,
     exclude: Path | None = None,
+    rerank: str | None = None,
+    lm: str | None = None,
+    cross_encoder: Path | None = None,
+    feedback: Path | None = None,
+    prompt: str | None = None,
+    rerank_top: int = 20,
+    rerank_weight: float | None = None,
     batch_users: int = 512,
     shard_users: int = 20000,
     resume: bool = False,
@@ -51,7 +60,8 @@ def candidates(
 
     Columns: user_id and the parallel lists item_ids, retriever and retrieval_scores; with --rank also rank_scores (the
     sum of the probabilities of the positive actions) and prob_ACTION for every action, null beyond the ranked ones.
-    Items of a user's earlier events are never returned. A row is shorter than k where fewer items are left.
+    Items of a user's earlier events are never returned. A row is shorter than k where fewer items are left. With
+    --rerank the first items stand in the reranker's order, each with its own scores.
 
     Args:
         bundle: what `recsys export` wrote.
@@ -66,6 +76,14 @@ def candidates(
         users: only these: Parquet or CSV with a column user_id, or text with one id per line.
         allow: return only these items: Parquet or CSV with a column item_id, or text with one id per line.
         exclude: never return these items; a file as for --allow.
+        rerank: put the first items in another order by this method: pointwise, pairwise-all, pairwise-heap,
+            pairwise-sliding, listwise, first, full-list, set, embedding-feedback, cross-encoder.
+        lm: its language model: a folder, or http(s)://host/v1#model.
+        cross_encoder: folder of the model of cross-encoder.
+        feedback: folder of a trained head of embedding-feedback; default none.
+        prompt: name or file of another prompt than the method's own.
+        rerank_top: how many of the first items.
+        rerank_weight: of the reranker's score beside the retriever's; default its order alone.
         batch_users: users encoded together.
         shard_users: users per part file.
         resume: go on with what a killed run left; parts already complete are kept.
@@ -77,11 +95,18 @@ def candidates(
             raise InputError(f"{flag} must be at least {least}, got {number}")
     if at is not None and split != "now":
         raise InputError(f"--at sets the time of the split now; the requests of {split} have their targets' times")
+    if rerank is None and (lm, cross_encoder, feedback, prompt, rerank_weight) != (None,) * 5:
+        raise InputError("--lm, --cross-encoder, --feedback, --prompt and --rerank-weight belong to --rerank METHOD")
+    options = None if rerank is None else RerankOptions(
+        method=rerank, lm=lm, cross_encoder=cross_encoder, feedback=feedback, prompt=prompt, top=rerank_top,
+        weight=rerank_weight,
+    )  # fmt: skip
     names = list(dict.fromkeys(name.strip() for name in retrievers.split(",")))
     dataset = Dataset.open(data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = Bundle.open(bundle, device)
     newer = _translation(dataset, loaded, split)
+    reorder = None if options is None else ListReorder(options.chain(loaded, training_only=split != "now"), loaded)
     search = CandidateSearch(
         loaded,
         names,
@@ -92,6 +117,7 @@ def candidates(
         batch_users=batch_users,
         # Validation and test know what happened before their requests, and nothing else.
         past=PastLog.of(dataset) if rank and split != "now" and loaded.past is not None else None,
+        reorder=reorder,
     )
     user_U = _chosen(dataset, split, users)
     plan = CandidatePlan(
@@ -109,6 +135,7 @@ def candidates(
         shard_users=shard_users,
         num_parts=max(1, -(-len(user_U) // shard_users)),
         device=device,
+        rerank=None if options is None else options.identity(),
     )
     done = open_output(output, plan, resume)
     began, num_written = time.perf_counter(), 0
@@ -122,6 +149,8 @@ def candidates(
             requests = shard.requests(split, at=plan.at)
             events = shard.events if newer is None else newer.events(shard.events)
             lists = search.lists(events, requests, advance, _user_features(shard, loaded))
+            if reorder is not None:
+                reorder.check()
             frame = _frame(shard.user_ids.gather(requests.user), lists, loaded, search.labels)
             with atomic_file(output / part_name(number)) as partial:
                 frame.write_parquet(partial, compression="zstd", compression_level=1, statistics=False)
@@ -131,6 +160,9 @@ def candidates(
         f"candidates {output}: {len(user_U):,} users in {plan.num_parts} parts, {num_written:,} of them written now "
         f"in {seconds:.1f} s ({num_written / max(seconds, 1e-9):,.0f} users/s)"
     )
+    if reorder is not None:
+        for line in reorder.report():
+            stdout_console().print(line, markup=False)
 
 
 def _chosen(dataset: Dataset, split: str, users: Path | None) -> Ints:

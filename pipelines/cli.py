@@ -1,7 +1,8 @@
 """The console script ``recsys``: one table of commands, each a typed function in the module it names.
 
 A command's flags are its function's parameters: ``min_user_events`` is ``--min-user-events``, ``from_`` is ``--from``,
-a ``bool`` that is False is a switch. Only the chosen command's module is imported.
+a ``bool`` that is False is a switch. Only the chosen command's module is imported. A command's name may be two words;
+the longer name wins, so that ``rerank`` and ``rerank fit`` are two commands.
 """
 
 from __future__ import annotations
@@ -118,6 +119,12 @@ COMMANDS: dict[str, Command] = {
         "metrics of a bundle with intervals and segments, beside baselines",
         "recsys evaluate --bundle bundle --data data --split test --baselines all --json eval.json",
     ),
+    "rerank": Command(
+        "recsys.pipelines.rerank",
+        "rerank",
+        "put short lists in another order with a reranker",
+        "recsys rerank --bundle bundle --user u7 --method first --lm models/small --json reranked.json",
+    ),
     "bench": Command(
         "recsys.pipelines.bench.command",
         "bench",
@@ -137,6 +144,12 @@ COMMANDS: dict[str, Command] = {
         "tune the settings of fit on validation and print the winning command",
         "recsys sweep --data.path data --trials 24 --hours 2",
         takes_argv=True,
+    ),
+    "rerank fit": Command(
+        "recsys.pipelines.rerank_fit",
+        "rerank_fit",
+        "train a reranker on what users chose from short lists",
+        "recsys rerank fit --bundle bundle --data data --lm models/small --output reranker",
     ),
     "doctor": Command(
         "recsys.pipelines.doctor",
@@ -172,6 +185,13 @@ def overview() -> str:
     )
 
 
+def named(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The command that a line names, of one word or of two, and the words after it."""
+    words = list(argv)
+    two = " ".join(words[:2])
+    return (two, words[2:]) if len(words) > 1 and two in COMMANDS else (words[0], words[1:])
+
+
 def run_command(argv: Sequence[str]) -> None:
     """Run one command and raise what it raises.
 
@@ -182,7 +202,7 @@ def run_command(argv: Sequence[str]) -> None:
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(overview())
         return
-    name, rest = argv[0], list(argv[1:])
+    name, rest = named(argv)
     if name == "--version":
         import recsys
 
@@ -234,7 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run_command(words)
     except InputError as error:
-        command = f"recsys {words[0]}" if words and words[0] in COMMANDS else "recsys"
+        name = named(words)[0] if words else ""
+        command = f"recsys {name}" if name in COMMANDS else "recsys"
         sys.stderr.write(f"{command}: {' '.join(str(error).split())}\n")
         return 2
     except KeyboardInterrupt:

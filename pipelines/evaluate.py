@@ -25,8 +25,10 @@ from recsys.pipelines.evaluation_ranking import (
     slate_rows,
     value_row,
 )
+from recsys.pipelines.evaluation_rerank import rerank_rows
 from recsys.pipelines.evaluation_retrieval import ndcg_minus, retrieval_row, segment_rows
 from recsys.pipelines.evaluation_tables import show
+from recsys.pipelines.rerank_options import RerankOptions
 from recsys.pipelines.targets import BatchStates, RankedTargets, RetrieverScorer, rank_all
 from recsys.ranking import predict_slates
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
@@ -46,6 +48,14 @@ def evaluate(
     retrievers: str | None = None,
     baselines: str | None = None,
     all_positives: bool = False,
+    rerank: str | None = None,
+    lm: str | None = None,
+    cross_encoder: Path | None = None,
+    feedback: Path | None = None,
+    prompt: str | None = None,
+    rerank_top: int = 20,
+    rerank_weight: float | None = None,
+    rerank_users: int = 200,
     json: Path | None = None,
     seed: int = 0,
 ) -> None:
@@ -63,21 +73,39 @@ def evaluate(
         baselines: run these beside it, A,B or all or all,-A; results are kept in RECSYS_CACHE (default
             ~/.cache/recsys).
         all_positives: of a time split, rank every positive of the period too, each after all events before it.
+        rerank: rerankers to measure on the lists of some users, A,B: pointwise, pairwise-all, pairwise-heap,
+            pairwise-sliding, listwise, first, full-list, set, embedding-feedback, cross-encoder.
+        lm: their language model: a folder, or http(s)://host/v1#model.
+        cross_encoder: folder of the model of cross-encoder.
+        feedback: folder of a trained head of embedding-feedback; default none.
+        prompt: name or file of another prompt than the method's own.
+        rerank_top: items of a list that are reranked.
+        rerank_weight: of the reranker's score beside the retriever's; default chosen on validation.
+        rerank_users: users whose lists are reranked, and as many of validation.
         json: write all figures to this file too.
-        seed: of the intervals.
+        seed: of the intervals, and of the draw of users.
     """
     if (bundle is None) == (lists is None):
         raise InputError("give either --bundle or --lists to say what to measure")
     if lists is not None and retrievers is not None:
         raise InputError("--retrievers chooses among those of a bundle; leave it out with --lists")
+    if lists is not None and rerank is not None:
+        raise InputError("--rerank reorders what a bundle retrieves; for --lists see `recsys rerank --lists`")
+    if rerank is None and (lm, cross_encoder, feedback, prompt, rerank_weight) != (None,) * 5:
+        raise InputError("--lm, --cross-encoder, --feedback, --prompt and --rerank-weight belong to --rerank METHOD")
+    reranked = () if rerank is None else RerankOptions.of_methods(
+        rerank, lm=lm, cross_encoder=cross_encoder, feedback=feedback, prompt=prompt, top=rerank_top,
+        weight=rerank_weight,
+    )  # fmt: skip
     if lists is not None and all_positives:
         raise InputError("--all-positives needs a list after every event; leave it out with --lists")
     dataset = Dataset.open(data)
     if bundle is not None:
         names = None if retrievers is None else [name.strip() for name in retrievers.split(",") if name.strip()]
         result = evaluate_bundle(
-            bundle, dataset, split=split, retrievers=names, baselines=baselines, all_positives=all_positives, seed=seed
-        )
+            bundle, dataset, split=split, retrievers=names, baselines=baselines, all_positives=all_positives,
+            rerank=reranked, rerank_users=rerank_users, seed=seed,
+        )  # fmt: skip
     else:
         assert lists is not None
         result = evaluate_lists(lists, dataset, split=split, baselines=baselines, seed=seed)
@@ -94,6 +122,8 @@ def evaluate_bundle(
     retrievers: Sequence[str] | None = None,
     baselines: str | None = None,
     all_positives: bool = False,
+    rerank: Sequence[RerankOptions] = (),
+    rerank_users: int = 200,
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -106,7 +136,9 @@ def evaluate_bundle(
         retrievers: names of those that get a row; None = all of the bundle.
         baselines: names separated by commas, or ``all``; None = none, and nothing is trained.
         all_positives: of a time split, rank every positive of the period too, as a part of its own.
-        seed: of the bootstrap intervals.
+        rerank: rerankers to measure, whose ``top`` are equal.
+        rerank_users: users whose lists they order.
+        seed: of the bootstrap intervals, and of the draw of these users.
         device: for a bundle given by its folder.
 
     Raises:
@@ -138,6 +170,10 @@ def evaluate_bundle(
         newcomers = rank_questions(asked, scorer, dataset, advance)
     if all_positives:
         result["all_positives"] = _all_positives(scorers, dataset, split, seed)
+    if rerank:
+        result["reranked"] = rerank_rows(
+            bundle, dataset, split, default, rerank, num_users=rerank_users, seed=seed, progress=_lists_progress
+        )
     result["notes"] = notes
     rows = slate_rows(dataset, SPLITS[split])
     ours: dict[str, ActionFigures] = {}
@@ -284,3 +320,7 @@ def _check_split(split: str) -> None:
 
 def _progress(label: str, total: int) -> Any:
     return progress_bar(label, total, "baselines" if label == "baselines" else "requests")
+
+
+def _lists_progress(label: str, total: int) -> Any:
+    return progress_bar(label, total, "lists")

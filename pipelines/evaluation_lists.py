@@ -17,7 +17,7 @@ from recsys.errors import InputError
 from recsys.metrics import MISS
 from recsys.pipelines.targets import LIST_LENGTH, RankedTargets, histories_of
 
-__all__ = ["ListedTargets", "ranked_lists"]
+__all__ = ["ListedTargets", "ranked_lists", "read_lists"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def ranked_lists(path: Path, dataset: Dataset, split: str) -> ListedTargets:
     Raises:
         InputError: the file cannot be read, lacks a column, or a row of it is at fault.
     """
-    frame = _read(path)
+    frame = read_lists(path)
     requests = dataset.requests(split)
     if not len(requests):
         raise InputError(f"{dataset.path} has no {split} targets; evaluate another split or prepare more data")
@@ -102,7 +102,12 @@ def _wanted(listed: NDArray[np.int64], seen: NDArray[np.int64]) -> NDArray[np.bo
     return (listed < 0) | (first & ~np.isin(listed, seen))
 
 
-def _read(path: Path) -> pl.DataFrame:
+def read_lists(path: Path) -> pl.DataFrame:
+    """The columns user_id and item_ids of a Parquet file, or of a folder of such files.
+
+    Raises:
+        InputError: it cannot be read, or lacks a column.
+    """
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))
         if not files:

@@ -17,7 +17,8 @@ __all__ = ["show"]
 TARGET_COLUMNS = ("recall@10", "ndcg@10", "recall@100", "mrr")
 _LISTS = ("coverage", "novelty", "intra_list_diversity", "popularity_bias")
 LIST_COLUMNS = tuple(f"{name}@{LIST_LENGTH}" for name in _LISTS)
-WITH_INTERVAL = ("ndcg@10", "auc")
+RERANK_COLUMNS = ("ndcg@10", "ndcg@10_change", "ndcg@10_hits", "ndcg@10_hits_change", "mrr", "changed", "ms_per_list")
+WITH_INTERVAL = ("ndcg@10", "auc", "ndcg@10_change", "ndcg@10_hits", "ndcg@10_hits_change")
 
 Rows = Sequence[tuple[str, Mapping[str, Any]]]
 
@@ -36,6 +37,14 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     retrieval = [*result["retrieval"].items(), *((f"· {name}", row) for name, row in of_items)]
     _table(console, "retrieval (· = baseline)", TARGET_COLUMNS, retrieval, minus="ndcg@10")
     _table(console, "lists", LIST_COLUMNS, retrieval)
+    if result.get("reranked"):
+        reranked = result["reranked"]
+        _table(console, "reranked", RERANK_COLUMNS, list(reranked["rows"].items()))
+        console.print(f"reranked: {reranked['protocol']['rule']}", markup=False)
+        for name, row in reranked["rows"].items():
+            if "weight" in row:
+                said = f"weight {row['weight']:g}" if row["adopted"] else "weight 0: not adopted"
+                console.print(f"{name}: {said}", markup=False)
     if result.get("all_positives"):
         every = list(result["all_positives"].items())
         title = f"every positive of the period, {every[0][1]['num_targets']:,} targets"

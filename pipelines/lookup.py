@@ -11,10 +11,13 @@ from rich.table import Table
 from recsys.files import write_json
 from recsys.pipelines.console import stdout_console
 from recsys.pipelines.rule_file import read_rules
-from recsys.retrieval.page import Page
+from recsys.retrieval.explain import EventEffect
+from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.recommender import Recommender
 
 __all__ = ["recommend", "similar"]
+
+_MOST_REASONS = 2
 
 
 def recommend(
@@ -26,6 +29,7 @@ def recommend(
     surface: str | None = None,
     rank_by: str | None = None,
     rules: Path | None = None,
+    why: bool = False,
     json: Path | None = None,
 ) -> None:
     """Show what one user would be recommended.
@@ -40,15 +44,21 @@ def recommend(
         surface: where the items would be shown.
         rank_by: order by the probability of this action instead of by retrieval.
         rules: JSON list of business rules, such as [{"rule": "cap", "column": "brand", "n": 2}].
+        why: name the two events that each item owes most to: without them its score would be lower by
+            so much. Costs one encoding per event and item.
         json: write the answer to this file too.
     """
     rec = Recommender.load(bundle)
     names = tuple(name.strip() for name in retrievers.split(","))
     given = () if rules is None else read_rules(rules)
     page = rec.recommend(user, k=k, retrievers=names, at=at, surface=surface, rank_by=rank_by, rules=given)
-    _show(rec, page, f"for user {user}")
+    reasons = [_reasons(rec, user, hit, at, surface) for hit in page] if why else None
+    _show(rec, page, f"for user {user}", reasons)
     if json is not None:
-        write_json(json, {"user_id": user, **_as_json(rec, page)})
+        answer = _as_json(rec, page)
+        for hit, effects in zip(answer["hits"], reasons or (), strict=False):
+            hit["why"] = [{"item_id": effect.item_id, "score_change": effect.score_change} for effect in effects]
+        write_json(json, {"user_id": user, **answer})
 
 
 def similar(bundle: Path, item: str, k: int = 10, json: Path | None = None) -> None:
@@ -67,6 +77,14 @@ def similar(bundle: Path, item: str, k: int = 10, json: Path | None = None) -> N
         write_json(json, {"item_id": item, **_as_json(rec, page)})
 
 
+def _reasons(rec: Recommender, user: str, hit: Hit, at: int | None, surface: str | None) -> list[EventEffect]:
+    """The events that speak most for an item; none for one that a rule put there."""
+    if hit.retriever == "pin":
+        return []
+    found = rec.explain(user, hit.item_id, retriever=hit.retriever, at=at, surface=surface)
+    return [effect for effect in found.effects if effect.score_change > 0][:_MOST_REASONS]
+
+
 def _titles(rec: Recommender, item_ids: list[Any]) -> list[str | None]:
     if "title" not in rec.items.columns:
         return [None] * len(item_ids)
@@ -78,7 +96,7 @@ def _quoted(title: str | None) -> str:
     return f" “{title}”" if title else ""
 
 
-def _show(rec: Recommender, page: Page, about: str) -> None:
+def _show(rec: Recommender, page: Page, about: str, reasons: list[list[EventEffect]] | None = None) -> None:
     titles = _titles(rec, page.item_ids)
     actions = list(page[0].actions) if len(page) else []
     table = Table(title=escape(about), title_justify="left")
@@ -90,8 +108,17 @@ def _show(rec: Recommender, page: Page, about: str) -> None:
         table.add_row(*cells)
     console = stdout_console()
     console.print(table)
+    for place, effects in enumerate(reasons or (), start=1):
+        because = "; ".join(_reason(rec, effect) for effect in effects)
+        console.print(f"{place}: because of {because or 'no event'}", markup=False, highlight=False)
     for note in page.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def _reason(rec: Recommender, effect: EventEffect) -> str:
+    known = effect.item_id is not None
+    title = _titles(rec, [effect.item_id])[0] if known else None
+    return f"{title or (effect.item_id if known else 'an unknown item')} (+{effect.score_change:.2f})"
 
 
 def _as_json(rec: Recommender, page: Page) -> dict[str, Any]:

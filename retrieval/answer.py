@@ -1,4 +1,4 @@
-"""The stages of an answer on one snapshot: encode, search, rank, apply the rules, lay out the page.
+"""The stages of an answer on one snapshot: encode, search, rank, rerank, apply the rules, lay out the page.
 
 A history is encoded at most once, or taken from the kept states; search and ranking read the same keys and values.
 
@@ -20,6 +20,7 @@ from recsys.index.hits import SourcedHits
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.protocol import source_labels
 from recsys.retrieval.question import Found, Ints, Question
+from recsys.retrieval.reordering import Reordered, ShortList, reordered
 from recsys.retrieval.rules.apply import Chosen, Probabilities, choose_pages
 from recsys.retrieval.snapshot import Snapshot
 from recsys.retrieval.timings import BatchTimings
@@ -54,7 +55,27 @@ def answer(snapshot: Snapshot, questions: Sequence[Question], timings: BatchTimi
             rules = timings.stage("rules")
             return found, probability
 
-        chosen = choose_pages(snapshot, questions, look)
+        spent_ms = 0.0
+
+        def reorder(lists: dict[int, ShortList]) -> dict[int, Reordered]:
+            nonlocal rules, spent_ms
+            rules.end()
+            asked = []
+            for row, one in lists.items():
+                request = questions[row].request
+                assert request.reranker is not None
+                left_ms = None if request.rerank_ms is None else max(request.rerank_ms - spent_ms, 0.0)
+                asked.append((request.reranker, left_ms, one))
+            with timings.stage("rerank", list(lists)) as stage:
+                orders = reordered(asked)
+            spent_ms += 1e3 * stage.seconds
+            for row, order in zip(lists, orders, strict=True):
+                for name, count in order.counts.items():
+                    timings.request_counts[row][name] = timings.request_counts[row].get(name, 0) + count
+            rules = timings.stage("rules")
+            return dict(zip(lists, orders, strict=True))
+
+        chosen = choose_pages(snapshot, questions, look, reorder)
         rules.end()
     with timings.stage("page"):
         pages = [_page(snapshot, *row) for row in zip(questions, chosen, strict=True)]
@@ -165,7 +186,7 @@ def _page(snapshot: Snapshot, question: Question, chosen: Chosen) -> Page:
     short = short_notes(len(hits), question.request.k, question.num_reachable)
     if chosen.notes and question.num_reachable >= question.request.k:
         short = ()  # the rules say why
-    notes = (*question.notes, *chosen.notes, *short)
+    notes = (*question.notes, *chosen.reranker_notes, *chosen.notes, *short)
     return Page(tuple(hits), question.num_reachable, notes, snapshot.version)
 
 

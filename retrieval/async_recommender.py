@@ -69,6 +69,9 @@ class AsyncRecommender:
     leaves the queue at once and costs no computation. A request that is refused gets its own error and its neighbours
     their pages; should a whole batch fail, its requests are tried one by one.
 
+    Requests with a reranker form batches of their own, computed by as many threads more, and wait in a queue of the
+    same size: a language model takes longer than all the rest, and who does not ask for it does not wait for it.
+
     Example:
         >>> async def serve():
         ...     async with AsyncRecommender(Recommender.load("bundle/")) as front:
@@ -116,16 +119,31 @@ class AsyncRecommender:
         self._closing = False
         self._quiet = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
+        self._for_reranked_only = False
+        self._reranking: AsyncRecommender | None = None  # for requests with a reranker; made by the first of them
 
     async def __aenter__(self) -> AsyncRecommender:
         """Start, on the running event loop."""
         if self._loop is not None:
             raise Closed("an AsyncRecommender is entered once; make another one from the same recommender")
-        self._loop = asyncio.get_running_loop()
+        self._begin(asyncio.get_running_loop())
+        return self
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._workers = ThreadPoolExecutor(self.num_threads, thread_name_prefix="recommend")
         self._aside = ThreadPoolExecutor(max(2, self.num_threads), thread_name_prefix="recommend-aside")
         self._settle()
-        return self
+
+    def _for_reranking(self, loop: asyncio.AbstractEventLoop) -> AsyncRecommender:
+        if self._reranking is None:
+            self._reranking = AsyncRecommender(
+                self.recommender, max_batch=self.max_batch, max_delay_ms=self.max_delay_ms, max_queue=self.max_queue,
+                num_threads=self.num_threads,
+            )  # fmt: skip
+            self._reranking.counts, self._reranking._for_reranked_only = self.counts, True
+            self._reranking._begin(loop)
+        return self._reranking
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         """Close: after all answers, or at once where the body raised."""
@@ -143,6 +161,8 @@ class AsyncRecommender:
         try:
             if drain:
                 await self._quiet.wait()
+                if self._reranking is not None:
+                    await self._reranking._quiet.wait()
         finally:  # also when this call is cancelled while it drains
             for waiter in (*self._waiting.values(), *self._alone):
                 if not waiter.page.done():
@@ -150,18 +170,20 @@ class AsyncRecommender:
             self._waiting.clear()
             self._alone.clear()
             self._settle()
+            if self._reranking is not None:
+                await asyncio.shield(loop.create_task(self._reranking.close(drain=False)))
             self._stopping = self._stopping or loop.create_task(self._stop())
             await asyncio.shield(self._stopping)
 
     @property
     def num_waiting(self) -> int:
         """Requests whose computation has not begun."""
-        return len(self._waiting)
+        return len(self._waiting) + (0 if self._reranking is None else self._reranking.num_waiting)
 
     @property
     def num_computing(self) -> int:
         """Batches that are being computed."""
-        return self._num_busy
+        return self._num_busy + (0 if self._reranking is None else self._reranking.num_computing)
 
     # -- calls -----------------------------------------------------------------------------------------------------
 
@@ -190,6 +212,8 @@ class AsyncRecommender:
     async def recommend_request(self, request: Request, *, timeout: float | None = None) -> Page:
         """As :meth:`recommend`, for a request object."""
         loop = self._on_own_loop()
+        if request.reranker is not None and not self._for_reranked_only:
+            return await self._for_reranking(loop).recommend_request(request, timeout=timeout)
         if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
             raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
         self.counts.requests += 1

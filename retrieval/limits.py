@@ -26,7 +26,7 @@ class Limits:
     k: int = 10_000
     """Hits asked for."""
     candidates: int = 10_000
-    """Items retrieved before ordering by ``rank_by``."""
+    """Items retrieved before ordering by ``rank_by``, and items that a reranker sees."""
     events: int = 100_000
     """Events given: ``history`` and ``new_events`` together. Stored ones do not count."""
     ids: int = 1_000_000
@@ -54,6 +54,8 @@ class Limits:
         """
         for name in ("k", "candidates"):
             self._most(name, getattr(request, name), getattr(self, name), name)
+        if request.reranker is not None:
+            self._most("reranker: num_reordered", request.reranker.num_reordered, self.candidates, "candidates")
         self._most("retrievers", len(request.retrievers), self.retrievers, "retrievers")
         self._most("rules holds", len(request.rules), self.rules, "rules")
         for rule in request.rules:

@@ -66,7 +66,7 @@ class PrometheusMetrics:
             family["stage_seconds"].labels(name, stage).observe(seconds)
         for what, count in batch.counts.items():
             family["counts"].labels(name, what).inc(count)
-        for what in ("candidates", "history_events"):
+        for what in dict.fromkeys(what for counts in batch.request_counts for what in counts):
             family["counts"].labels(name, what).inc(sum(counts.get(what, 0) for counts in batch.request_counts))
 
     def failed(self, batch: BatchTimings, error: Exception) -> None:

@@ -180,9 +180,11 @@ def question_of(
         rules=rules,
         at=_time(snapshot, request, history, now),
         surface=words.surface_index(request.surface),
-        num_wanted=request.k
-        if request.rank_by is None and not rules.needs_pool
-        else max(request.k, request.candidates),
+        num_wanted=max(
+            request.k,
+            0 if request.rank_by is None and not rules.needs_pool else request.candidates,
+            0 if request.reranker is None else request.reranker.num_reordered,
+        ),
         num_reachable=num_reachable,
         notes=notes,
         user_K=user_K,

@@ -20,6 +20,7 @@ from recsys.retrieval.live_catalogue import LiveCatalogue
 from recsys.retrieval.page import Page
 from recsys.retrieval.page_frame import page_frame, wanted_users
 from recsys.retrieval.question import Question, own_user_id, questions_of, source_of
+from recsys.retrieval.reordering import Reorders
 from recsys.retrieval.request import Request
 from recsys.retrieval.request_log import RequestLog
 from recsys.retrieval.rules import Explore, Rule
@@ -223,11 +224,14 @@ class Recommender:
         user_features: Mapping[str, Any] | None = None,
         rules: Sequence[Rule] = (),
         max_candidates: int | None = None,
+        reranker: Reorders | None = None,
+        rerank_ms: float | None = None,
         cache_key: str | int | None = None,
     ) -> Page:
         """Retrieve and rank for one user; both read the same keys and values of one pass over the history.
 
-        The page is in retrieval order with probabilities attached; with ``rank_by`` it is in their order. ``at`` sets
+        The page is in retrieval order with probabilities attached; with ``rank_by`` it is in their order; with
+        ``reranker`` its first candidates are reordered before the rules choose among them. ``at`` sets
         the time of the request and does not cut the history: what counts is what the caller, or the bundle, says
         happened. Odd cases have plain answers: a user without events, or whom the bundle does not know, gets what the
         model says of an empty history; a page is shorter, or empty, where exclusions leave fewer than k items.
@@ -235,7 +239,7 @@ class Recommender:
 
         Args:
             user_id, history, new_events, k, retrievers, exclude, allow, exclude_history, at, surface, rank, rank_by,
-                candidates, user_features, rules, max_candidates, cache_key: see
+                candidates, user_features, rules, max_candidates, reranker, rerank_ms, cache_key: see
                 :class:`recsys.retrieval.request.Request`.
 
         Raises:
@@ -247,7 +251,7 @@ class Recommender:
             user_id=user_id, history=history, new_events=new_events, k=k, retrievers=retrievers, exclude=exclude,
             allow=allow, exclude_history=exclude_history, at=at, surface=surface, rank=rank, rank_by=rank_by,
             candidates=candidates, user_features=user_features, rules=rules, max_candidates=max_candidates,
-            cache_key=cache_key,
+            reranker=reranker, rerank_ms=rerank_ms, cache_key=cache_key,
         )  # fmt: skip
         return self.recommend_batch([request])[0]
 
@@ -397,7 +401,8 @@ class Recommender:
 
         Args:
             item_id: any item of the catalogue, recommended or not.
-            retriever: whose score; the probabilities are those of the ranking head.
+            retriever: whose score, also as :attr:`Hit.retriever` names it; the probabilities are those of the ranking
+                head.
             max_events: most events to leave out.
             attention: keep the attention weights too, as a picture.
             user_id, history, new_events, at, surface, user_features: see
@@ -406,11 +411,13 @@ class Recommender:
         Raises:
             InputError: as :meth:`recommend`; and the catalogue does not hold the item.
         """
+        snapshot = self._snapshot
+        if isinstance(retriever, str) and retriever not in snapshot.retrievers:
+            retriever = retriever.partition("/")[0]  # hybrid/dense: hybrid, whose part dense found the item
         request = Request(
             user_id=user_id, history=history, new_events=new_events, retrievers=(retriever,), at=at, surface=surface,
             user_features=user_features,
         )  # fmt: skip
-        snapshot = self._snapshot
         (question,) = questions_of(snapshot, [request], self._clock(), self.limits)
         if not isinstance(question, Question):
             raise question

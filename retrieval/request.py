@@ -9,6 +9,7 @@ from typing import Any
 from recsys.errors import InputError, shown
 from recsys.events import MOST_TIME, Event, is_integer
 from recsys.retrieval.limits import collection, weights_of
+from recsys.retrieval.reordering import Reorders, check_reorders
 from recsys.retrieval.rules.plan import check_rules
 from recsys.retrieval.rules.rule import Rule
 
@@ -52,12 +53,19 @@ class Request:
     A weight below 0 lowers what the action is likely for: ``{"like": 1.0, "hide": -1.0}``. None keeps the order of
     retrieval."""
     candidates: int = 100
-    """Items to retrieve before ordering by ``rank_by``, or by a rule that changes scores; never fewer than k."""
+    """Items to retrieve before ordering by ``rank_by``, or by a rule that changes scores; never fewer than k, nor than
+    the reranker wants."""
     rules: Sequence[Rule] = ()
     """Business rules, see :mod:`recsys.retrieval.rules`; they act before the page is cut to k items."""
     max_candidates: int | None = None
     """Where caps and floors leave fewer than k items, more are retrieved, twice as many each time, up to this number;
     None = until the catalogue is exhausted."""
+    reranker: Reorders | None = None
+    """Puts the first candidates in another order before the rules choose the page: a
+    :class:`recsys.retrieval.rerank.reranker.Reranker` or a :class:`recsys.retrieval.rerank.chain.RerankChain`."""
+    rerank_ms: float | None = None
+    """Milliseconds that the reranker may take; past them the page is in the order from before it and a note says so.
+    None = as long as it takes."""
     cache_key: str | int | None = None
     """Under which the recommender keeps what it made of the history, so that the next request with this key pays for
     new events only. None = ``user_id`` where one is named, else nothing is kept. No key changes a result."""
@@ -98,6 +106,7 @@ class Request:
                 f"rules must be a sequence of rules such as [Cap('category', n=2)], got {shown(self.rules)}"
             )
         check_rules(self.rules, self.k)
+        check_reorders(self.reranker, self.rerank_ms)
         if self.cache_key is not None and not is_cache_key(self.cache_key):
             raise InputError(
                 f"cache_key must be an integer or a string of at most {_LONGEST_KEY} characters, got "

@@ -59,7 +59,7 @@ class BatchTimings:
     """Stages and counts of requests that are answered together.
 
     Stages: ``history`` (requests to internal numbers, their events read), ``encode``, ``search/NAME`` for every
-    retriever, ``rank``, ``rules`` (the order and what is left out of it) and ``page``.
+    retriever, ``rank``, ``rerank``, ``rules`` (the order and what is left out of it) and ``page``.
     """
 
     __slots__ = ("began_ns", "begin_s", "counts", "end_s", "request_counts", "requests", "size", "stages")
@@ -127,8 +127,8 @@ class BatchTimings:
         Returns:
             ``batch_size``; ``batch_ms`` wall time of every stage, and ``total``, which all requests of the batch waited
             for; ``share_ms`` the request's share of each; ``counts`` of the request (``history_events``,
-            ``candidates``); ``batch_counts`` of all of them together (``tokens_encoded``, ``tokens_reused``,
-            ``cache_hits``, ``states_encoded``, ``states_appended``).
+            ``candidates``, ``rerank_…`` of a reranker); ``batch_counts`` of all of them together
+            (``tokens_encoded``, ``tokens_reused``, ``cache_hits``, ``states_encoded``, ``states_appended``).
         """
         share: dict[str, float] = {}
         for stage in self.stages:

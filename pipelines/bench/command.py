@@ -17,23 +17,29 @@ from recsys.pipelines.machine import device_name, versions
 
 __all__ = ["BENCHES", "bench", "run_bench"]
 
-BENCHES = ("unify", "train", "softmax", "candidates", "graph", "beam", "codes", "serve", "rerank_prefix")
+BENCHES = ("unify", "train", "softmax", "candidates", "graph", "beam", "codes", "serve", "rerank_prefix", "chunk-reuse")
+_OPTIONS = {"rerank_prefix": ("lm",), "chunk-reuse": ("lm", "data")}
+"""Benchmarks that take more than ``long``."""
 
 
-def run_bench(name: str, *, long: bool = False, lm: Path | None = None) -> dict[str, object]:
+def run_bench(name: str, *, long: bool = False, lm: Path | None = None, data: Path | None = None) -> dict[str, object]:
     """Run one benchmark; the first case is its headline.
 
     Raises:
-        InputError: there is no benchmark of that name, or it takes no language model.
+        InputError: there is no benchmark of that name, or it takes no ``lm`` or ``data``.
     """
     if name not in BENCHES:
         raise InputError(f"there is no benchmark {name!r}; choose from {', '.join(BENCHES)}")
+    given: dict[str, Path] = {option: path for option, path in (("lm", lm), ("data", data)) if path is not None}
+    for option in given:
+        if option not in _OPTIONS.get(name, ()):
+            takers = " and ".join(taker for taker, options in _OPTIONS.items() if option in options)
+            raise InputError(f"--{option} is for the benchmark {takers}; leave it out")
+    module = name.replace("-", "_")
     function: Callable[..., list[Case]] = getattr(
-        importlib.import_module(f"recsys.pipelines.bench.{name}"), f"bench_{name}"
+        importlib.import_module(f"recsys.pipelines.bench.{module}"), f"bench_{module}"
     )
-    if lm is not None and name != "rerank_prefix":
-        raise InputError("--lm is for the benchmark rerank_prefix; leave it out")
-    cases = function(long=long) if lm is None else function(long=long, lm=lm)
+    cases = function(long=long, **given)
     return {
         "bench": name,
         "device": device_name(),
@@ -43,16 +49,19 @@ def run_bench(name: str, *, long: bool = False, lm: Path | None = None) -> dict[
     }
 
 
-def bench(name: str, json: Path | None = None, long: bool = False, lm: Path | None = None) -> None:
+def bench(
+    name: str, json: Path | None = None, long: bool = False, lm: Path | None = None, data: Path | None = None
+) -> None:
     """Compare two ways of doing the same work in one run; a ratio above 1 means that ours is so many times better.
 
     Args:
-        name: unify, train, softmax, candidates, graph, beam, codes, serve or rerank_prefix.
+        name: unify, train, softmax, candidates, graph, beam, codes, serve, rerank_prefix or chunk-reuse.
         json: file for the figures.
         long: more repeats.
-        lm: folder of a language model, for rerank_prefix; without it a small made one.
+        lm: folder of a language model, for rerank_prefix and chunk-reuse; without it a small made one.
+        data: prepared data whose item texts are the chunks of chunk-reuse; there with lm.
     """
-    result = run_bench(name, long=long, lm=lm)
+    result = run_bench(name, long=long, lm=lm, data=data)
     table = Table("case", "ours", "other", "ratio", title=f"{name} on {result['device']}")
     cases = result["cases"]
     assert isinstance(cases, list)

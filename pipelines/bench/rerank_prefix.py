@@ -44,10 +44,10 @@ _ROUNDED_TOLERANCE = 0.5
 
 def bench_rerank_prefix(*, long: bool, lm: Path | None = None) -> list[Case]:
     """Cases of a made model, or of the one in the folder ``lm``; ``long``: more users and repeats."""
-    return prefix_reuse_cases(lm, num_users=12 if long else 4, repeats=3 if long else 1)
+    return prefix_reuse_cases(lm, num_users=8 if long else 2, repeats=3 if long else 1)
 
 
-def prefix_reuse_case(lm: Path | None = None, *, num_users: int = 4, num_candidates: int = 20) -> Case:
+def prefix_reuse_case(lm: Path | None = None, *, num_users: int = 2, num_candidates: int = 20) -> Case:
     """The first of :func:`prefix_reuse_cases`: one call."""
     return prefix_reuse_cases(lm, num_users=num_users, num_candidates=num_candidates, ways=("one call",))[0]
 

@@ -11,7 +11,7 @@ from recsys.events import Event, History
 from recsys.retrieval.history_sources.event_text import plain_id
 from recsys.vocabulary import Vocabulary
 
-__all__ = ["BundleHistories", "no_histories"]
+__all__ = ["BundleHistories", "in_words", "no_histories"]
 
 
 def no_histories(bundle: Bundle) -> InputError:
@@ -48,7 +48,7 @@ class BundleHistories:
     def events(self, user_ids: Sequence[Any]) -> list[list[Event] | None]:
         """See :meth:`HistorySource.events`. An event whose time was not known comes without one."""
         names = [plain_id(user_id, "user_id") for user_id in user_ids]
-        return [None if history is None else self._in_words(history) for history in self.histories(names)]
+        return [None if history is None else in_words(self.vocabulary, history) for history in self.histories(names)]
 
     def append(self, user_id: Any, events: Sequence[Event]) -> None:
         """Nothing can be added to a bundle.
@@ -64,25 +64,26 @@ class BundleHistories:
     def close(self) -> None:
         """See :meth:`HistorySource.close`; the bundle stays open."""
 
-    def _in_words(self, history: History) -> list[Event]:
-        words = self.vocabulary
-        known_item = iter(words.items.take(history.item[history.item >= 0].tolist()))
-        masks: dict[int, tuple[str, ...]] = {}
 
-        def names(mask: int) -> tuple[str, ...]:
-            if mask not in masks:
-                masks[mask] = tuple(name for bit, name in enumerate(words.actions) if mask >> bit & 1)
-            return masks[mask]
+def in_words(words: Vocabulary, history: History) -> list[Event]:
+    """A history in internal numbers as its events in the caller's words; an unknown time is left out."""
+    known_item = iter(words.items.take(history.item[history.item >= 0].tolist()))
+    masks: dict[int, tuple[str, ...]] = {}
 
-        every = (1 << len(words.actions)) - 1
-        columns = (history.item, history.timestamp, history.yes, history.known, history.surface, history.time_known)
-        return [
-            Event(
-                item_id=next(known_item) if item >= 0 else "",
-                timestamp=time if time_known else None,
-                actions=names(yes),
-                unknown=names(every & ~known),
-                surface=words.surfaces[surface] if surface else None,
-            )
-            for item, time, yes, known, surface, time_known in zip(*(c.tolist() for c in columns), strict=True)
-        ]
+    def names(mask: int) -> tuple[str, ...]:
+        if mask not in masks:
+            masks[mask] = tuple(name for bit, name in enumerate(words.actions) if mask >> bit & 1)
+        return masks[mask]
+
+    every = (1 << len(words.actions)) - 1
+    columns = (history.item, history.timestamp, history.yes, history.known, history.surface, history.time_known)
+    return [
+        Event(
+            item_id=next(known_item) if item >= 0 else "",
+            timestamp=time if time_known else None,
+            actions=names(yes),
+            unknown=names(every & ~known),
+            surface=words.surfaces[surface] if surface else None,
+        )
+        for item, time, yes, known, surface, time_known in zip(*(c.tolist() for c in columns), strict=True)
+    ]

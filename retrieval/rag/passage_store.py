@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,16 @@ import numpy as np
 import scipy.sparse
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from recsys.errors import InputError, shown
 from recsys.index.registry import build_index
 from recsys.retrieval.rag.fused_ranks import K, fused_ranks
 from recsys.retrieval.rag.keyword_index import KeywordIndex
-from recsys.retrieval.rag.learned_sparse import SparseEncoder
 from recsys.retrieval.rag.passage import FoundPassage, Passage, plain_text
-from recsys.retrieval.rag.passage_files import encoder_hash, load_stock, save_stock
+from recsys.retrieval.rag.passage_encoders import Encoder, needed, sparse_encoder_of, text_encoder, unit_rows
+from recsys.retrieval.rag.passage_files import load_stock, save_stock
 from recsys.retrieval.rag.passage_stock import PassageStock, best_rows, check_item_ids, rows_tensor
 from recsys.retrieval.rag.selection import text_similarity
-from recsys.tokenizers.text_encoder import TextEncoder, check_encoder, encoder_name
 
 __all__ = ["RETRIEVERS", "PassageStore"]
 
@@ -37,20 +35,11 @@ _MOST_QUESTION = 4000
 """Characters of a question that are searched for."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoder:
-    model: Any
-    name: str
-    hash: str
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    """Tokenizers of transformers may fail where two threads use one."""
-
-
 class PassageStore:
     """Searches passages. Any thread may search while another adds: a search sees the store before or after a change."""
 
     def __init__(
-        self, stock: PassageStock, *, encoder: _Encoder | None = None, sparse: _Encoder | None = None,
+        self, stock: PassageStock, *, encoder: Encoder | None = None, sparse: Encoder | None = None,
         made_with: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """See :meth:`build` and :meth:`load`."""
@@ -84,15 +73,15 @@ class PassageStore:
         """
         unique = tuple({passage.id: passage for passage in reversed(list(passages))}.values())[::-1]
         check_item_ids(unique)
-        dense = None if encoder is None else _text_encoder(encoder, device)
-        sparse = None if sparse_encoder is None else _sparse_encoder(sparse_encoder, device)
+        dense = None if encoder is None else text_encoder(encoder, device)
+        sparse = None if sparse_encoder is None else sparse_encoder_of(sparse_encoder, device)
         made_with = {
             "index_kind": index,
             "encoder": None if dense is None else {"name": dense.name, "sha256": dense.hash},
             "sparse_encoder": None if sparse is None else {"name": sparse.name, "sha256": sparse.hash},
         }
         texts = [passage.text for passage in unique]
-        vectors_PK = None if dense is None else _unit_rows(dense, texts)
+        vectors_PK = None if dense is None else unit_rows(dense, texts)
         try:
             # FAISS wants something to learn from; there is nothing to search in an empty store anyway.
             found = None if vectors_PK is None else build_index(index if texts else "exact", vectors_PK)
@@ -123,8 +112,8 @@ class PassageStore:
             InputError: a part is missing or damaged, or a model is another than the store was built with.
         """
         stock, made_with = load_stock(Path(path))
-        dense = None if encoder is None else _text_encoder(encoder, device)
-        sparse = None if sparse_encoder is None else _sparse_encoder(sparse_encoder, device)
+        dense = None if encoder is None else text_encoder(encoder, device)
+        sparse = None if sparse_encoder is None else sparse_encoder_of(sparse_encoder, device)
         for given, key in ((dense, "encoder"), (sparse, "sparse_encoder")):
             known = made_with.get(key)
             if given is not None and not (isinstance(known, dict) and known.get("sha256") == given.hash):
@@ -189,14 +178,14 @@ class PassageStore:
             whole, texts = (*stock.passages, *new), [passage.text for passage in new]
             vectors_PK, index, sparse_PV = stock.vectors_PK, stock.index, stock.sparse_PV
             if vectors_PK is not None and index is not None:
-                more_NK = _unit_rows(_needed(self._encoder, "encoder"), texts)
+                more_NK = unit_rows(needed(self._encoder, "encoder"), texts)
                 moved_N = torch.arange(len(vectors_PK), len(whole))
                 was_empty = not len(vectors_PK)
                 vectors_PK = torch.cat([vectors_PK, more_NK])
                 kind = str(self._made_with.get("index_kind") or "exact")
                 index = build_index(kind, vectors_PK) if was_empty else index.moved(vectors_PK, moved_N)
             if sparse_PV is not None:
-                more = _needed(self._sparse, "sparse_encoder").model.encode(texts)
+                more = needed(self._sparse, "sparse_encoder").model.encode(texts)
                 sparse_PV = scipy.sparse.vstack([sparse_PV, more], format="csr")
             keywords = KeywordIndex.build([passage.text for passage in whole])
             self._stock = PassageStock(whole, gone_P, keywords, index, vectors_PK, sparse_PV)
@@ -304,7 +293,7 @@ class PassageStore:
         self, stock: PassageStock, asked: Sequence[str], depth: int, allowed_P: NDArray[np.bool_] | None
     ) -> list[dict[int, float]]:
         assert self._encoder is not None and stock.index is not None
-        vector_QK = _unit_rows(self._encoder, asked)
+        vector_QK = unit_rows(self._encoder, asked)
         allow_N = None if allowed_P is None else rows_tensor(allowed_P)
         hits = stock.index.search(vector_QK, min(depth, len(stock.passages)), allow_N=allow_N)
         lists: list[dict[int, float]] = []
@@ -334,33 +323,3 @@ def _fused(
         )
         for row, score in fused[:k]
     ]
-
-
-def _unit_rows(encoder: _Encoder, texts: Sequence[str]) -> Tensor:
-    """[N, K] float32 vectors of length 1; zero rows of blank texts."""
-    with encoder.lock:
-        made_NK = encoder.model.encode(list(texts))
-    raw_NK = torch.from_numpy(np.ascontiguousarray(made_NK, dtype=np.float32))
-    unit: Tensor = torch.nn.functional.normalize(raw_NK, dim=1)
-    return unit
-
-
-def _text_encoder(folder: Path | str, device: str) -> _Encoder:
-    folder = Path(folder)
-    try:
-        check_encoder(folder)
-        model = TextEncoder.load(folder, device=device)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    return _Encoder(model, encoder_name(folder), encoder_hash(folder))
-
-
-def _sparse_encoder(folder: Path | str, device: str) -> _Encoder:
-    folder = Path(folder)
-    return _Encoder(SparseEncoder.load(folder, device=device), encoder_name(folder), encoder_hash(folder))
-
-
-def _needed(encoder: _Encoder | None, name: str) -> _Encoder:
-    if encoder is None:
-        raise InputError(f"the store was loaded without its {name}; give {name}=FOLDER to add passages")
-    return encoder

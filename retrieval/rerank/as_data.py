@@ -19,8 +19,10 @@ DELIMITERS = '[]{}<>|`"\\'
 _INSTEAD = {"<": "(", ">": ")", "|": "/", "\\": "/", "`": "'", '"': "”"}
 _ROLES = "system|user|assistant|human|developer|tool|model|bot|ai|instructions?|response"
 _ROLE = re.compile(rf"\b({_ROLES})(\s*):", re.IGNORECASE)
+_PATH = re.compile(r"(?<=\s)>(?=\s)")
 _DOTS = re.compile(r"\.{3,}(?:[.…])*|…[.…]+")
 _HASHES = re.compile(r"#{2,}")
+_BULLETS = re.compile(r"^(?:[-–—*•+~#=>]+\s+)+")
 _REPEATED = re.compile(r"([^\w\s])\1{3,}")
 # Letters, marks and symbols that show nothing (of Default_Ignorable_Code_Point, those outside of category Cf, and the
 # empty braille pattern): text can be hidden in them.
@@ -68,10 +70,11 @@ def as_data(text: str, max_chars: int = 80) -> str:
         return ""
     # Enough to fill the limit with text of any language; what lies beyond is never looked at, however long.
     read = max(_LEAST_READ, 8 * max_chars)
-    clean = unicodedata.normalize("NFKC", text[:read].translate(_CHARACTERS)).translate(_CHARACTERS)
+    path = _PATH.sub("/", text[:read])  # as in "Toys > Games > Board games"
+    clean = unicodedata.normalize("NFKC", path.translate(_CHARACTERS)).translate(_CHARACTERS)
     clean = _ROLE.sub(r"\1\2 -", clean)
     clean = _REPEATED.sub(r"\1\1\1", _HASHES.sub("#", _DOTS.sub("…", clean)))
-    clean = " ".join(clean.split())
+    clean = _BULLETS.sub("", " ".join(clean.split()))  # lines of lists begin so
     if len(clean) <= max_chars and len(text) <= read:
         return clean
     cut = clean[: max_chars - 1]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from functools import lru_cache
 from typing import Any, TypeVar
 
-__all__ = ["run"]
+__all__ = ["run", "start"]
 
 T = TypeVar("T")
 
@@ -25,4 +26,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
     All calls share the loop, so that connections to a server are kept from one to the next.
     """
-    return asyncio.run_coroutine_threadsafe(work, _loop()).result()
+    return start(work).result()
+
+
+def start(work: Coroutine[Any, Any, T]) -> Future[T]:
+    """Begin a coroutine in the background loop; its result is to be waited for, or it is to be cancelled."""
+    return asyncio.run_coroutine_threadsafe(work, _loop())

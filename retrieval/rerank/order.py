@@ -21,7 +21,7 @@ _BRACKETS = re.compile(r"\[([^\[\]]{0,2000})\]")
 _SPLITS = (re.compile(r"\n+"), re.compile(r"[>,;\n|→≻]+"), re.compile(r"\s+"))
 _PART = re.compile(r"(?:\d{1,4}[.):]\s+)?\(?([A-Za-z]|-?\d{1,9})\)?[.!]?(?:\s*[.:)–-]\s+[^\s>].*)?", re.DOTALL)
 _OPENING = re.compile(r"^(?!\W*(?:[A-Za-z]|\d+)\b)[^\n>,:]{2,60}:")
-_FRAME = " \t\r\n'\"*`_."
+_FRAME = " \t\r\n'\"*`_.[]"
 _LONGEST = 200_000
 
 

@@ -24,6 +24,10 @@ class PromptedReranker(Reranker):
 
     default_prompt: str
     """Name of the prompt that is used where none is given."""
+    needed: frozenset[str]
+    """Placeholders that a prompt of this method must have."""
+    offered: frozenset[str] = frozenset()
+    """Those that it may have, beside ``history`` and ``query``."""
 
     def __init__(
         self,
@@ -35,7 +39,8 @@ class PromptedReranker(Reranker):
     ) -> None:
         """
         Args:
-            prompt: name or path of a prompt file, or a prompt; it must declare the placeholders of the method's own.
+            prompt: name or path of a prompt file, or a prompt. Placeholders that every method offers are ``history``
+                (the user's latest items) and ``query`` (what was asked for, or nothing).
             history_items: most items of the history that are shown, the latest; None = what the prompt says, or 10.
             item_chars: most characters of an item; None = what the prompt says, or 80.
         """
@@ -43,6 +48,13 @@ class PromptedReranker(Reranker):
         if prompt is None:
             prompt = self.default_prompt
         self.prompt = prompt if isinstance(prompt, Prompt) else Prompt.load(prompt)
+        declared, known = set(self.prompt.placeholders), self.needed | self.offered | {"history", "query"}
+        where = f"prompt {self.prompt.source or self.prompt.name}"
+        if missing := sorted(self.needed - declared):
+            raise InputError(f"{where}: {self.name} needs the placeholder {missing[0]!r}; declare it and use it")
+        if unknown := sorted(declared - known):
+            known_names = ", ".join(sorted(known))
+            raise InputError(f"{where}: {self.name} fills no placeholder {unknown[0]!r}; it has {known_names}")
         self.history_items = at_least(0, "history_items", history_items, self.prompt.option("history_items", 10))
         self.item_chars = at_least(1, "item_chars", item_chars, self.prompt.option("item_chars", 80))
 
@@ -54,12 +66,10 @@ class PromptedReranker(Reranker):
         """
 
     def chat(self, request: RerankRequest, **values: object) -> Chat:
-        """A conversation about one request: the prompt with its user filled in, and ``values``."""
-        about = {
-            "history": history_lines(request.history, self.history_items, self.item_chars),
-            "query": as_data(request.query or "", _QUERY_CHARS),
-        }
-        return self.prompt.render(**about, **values)
+        """A conversation about one request: its user and ``values``, as far as the prompt has places for them."""
+        values["history"] = history_lines(request.history, self.history_items, self.item_chars)
+        values["query"] = as_data(request.query or "", _QUERY_CHARS)
+        return self.prompt.render(**{name: value for name, value in values.items() if name in self.prompt.placeholders})
 
     def lines(self, request: RerankRequest, places: Sequence[int], names: Sequence[str]) -> str:
         """Some candidates, each behind its label."""

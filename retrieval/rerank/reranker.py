@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from recsys.retrieval.reordering import Reordered, ShortList
 from recsys.retrieval.rerank.background_loop import run
 from recsys.retrieval.rerank.request import RerankRequest
 from recsys.retrieval.rerank.result import RerankResult
@@ -21,6 +22,8 @@ class Reranker(ABC):
 
     name: str
     """Of the method, as tables and the command line call it."""
+    num_reordered: int = 20
+    """Candidates that it is given by ``Recommender.recommend(…, reranker=…)``."""
 
     @abstractmethod
     async def rerank_async(
@@ -37,3 +40,10 @@ class Reranker(ABC):
     def rerank(self, requests: Sequence[RerankRequest], *, deadline: float | None = None) -> list[RerankResult]:
         """As :meth:`rerank_async`, for callers without an event loop (within one it blocks the loop)."""
         return run(self.rerank_async(requests, deadline=deadline))
+
+    def reorder(self, lists: Sequence[ShortList], *, deadline: float | None) -> list[Reordered]:
+        """See :class:`recsys.retrieval.reordering.Reorders`; as a :class:`~recsys.retrieval.rerank.chain.RerankChain`
+        of this reranker does it."""
+        from recsys.retrieval.rerank.chain import RerankChain
+
+        return RerankChain(self, top=self.num_reordered).reorder(lists, deadline=deadline)

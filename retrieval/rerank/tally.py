@@ -32,10 +32,10 @@ class Tally:
     def add(self, answer: Choice | Generation) -> bool:
         """Count an answer; whether it came whole."""
         self.usage += answer.usage
-        late = isinstance(answer, Generation) and answer.finish == "deadline"
-        broken = isinstance(answer, Generation) and answer.finish == "error"
-        if answer.error is None and not late and not broken:
+        finish = answer.finish if isinstance(answer, Generation) else "stop"
+        if answer.error is None and finish in ("stop", "length"):
             return True
+        late = finish == "deadline" or answer.error == DEADLINE
         self.fail(DEADLINE if late else f"no answer: {answer.error or 'it broke off'}")
         return False
 

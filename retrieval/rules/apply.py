@@ -4,6 +4,10 @@ A request's pool is its best n candidates, n being the first of C, 2C, 4C, … t
 retrievers reach; ``Request.max_candidates`` bounds it. What decides for caps and floors alone is the order of the
 scores, so that the page is the one that the same rules give over the whole catalogue.
 
+A reranker comes before the rules: it changes the order of the first candidates, and which of them has which place's
+score for boosts, diversity and chance to work on. Floors look at each item's own figures. So whatever a rule promises
+holds for a reranked page too.
+
 Suffixes: B = requests, C = candidates of a request, A = actions, D = width of item vectors.
 """
 
@@ -17,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from recsys.retrieval.question import Found, Ints, Question, action_weights
+from recsys.retrieval.reordering import Reordered, ShortList
 from recsys.retrieval.rules.rule import LARGEST, Explore, Floor, Freshness
 from recsys.retrieval.rules.selection import select
 from recsys.retrieval.snapshot import Snapshot
 
-__all__ = ["Chosen", "Look", "Probabilities", "choose_pages"]
+__all__ = ["Chosen", "Look", "Probabilities", "Reorder", "choose_pages"]
 
 _TOGETHER = 1 << 16
 """Candidates looked at in one pass where some requests need more than others."""
@@ -30,6 +35,8 @@ Probabilities = NDArray[np.float32] | None
 """[C, A]; None where none were asked for."""
 Look = Callable[[list[int], list[Question]], tuple[list[Found], list[Probabilities]]]
 """Candidates of some requests, by their places in the batch, with probabilities."""
+Reorder = Callable[[dict[int, ShortList]], dict[int, Reordered]]
+"""Asks the rerankers of some requests, by their places in the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,7 @@ class Chosen:
     num_candidates: int
     """Candidates that they were chosen among."""
     notes: tuple[str, ...] = ()
+    reranker_notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,9 @@ class _Pool:
     question: Question
     found: Found
     probability: Probabilities
+    place_score_C: NDArray[np.float64] | None = None
+    """Of the places, falling, where a reranker has put the candidates in their order; None = each has its own."""
+    reranker_notes: tuple[str, ...] = ()
 
     @property
     def is_all(self) -> bool:
@@ -57,27 +68,33 @@ class _Pool:
         if len(self.found) < question.num_wanted or question.num_wanted >= _most(question):
             return True
         floors = [floor.at_least for floor in question.rules.floors if floor.on == "retrieval"]
-        return bool(floors) and self.found[-1][1] < max(floors)  # one retriever: the best come first
+        # One retriever: no item that it did not bring has a higher score than one that it did.
+        return bool(floors) and min(hit[1] for hit in self.found) < max(floors)
 
 
-def choose_pages(snapshot: Snapshot, questions: Sequence[Question], look: Look) -> list[Chosen]:
+def choose_pages(snapshot: Snapshot, questions: Sequence[Question], look: Look, reorder: Reorder) -> list[Chosen]:
     """The items to show for every question.
 
     Args:
         snapshot: what answers.
         questions: of one batch.
         look: searches and ranks.
+        reorder: asks rerankers; a list that was reordered once is not asked about again.
     """
     pinned = _pinned(snapshot, questions, look)
     chosen: dict[int, Chosen] = {}
     asked = dict(enumerate(questions))
+    said: dict[int, tuple[bytes, Reordered]] = {}
     together = len(asked)
     while asked:
         rows, asked_again = list(asked), dict[int, Question]()
         for part in (rows[low : low + together] for low in range(0, len(rows), together)):
             found, probability = look(part, [asked[row] for row in part])
-            for row, hits, chances in zip(part, found, probability, strict=True):
-                one = _Pool(asked[row], hits, chances)
+            pools = {
+                row: _Pool(asked[row], hits, chances)
+                for row, hits, chances in zip(part, found, probability, strict=True)
+            }
+            for row, one in _reranked(snapshot, pools, reorder, said).items():
                 # Chance has no say in how many candidates there are, or propensities would not be those of the draw.
                 made = _choose(snapshot, one, pinned.get(row), explore=None)
                 if len(made.found) < one.question.request.k and one.question.rules.may_run_short and not one.is_all:
@@ -125,11 +142,53 @@ def _pinned(snapshot: Snapshot, questions: Sequence[Question], look: Look) -> di
     return {row: _Pool(asked[row], *pool) for row, pool in zip(asked, pools, strict=True)}
 
 
+def _reranked(
+    snapshot: Snapshot, pools: dict[int, _Pool], reorder: Reorder, said: dict[int, tuple[bytes, Reordered]]
+) -> dict[int, _Pool]:
+    """Pools whose first candidates are in the order of the requests' rerankers; ``said`` is what these said so far."""
+    lists: dict[int, ShortList] = {}
+    ordered: dict[int, _Pool] = {}
+    for row, pool in pools.items():
+        question = pool.question
+        reranker = question.request.reranker
+        if reranker is None or len(pool.found) < 2:
+            continue
+        score_C = _scores(snapshot, pool).astype(np.float64)
+        as_found = question.request.rank_by is None and not question.request.rules
+        order_C = np.arange(len(score_C)) if as_found else np.argsort(-score_C, kind="stable")
+        ordered[row] = pool = _in_order(pool, order_C, score_C[order_C])
+        row_C = np.array([hit[0] for hit in pool.found[: reranker.num_reordered]], dtype=np.int64)
+        if row not in said or said[row][0] != row_C.tobytes():
+            lists[row] = ShortList(
+                items=snapshot.bundle.items,
+                words=snapshot.bundle.vocabulary,
+                row_C=row_C,
+                score_C=score_C[order_C][: len(row_C)],
+                history=question.history,
+                at=question.at,
+            )
+    if lists:
+        said |= {row: (lists[row].row_C.tobytes(), order) for row, order in reorder(lists).items()}
+    for row, pool in ordered.items():
+        order = said[row][1]
+        order_C = np.arange(len(pool.found))
+        order_C[: len(order.places)] = order.places
+        assert pool.place_score_C is not None
+        ordered[row] = replace(_in_order(pool, order_C, pool.place_score_C), reranker_notes=order.notes)
+    return pools | ordered
+
+
+def _in_order(pool: _Pool, order_C: Ints, place_score_C: NDArray[np.float64]) -> _Pool:
+    probability = None if pool.probability is None else pool.probability[order_C]
+    return replace(pool, found=[pool.found[at] for at in order_C], probability=probability, place_score_C=place_score_C)
+
+
 def _choose(snapshot: Snapshot, pool: _Pool, pinned: _Pool | None, *, explore: Explore | None) -> Chosen:
     """A page of some candidates; shorter where they do not suffice."""
     question, rules, notes = pool.question, pool.question.rules, list[str]()
     request = question.request
-    score_C, found, probability = _scores(snapshot, pool), pool.found, pool.probability
+    own_C, found, probability = _scores(snapshot, pool), pool.found, pool.probability
+    score_C = own_C if pool.place_score_C is None else pool.place_score_C
     if not request.rules:
         order = np.arange(len(found)) if request.rank_by is None else np.argsort(-score_C, kind="stable")
         order = order[: request.k]
@@ -137,7 +196,7 @@ def _choose(snapshot: Snapshot, pool: _Pool, pinned: _Pool | None, *, explore: E
     item_C = np.array([hit[0] for hit in found], dtype=np.int64)
     keep_C = np.ones(len(found), dtype=np.bool_)
     for floor in rules.floors:
-        under_C = _floored(snapshot, pool, floor, score_C) < floor.at_least
+        under_C = _floored(snapshot, pool, floor, own_C) < floor.at_least
         if (under_C & keep_C).any():
             what = f"the probability of {floor.action}" if floor.action else f"the score of {floor.on}"
             notes.append(f"a floor of {floor.at_least:g} on {what} removed {int((under_C & keep_C).sum())} candidates")
@@ -192,7 +251,8 @@ def _laid_out(
     notes: Sequence[str] = (),
 ) -> Chosen:
     probability = None if probability is None else probability[order]
-    return Chosen([found[at] for at in order], probability, propensity, len(pool.found), tuple(notes))
+    shown = [found[at] for at in order]
+    return Chosen(shown, probability, propensity, len(pool.found), tuple(notes), pool.reranker_notes)
 
 
 def _scores(snapshot: Snapshot, pool: _Pool) -> NDArray[np.floating]:

@@ -19,13 +19,26 @@ def load(path: Path) -> ModuleType:
 
 
 def test_every_example_has_a_test(root: Path) -> None:
-    assert {path.stem for path in (root / "examples").glob("*.py")} == {"ask", "quickstart", "serve_threads"}
+    assert {path.stem for path in (root / "examples").glob("*.py")} == {
+        "ask", "quickstart", "rerank", "serve_threads"
+    }  # fmt: skip
 
 
 def test_quickstart_recommends_to_two_users_and_a_stranger(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = load(root / "examples" / "quickstart.py").main(["--users", "60", "--epochs", "1"])
     assert len(table) == 10 and table["user_id"].n_unique() == 2
     assert "after a click on" in capsys.readouterr().out
+
+
+def test_rerankers_change_pages(
+    root: Path, toy_bundle: Path, small_lm_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = load(root / "examples" / "rerank.py")
+    assert example.main([str(toy_bundle), "--users", "4"]) >= 1
+    assert " 0 tokens" in capsys.readouterr().out
+    assert example.main([str(toy_bundle), "--method", "first", "--lm", str(small_lm_folder)]) >= 1
+    said = capsys.readouterr().out
+    assert said.count("->") == 3 and " 0 tokens" not in said and "note:" not in said
 
 
 def test_threads_answer_every_user(root: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

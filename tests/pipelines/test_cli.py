@@ -82,6 +82,7 @@ def sample_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     table = {
         "sample": cli.Command(module.__name__, "sample", "make a sample", "recsys sample --output here"),
         "named": cli.Command(module.__name__, "named", "one word", "recsys named it", positional=True),
+        "named again": cli.Command(module.__name__, "sample", "two words", "recsys named again --output here"),
         "train": cli.Command(module.__name__, "failing_training", "train", "recsys train", takes_argv=True),
     }
     monkeypatch.setattr(cli, "COMMANDS", table)
@@ -133,6 +134,16 @@ def test_a_word_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert CALLS == [{"name": "it", "long": True}]
     assert cli.main(["named"]) == 2
     assert capsys.readouterr().err == "recsys named: name must be given; `recsys named --help` lists the flags\n"
+
+
+def test_a_command_of_two_words_stands_beside_one_of_its_first_word(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["named", "again", "--output", "x"]) == 0
+    assert CALLS[0]["output"] == Path("x")
+    assert cli.main(["named", "another"]) == 0
+    assert CALLS[1] == {"name": "another", "long": False}
+    assert cli.main(["named", "again", "--share", ".1"]) == 2
+    line = "recsys named again: --output must be given; `recsys named again --help` lists the flags\n"
+    assert capsys.readouterr().err == line
 
 
 def test_interrupt_is_exit_130(capsys: pytest.CaptureFixture[str]) -> None:

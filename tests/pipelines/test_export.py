@@ -125,6 +125,21 @@ def test_recommend_shows_titles_and_writes_json(toy_bundle: Path, tmp_path: Path
         assert hit["title"] in shown
 
 
+def test_recommend_says_which_events_an_item_owes_its_place_to(
+    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "answer.json"
+    words = ["recommend", "--bundle", str(toy_bundle), "--user", "u7", "--k", "3", "--at", "1702000000", "--why"]
+    assert main([*words, "--retrievers", "dense,memory", "--json", str(output)]) == 0
+    shown = capsys.readouterr().out
+    rec = Recommender.load(toy_bundle)
+    for place, hit in enumerate(json.loads(output.read_text())["hits"], start=1):
+        effects = rec.explain("u7", hit["item_id"], retriever=hit["retriever"], at=1_702_000_000).effects
+        best = [effect for effect in effects if effect.score_change > 0][:2]
+        assert [why["item_id"] for why in hit["why"]] == [effect.item_id for effect in best]
+        assert f"{place}: because of " + (f"title {best[0].item_id[1:]} (+" if best else "no event") in shown
+
+
 def test_recommend_answers_for_a_stranger_with_a_note(toy_bundle: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["recommend", "--bundle", str(toy_bundle), "--user", "[bold]nobody"]) == 0
     assert "note: user '[bold]nobody' is not in this bundle" in capsys.readouterr().out

@@ -128,3 +128,10 @@ def test_stored_users_the_cap_and_the_picture(rec: Recommender):
 def test_questions_that_cannot_be_meant(rec: Recommender, fields: dict, line: str):
     with pytest.raises(InputError, match=line):
         rec.explain("u7", **fields)
+
+
+def test_the_name_of_a_part_is_explained_as_the_retriever_it_belongs_to(rec: Recommender) -> None:
+    whole = rec.explain(item_id="i3", history=events(5), at=AT)
+    assert rec.explain(item_id="i3", history=events(5), at=AT, retriever="dense/memory").score == whole.score
+    with pytest.raises(InputError, match="nobody"):
+        rec.explain(item_id="i3", history=events(5), at=AT, retriever="nobody/dense")

@@ -59,18 +59,28 @@ class ChatTokens:
             InputError: the chat is empty, or the template refuses its roles or leaves a message out.
         """
         ids: list[int] = []
-        text = ""
-        for piece in self._pieces(tuple(message.role for message in chat)):
-            if isinstance(piece, str):
-                text += piece
-            elif piece < 0:
-                text += chat[-1 - piece].text
-            else:
-                ids += self.text_ids(text)
-                ids.append(piece)
-                text = ""
-        text += prefill
-        return ids + self.text_ids(text), text
+        spans = self.spans(chat, prefill)
+        for span in spans:
+            ids += self.text_ids(span) if isinstance(span, str) else [span]
+        return ids, spans[-1] if spans and isinstance(spans[-1], str) else ""
+
+    def spans(self, chat: Chat, prefill: str = "") -> list[int | str]:
+        """What :meth:`encode` encodes: special tokens, and the texts between them.
+
+        Raises:
+            InputError: see :meth:`encode`.
+        """
+        spans: list[int | str] = []
+        for piece in (*self._pieces(tuple(message.role for message in chat)), prefill):
+            if isinstance(piece, int) and piece >= 0:
+                spans.append(piece)
+                continue
+            text = piece if isinstance(piece, str) else chat[-1 - piece].text
+            if spans and isinstance(spans[-1], str):
+                spans[-1] += text
+            elif text:
+                spans.append(text)
+        return spans
 
     def text_ids(self, text: str) -> list[int]:
         """Tokens of a plain text, none of them special."""

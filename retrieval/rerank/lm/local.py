@@ -130,6 +130,15 @@ class LocalLanguageModel:
         """Tokens of a chat as the model reads it. Texts of messages never become special tokens."""
         return self._tokens.encode(chat, prefill)[0]
 
+    def encode_text(self, text: str) -> list[int]:
+        """Tokens of a plain text, none of them special."""
+        return self._tokens.text_ids(text)
+
+    @property
+    def prices(self) -> Prices:
+        """That costs are counted by."""
+        return self._prices
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of plain texts."""
         return [len(self._tokens.text_ids(text)) for text in texts]

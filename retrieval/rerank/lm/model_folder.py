@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from recsys.errors import InputError
+from recsys.retrieval.rerank.lm.adapter import is_adapter, load_adapter
 
 __all__ = ["load_model_folder"]
 
@@ -18,7 +19,7 @@ def load_model_folder(path: Path, *, device: str, dtype: str) -> tuple[Any, Any]
     """A model, ready to answer, and its tokenizer. Nothing is fetched, and no code of the folder is run.
 
     Args:
-        path: folder as ``save_pretrained`` writes it.
+        path: folder as ``save_pretrained`` writes it, or one with an adapter that `recsys rerank fit` wrote.
         device: as torch names it; auto = the GPU if there is one.
         dtype: bfloat16, float16 or float32; auto = bfloat16 on a GPU that has it, else float32, whatever is stored.
 
@@ -30,7 +31,8 @@ def load_model_folder(path: Path, *, device: str, dtype: str) -> tuple[Any, Any]
         from transformers.utils import logging
     except ImportError as error:
         raise InputError(f"local language models need transformers ({error}); pip install 'recsys[llm]'") from None
-    if not (path / "config.json").is_file():
+    adapter = is_adapter(path)
+    if not adapter and not (path / "config.json").is_file():
         raise InputError(f"{path} holds no language model (no config.json); give a folder of save_pretrained")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,10 +45,16 @@ def load_model_folder(path: Path, *, device: str, dtype: str) -> tuple[Any, Any]
     try:
         place = torch.device(device)
         tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False, dtype=_DTYPES[dtype]
-        )
+        model: Any
+        if adapter:
+            model = load_adapter(path, dtype=_DTYPES[dtype])
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False, dtype=_DTYPES[dtype]
+            )
         model = model.to(place)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} cannot be loaded as a causal language model on {device}: {reason}") from None

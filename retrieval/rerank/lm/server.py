@@ -43,6 +43,8 @@ class ServerLanguageModel:
     client tries again, with growing pauses or the server's ``Retry-After``, after lost connections and the statuses
     408, 409, 429 and 5xx; ``retries`` counts these tries.
 
+    Seconds are from the question to the answer, waiting included; those of a call are shared equally by its questions.
+
     A server reads messages with its own tokenizer, and most take ``<|im_end|>`` within a text for the token. A space is
     put into what looks like one, so that it stays text.
 
@@ -107,15 +109,12 @@ class ServerLanguageModel:
         self._prefills, self._prefill_body = prefills, dict(prefill_body or {})
         host = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
         self._where = f"{parts.scheme}://{host}{parts.path}"
-        from recsys.retrieval.rerank.lm.server_answer import MOST_BYTES
-
         self._connections = Connections(
             base_url=base_url,
             api_key=api_key,
             timeout_s=timeout_s,
             max_retries=max_retries,
             max_concurrency=max_concurrency,
-            most_bytes=MOST_BYTES,
             on_retry=self._count_retry,
         )
 
@@ -157,6 +156,8 @@ class ServerLanguageModel:
                 if found is None:
                     self.gives_log_probs = self.gives_log_probs or False
                     error = self._no_log_probs()
+                elif not found:
+                    error = "the answer ended before its first token"
                 else:
                     self.gives_log_probs = True
                     log_probs = tuple(found.get(text, -float("inf")) for text in texts)

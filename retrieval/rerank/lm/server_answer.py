@@ -6,10 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-__all__ = ["MOST_BYTES", "ServerAnswer"]
-
-MOST_BYTES = 1 << 24
-"""Of an answer; a longer one is cut off and refused."""
+__all__ = ["ServerAnswer"]
 
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
 
@@ -74,8 +71,10 @@ class ServerAnswer(BaseModel):
         return self.choices[0].finish_reason or "stop"
 
     def first_log_probs(self) -> dict[str, float] | None:
-        """Of the likeliest first tokens; None where the server gave none."""
+        """Of the likeliest first tokens: empty where the answer is, None where the server left them out."""
         given = self.choices[0].logprobs
+        if given is not None and given.content == [] and not self.text:
+            return {}
         if given is None or not given.content or not given.content[0].top_logprobs:
             return None
         found: dict[str, float] = {}

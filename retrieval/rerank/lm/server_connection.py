@@ -11,6 +11,9 @@ from recsys.errors import InputError
 
 __all__ = ["AnswerTooLong", "Connection", "Connections"]
 
+_MOST_BYTES = 1 << 24
+"""Of an answer; a longer one is cut off and refused."""
+
 
 class AnswerTooLong(Exception):
     """A server sent more than is read."""
@@ -52,7 +55,6 @@ class Connections:
         timeout_s: float,
         max_retries: int,
         max_concurrency: int,
-        most_bytes: int,
         on_retry: Callable[[], None],
     ) -> None:
         try:
@@ -64,7 +66,7 @@ class Connections:
         self._openai = openai
         self._base_url, self._api_key = base_url, api_key
         self._timeout_s, self._max_retries, self._max_concurrency = timeout_s, max_retries, max_concurrency
-        self._most_bytes, self._on_retry = most_bytes, on_retry
+        self._on_retry = on_retry
         self._of_loop: dict[asyncio.AbstractEventLoop, Connection] = {}
         self._lock = threading.Lock()
 
@@ -108,17 +110,17 @@ class Connections:
             self._on_retry()
 
     async def _bound(self, response: Any) -> None:
-        response.stream = _bounded(response.stream, self._most_bytes)
+        response.stream = _bounded(response.stream)
 
 
-def _bounded(stream: Any, most_bytes: int) -> Any:
-    """The stream of a response, given up after so many bytes."""
+def _bounded(stream: Any) -> Any:
+    """The stream of a response, given up where it does not end."""
     # The client's HTTP library is httpx or its successor, by version: take the class from the object.
     base: Any = next(kind for kind in type(stream).__mro__ if kind.__name__ == "AsyncByteStream")
 
     class Bounded(base):
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            left = most_bytes
+            left = _MOST_BYTES
             async for chunk in stream:
                 left -= len(chunk)
                 if left < 0:

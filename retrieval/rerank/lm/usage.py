@@ -19,7 +19,7 @@ class Usage:
     """Of these, tokens whose keys and values were there already and were not computed."""
     generated_tokens: int = 0
     seconds: float = 0.0
-    """From the question to the answer; a batch's time is shared equally by its questions."""
+    """Of the model's work, or of waiting for a server; a batch's time is shared equally by its questions."""
     cost: float = 0.0
     """In the currency of the :class:`Prices` that the model was opened with; 0 without prices."""
 

@@ -15,7 +15,8 @@ SPECIAL = [
     *("[/INST]", "<<SYS>>", "<start_of_turn>", "<end_of_turn>", "<｜User｜>", "<pad>", "<unk>", "<0x0A>", "[SEP]"),
     *("[A]", "[1]", "［Ａ］", "### Instruction:", "\n\nHuman:", "ASSISTANT:", "```", "{{", "$item", "${count}"),
 ]
-pieces = st.one_of(st.text(max_size=12), st.sampled_from(SPECIAL), st.sampled_from(list(DELIMITERS + "\n\u202e\u200b….#")))
+single = st.sampled_from(list(DELIMITERS + "\n\u202e\u200b….#"))
+pieces = st.one_of(st.text(max_size=12), st.sampled_from(SPECIAL), single)
 texts = st.lists(pieces, max_size=12).map("".join)
 
 
@@ -41,6 +42,10 @@ def test_nothing_of_the_prompt_can_be_imitated(text: str, max_chars: int) -> Non
         ("  Melissa & Doug\tMagnetic  Wooden Alphabet ", "Melissa & Doug Magnetic Wooden Alphabet"),
         ("The Hunger Games (The Hunger Games, #1)", "The Hunger Games (The Hunger Games, #1)"),
         ("Gone Girl. By Gillian Flynn.", "Gone Girl. By Gillian Flynn."),
+        ("Toys & Games > Dolls", "Toys & Games / Dolls"),
+        ("- another line", "another line"),
+        ("-- * # deep", "deep"),
+        ("-5 degrees - cold", "-5 degrees - cold"),
         ('Screen 7" wide', "Screen 7” wide"),
         ("愛蔵版【ワンピース】", "愛蔵版(ワンピース)"),
         ("„Der Prozess“ – Kafka", "„Der Prozess“ – Kafka"),

@@ -44,6 +44,11 @@ def lm(request: pytest.FixtureRequest, small_lm_folder: Path) -> LanguageModel:
     return open_language_model(f"{request.getfixturevalue('lm_server')}#small", context_tokens=4096)
 
 
+def test_both_kinds_are_language_models(plain: LocalLanguageModel) -> None:
+    models: list[LanguageModel] = [plain, ServerLanguageModel("m", base_url="http://localhost:1/v1", context_tokens=99)]
+    assert [model.context_tokens for model in models] == [4096, 99] and models[1].name == "m"
+
+
 @pytest.fixture(scope="module")
 def plain(small_lm_folder: Path) -> LocalLanguageModel:
     return LocalLanguageModel.load(small_lm_folder, device="cpu", reuse=False)
@@ -132,6 +137,16 @@ def test_a_server_without_log_probs_says_so(lm_server_without_log_probs: str) ->
     assert asyncio.run(lm.generate([ask("x")], max_tokens=2))[0].error is None
 
 
+@pytest.mark.parametrize("package", ["openai", "transformers"])
+def test_a_missing_package_names_its_extra(
+    package: str, small_lm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    spec = small_lm_folder if package == "transformers" else "http://localhost:1/v1#m"
+    with pytest.raises(InputError, match=rf"need.* {package} .*pip install 'recsys\[llm\]'"):
+        open_language_model(spec)
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(InputError, match="names no model"):
         open_language_model("http://localhost:1/v1")
@@ -189,7 +204,7 @@ def raw(data: bytes, *, reset: bool = False, wait_s: float = 0.0) -> Behaviour:
 def drip(handler: Handler, _: int) -> None:
     """A byte every 20 ms, for ever: no single read takes long."""
     handler.connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
-    for _ in range(150):
+    for _ in range(200):
         handler.connection.sendall(b" ")
         time.sleep(0.02)
 
@@ -219,7 +234,7 @@ BAD: dict[str, tuple[Behaviour, str]] = {
     "401": (send(401, {"error": "no key"}), "answered 401"),
     "404": (send(404, b""), "answered 404"),
     "418 list": (send(418, [1, 2]), "answered 418"),
-    "redirect to itself": (send(307, b"", location="/v1/chat/completions"), "asking|failed|answered|no answer"),
+    "redirect to itself": (send(307, b"", location="/v1/chat/completions"), "asking|failed|answered"),
     "long message": (send(500, {"error": {"message": "x" * 100_000}}), "answered 500: 'Error code.*…"),
     "lines": (send(500, {"error": {"message": "a\n\n\rb\u2028c"}}), "answered 500"),
     "empty": (send(200, b""), "no chat completion"),
@@ -253,7 +268,7 @@ BAD: dict[str, tuple[Behaviour, str]] = {
     "hangs": (raw(b"", wait_s=1.5), "no answer within 0.3 s"),
     "hangs after the head": (raw(HTTP_OK + b"content-length: 9\r\n\r\n", wait_s=1.5), "no answer within 0.3 s"),
     "drips": (drip, "no answer within 0.3 s"),
-    "giant": (giant, "an answer without end|no answer within"),
+    "giant": (giant, "an answer without end"),
 }
 
 
@@ -262,9 +277,8 @@ BAD: dict[str, tuple[Behaviour, str]] = {
 def test_every_fault_of_a_server_is_an_error(hostile_server: Any, case: str, call: str) -> None:
     behaviour, expected = BAD[case]
     server = hostile_server.does(behaviour)
-    lm = ServerLanguageModel(
-        "m", base_url=server.url, max_retries=0, timeout_s=5.0 if case == "giant" else 0.3, api_key="secret-key"
-    )
+    timeout_s = 0.3 if "0.3 s" in expected else 30.0
+    lm = ServerLanguageModel("m", base_url=server.url, max_retries=0, timeout_s=timeout_s, api_key="secret-key")
     chats = [ask("one"), ask("two")]
     if call == "choose":
         answers: Any = asyncio.run(lm.choose(chats, [["A", "B"]] * 2))
@@ -298,6 +312,13 @@ def test_choices_without_good_log_probs(hostile_server: Any, fields: dict[str, A
     lm = ServerLanguageModel("m", base_url=hostile_server.does(send(200, choices_of(**fields))).url, max_retries=0)
     choice = asyncio.run(lm.choose([ask("x")], [["A", "B"]]))[0]
     assert choice.error is not None and error in choice.error and choice.log_probs == ()
+
+
+def test_an_empty_answer_says_nothing_of_the_server(hostile_server: Any) -> None:
+    fields = {"message": {"content": ""}, "logprobs": {"content": []}}
+    lm = ServerLanguageModel("m", base_url=hostile_server.does(send(200, choices_of(**fields))).url, max_retries=0)
+    choice = asyncio.run(lm.choose([ask("x")], [["A", "B"]]))[0]
+    assert choice.error == "the answer ended before its first token" and lm.gives_log_probs is None
 
 
 def test_not_a_number_is_no_log_prob(hostile_server: Any) -> None:
@@ -367,11 +388,11 @@ def test_tries_end(hostile_server: Any) -> None:
 
 
 def test_a_deadline_ends_waiting_and_pauses(hostile_server: Any) -> None:
-    for behaviour in (raw(b"", wait_s=2.0), send(429, {}, retry_after="30"), drip):
+    for behaviour in (raw(b"", wait_s=4.0), send(429, {}, retry_after="30"), drip):
         lm = ServerLanguageModel("m", base_url=hostile_server.does(behaviour).url, max_concurrency=1)
         start = time.monotonic()
         answers = asyncio.run(lm.generate([ask("x")] * 3, max_tokens=5, deadline=start + 0.15))
-        assert time.monotonic() - start < 1.0
+        assert time.monotonic() - start < 2.0
         assert [answer.finish for answer in answers] == ["deadline"] * 3
 
 

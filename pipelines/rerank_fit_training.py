@@ -1,0 +1,97 @@
+"""Fine-tuning of a language model on lists, with checkpoints that a killed run goes on from."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+
+from recsys.errors import InputError
+from recsys.pipelines.console import progress_bar
+from recsys.pipelines.last_checkpoint import LastCheckpoint
+from recsys.pipelines.rerank_fit_examples import Example
+from recsys.pipelines.rerank_fit_module import FIGURE, RerankModule, Tuning, score_examples
+from recsys.pipelines.rerank_fit_run import RunFolder
+from recsys.retrieval.rerank.lm.local import LocalLanguageModel
+
+__all__ = ["train_reranker"]
+
+_LAST_EVERY = 10
+"""Steps between checkpoints."""
+
+
+def train_reranker(
+    model: LocalLanguageModel,
+    examples: list[Example],
+    judged: list[Example],
+    tuning: Tuning,
+    run: RunFolder,
+    *,
+    lora_rank: int,
+    watchers: Sequence[L.Callback] = (),
+) -> tuple[Any, float | None]:
+    """The network after its best epoch, and what that epoch was chosen by; None where nothing chose.
+
+    Args:
+        model: to start from; its network is trained in place.
+        examples: to learn from. judged: that choose the epoch; may be empty.
+        tuning: how.
+        run: holds the checkpoints, and one to go on from where there is one.
+        lora_rank: of the adapters; 0 = all weights are trained.
+        watchers: callbacks that run beside those of every training.
+    """
+    net = model.model
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+        warnings.filterwarnings("ignore", message=".*is deprecated")
+        if tuning.loss == "irpo":
+            with progress_bar("reference", None, unit="lists"):
+                scores = score_examples(net, examples, tuning.batch_lists)
+            examples = [replace(one, reference=row) for one, row in zip(examples, scores, strict=True)]
+        # Small steps of all weights would be lost in bfloat16; adapters are float32 by themselves.
+        net = _with_adapters(net, lora_rank, tuning.seed) if lora_rank else net.float().requires_grad_(True)
+        module = RerankModule(net.train(), examples, judged, tuning)
+        callbacks: list[L.Callback] = [RichProgressBar(), LastCheckpoint(run.path, _LAST_EVERY), *watchers]
+        if judged:
+            best = ModelCheckpoint(run.path, "best", monitor=FIGURE, mode="max", enable_version_counter=False)
+            callbacks.append(best)
+        trainer = L.Trainer(
+            default_root_dir=run.path,
+            max_epochs=tuning.epochs,
+            accelerator="auto",
+            devices=1,
+            logger=False,
+            callbacks=callbacks,
+            enable_model_summary=False,
+            enable_checkpointing=bool(judged),
+            gradient_clip_val=1.0,
+            num_sanity_val_steps=0,
+            limit_val_batches=None if judged else 0,
+        )
+        trainer.fit(module, ckpt_path=run.last, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    figure = None
+    if judged:
+        content = torch.load(run.path / "best.ckpt", map_location="cpu", weights_only=True)
+        module.load_state_dict(content["state_dict"], strict=False)
+        figure = float(best.best_model_score or 0.0)
+    return net.eval(), figure
+
+
+def _with_adapters(net: Any, rank: int, seed: int) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise InputError(f"adapters need peft ({error}); pip install 'recsys[llm]', or train with --whole") from None
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(net, config)

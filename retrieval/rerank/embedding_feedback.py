@@ -1,0 +1,154 @@
+"""Embedding feedback: a user vector refined by the top of the list, scored against stored item vectors.
+
+Without a trained head this is pseudo-relevance feedback in the space of the item vectors (Rocchio): the user's vector
+moves towards the mean of the best candidates. With one (:class:`FeedbackHead`), history and best candidates are read in
+every space and relation that the bundle holds, as E2Rank (arXiv 2510.22733) reads a list by one embedding. No language
+model runs, and no encoder runs over a candidate.
+
+Suffixes: B = requests, K = candidates, N = feedback items, D = width.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from recsys.bundle import Bundle
+from recsys.errors import InputError
+from recsys.events import History
+from recsys.retrieval.rerank.feedback_features import FeedbackFeatures, FeedbackRows
+from recsys.retrieval.rerank.feedback_head import FeedbackHead
+from recsys.retrieval.rerank.lm.usage import Usage
+from recsys.retrieval.rerank.request import RerankRequest
+from recsys.retrieval.rerank.reranker import Reranker
+from recsys.retrieval.rerank.result import Faults, RerankResult
+
+__all__ = ["EmbeddingFeedbackReranker"]
+
+_BATCH = 256
+_BETA = 0.2
+"""How far a user's vector moves without a trained head; on Amazon Toys and goodbooks no value changes much."""
+_FEEDBACK = 10
+
+
+class EmbeddingFeedbackReranker(Reranker):
+    """Orders by the dense score of a bundle and what feedback adds to it; the order and scores given change nothing.
+
+    Args:
+        bundle: whose users, vectors and item graph are read.
+        head: trained, or its folder; None = feedback without training.
+        training_only: transitions of training events alone, as validation and test must.
+        beta: without a head, how much of the mean of the best candidates is added to the user's vector.
+
+    Raises:
+        InputError: the head's folder cannot be read, or it belongs to another bundle.
+    """
+
+    name = "embedding-feedback"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        head: FeedbackHead | Path | str | None = None,
+        *,
+        training_only: bool = False,
+        beta: float = _BETA,
+    ) -> None:
+        self.head = FeedbackHead.load(head) if isinstance(head, (str, Path)) else head
+        text_IV = None if self.head is None else self.head.text_IV
+        self.features = FeedbackFeatures(bundle, training_only=training_only, text_IV=text_IV)
+        self.bundle, self.beta = bundle, beta
+        if self.head is not None:
+            self.head.check_bundle(bundle.model_hash, self.features.names, bundle.path)
+
+    async def rerank_async(
+        self, requests: Sequence[RerankRequest], *, deadline: float | None = None
+    ) -> list[RerankResult]:
+        """As :class:`Reranker` says; a candidate that the bundle does not know keeps its place.
+
+        Raises:
+            InputError: an event names an action that the bundle does not know.
+        """
+        asked = [self._asked(request) for request in requests]
+        return await asyncio.to_thread(self._rerank, list(requests), asked, deadline)
+
+    def _asked(self, request: RerankRequest) -> tuple[History, int, list[int]]:
+        words = self.bundle.vocabulary
+        try:
+            history = words.history(list(request.events))
+        except InputError as error:
+            raise InputError(f"events of a request to rerank: {error}") from None
+        at = request.at if request.at is not None else int(history.timestamp[-1]) if len(history) else None
+        numbers: list[int] = words.items.index(list(request.ids)).tolist() if request.ids else []
+        return history, words.max_timestamp if at is None else at, numbers
+
+    def _rerank(
+        self, requests: list[RerankRequest], asked: list[tuple[History, int, list[int]]], deadline: float | None
+    ) -> list[RerankResult]:
+        results: list[RerankResult | None] = [None] * len(requests)
+        # Lists of like length, and histories of like length, share a batch.
+        order = sorted(range(len(requests)), key=lambda row: (len(asked[row][2]), len(asked[row][0])))
+        for low in range(0, len(order), _BATCH):
+            rows = order[low : low + _BATCH]
+            start = time.monotonic()
+            if deadline is not None and start >= deadline:
+                for row in rows:
+                    note = "the deadline passed before this list was looked at"
+                    results[row] = RerankResult.unchanged(requests[row].ids, note, faults=Faults(failed=1))
+                continue
+            # Candidates stand in the order of their numbers, so that the order given cannot decide even a rounding.
+            numbers = [sorted({number for number in asked[row][2] if number >= 0}) for row in rows]
+            item_BK = torch.full((len(rows), max(1, max(map(len, numbers)))), -1, dtype=torch.int64)
+            for place, known in enumerate(numbers):
+                item_BK[place, : len(known)] = torch.tensor(known, dtype=torch.int64)
+            at_B = torch.tensor([asked[row][1] for row in rows], dtype=torch.int64)
+            score_BK = self.scores([asked[row][0] for row in rows], item_BK, at_B).cpu().numpy()
+            usage = Usage(calls=1, seconds=(time.monotonic() - start) / len(rows))
+            for place, row in enumerate(rows):
+                score_of = dict(zip(numbers[place], score_BK[place].tolist(), strict=False))
+                results[row] = _result(requests[row], asked[row][2], score_of, usage)
+        return [result for result in results if result is not None]
+
+    @torch.inference_mode()
+    def scores(self, histories: Sequence[History], item_BK: Tensor, at_B: Tensor) -> Tensor:
+        """[B, K] float32 refined scores of candidates in internal numbers; -inf at padded places (-1).
+
+        Args:
+            histories: of B users. item_BK: [B, K] int64, no item twice in a row. at_B: [B] int64 times.
+        """
+        rows = self.features(histories, item_BK, at_B)
+        if self.head is None:
+            return rows.score_BK + self._rocchio(rows, item_BK.to(rows.score_BK.device))
+        if self.head.weight == 0.0:
+            return rows.score_BK
+        added_BK = self.head.scores(rows.feature_BKF.cpu()).to(rows.score_BK.device)
+        return rows.score_BK + self.head.weight * added_BK
+
+    def _rocchio(self, rows: FeedbackRows, item_BK: Tensor) -> Tensor:
+        """[B, K] inner products with the weighted mean of the best candidates."""
+        vector_BKD = self.bundle.vectors[item_BK.clamp_min(0)]
+        best_BN, place_BN = rows.score_BK.topk(min(_FEEDBACK, item_BK.shape[1]), dim=1)
+        weight_BN = best_BN.softmax(1).nan_to_num(0.0)
+        mean_BD = (
+            vector_BKD.gather(1, place_BN[..., None].expand(-1, -1, vector_BKD.shape[2])) * weight_BN[..., None]
+        ).sum(1)
+        return self.beta * (vector_BKD * mean_BD[:, None]).sum(-1)
+
+
+def _result(request: RerankRequest, numbers: list[int], score_of: dict[int, float], usage: Usage) -> RerankResult:
+    """Known candidates by score among the places of the known ones, equal scores by number; others where they stood."""
+    known = [place for place, number in enumerate(numbers) if number >= 0]
+    best = sorted(known, key=lambda place: (-score_of[numbers[place]], numbers[place]))
+    ids = list(request.ids)
+    for place, taken in zip(known, best, strict=True):
+        ids[place] = request.ids[taken]
+    if len(known) == len(numbers):
+        scores = tuple(score_of[number] for number in numbers)
+        return RerankResult(ids=tuple(ids), candidates=request.ids, scores=scores, usage=usage)
+    note = f"{len(numbers) - len(known)} candidates are not in the bundle and keep their places"
+    return RerankResult(ids=tuple(ids), candidates=request.ids, usage=usage, notes=(note,))

@@ -1,0 +1,271 @@
+"""rerank, evaluate --rerank and candidates --rerank, with a small language model made on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from recsys.bundle import Bundle
+from recsys.dataset import Dataset
+from recsys.errors import InputError
+from recsys.pipelines.cli import main, run_command
+from recsys.pipelines.evaluate import evaluate_bundle
+from recsys.pipelines.rerank_fit_lists import FitLists, validation_users
+from recsys.pipelines.rerank_options import RerankOptions
+from recsys.retrieval.recommender import Recommender
+from recsys.retrieval.rerank.chain import RerankChain
+from recsys.retrieval.rerank.open import METHODS, open_reranker
+
+AT = 1_700_900_000
+
+
+@pytest.fixture(scope="module")
+def lm(small_lm_folder: Path) -> str:
+    return str(small_lm_folder)
+
+
+def run(*words: object) -> None:
+    run_command([str(word) for word in words])
+
+
+def test_rerank_shows_and_writes_what_a_request_would_get(
+    toy_bundle: Path, lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, lists = tmp_path / "out.json", tmp_path / "lists.parquet"
+    run("rerank", "--bundle", toy_bundle, "--user", "u3", "--method", "first", "--lm", lm, "--at", AT, "--top", 8,
+        "--json", out, "--output", lists)  # fmt: skip
+    said = capsys.readouterr().out
+    assert "for user u3" in said and "1 lists, the first ten of" in said and "faults: none" in said
+    rec = Recommender.load(toy_bundle)
+    chain = RerankChain(open_reranker("first", lm=lm), top=8)
+    page = rec.recommend("u3", k=8, at=AT, reranker=chain)
+    (one,) = json.loads(out.read_text())["lists"]
+    assert one["item_ids"] == page.item_ids and one["item_ids_before"] == rec.recommend("u3", k=8, at=AT).item_ids
+    assert (one["calls"], one["failed"]) == (1, 0) and one["prompt_tokens"] > 100
+    frame = pl.read_parquet(lists)
+    assert frame.to_dicts() == [{"user_id": "u3", "item_ids": page.item_ids}]
+
+
+def test_lists_from_elsewhere_are_reordered_around_what_is_not_known(
+    toy_bundle: Path, lm: str, tmp_path: Path, toy_dataset: Dataset
+) -> None:
+    given, out = tmp_path / "given.parquet", tmp_path / "out.parquet"
+    lists = {"u1": ["i4", "nowhere", "i9", "i2"], "u2": ["i7"], "u5": ["i1", "i3", "i5", "i8", "i2"]}
+    pl.DataFrame({"user_id": list(lists), "item_ids": list(lists.values())}).write_parquet(given)
+    run("rerank", "--bundle", toy_bundle, "--lists", given, "--method", "pointwise", "--lm", lm, "--top", 3,
+        "--output", out, "--json", tmp_path / "out.json")  # fmt: skip
+    found = dict(pl.read_parquet(out).iter_rows())
+    assert list(found) == list(lists)
+    assert found["u1"][1] == "nowhere" and found["u2"] == ["i7"] and found["u5"][3:] == ["i8", "i2"]
+    assert all(sorted(found[user]) == sorted(ids) for user, ids in lists.items())
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["sums"]["calls"] == 6 and result["settings"]["method"] == "pointwise"
+    run("evaluate", "--data", toy_dataset.path, "--lists", out, "--json", tmp_path / "eval.json")
+    assert json.loads((tmp_path / "eval.json").read_text())["protocol"]["candidates"] == "lists"
+
+
+def test_somebody_unknown_is_answered_as_new_and_it_is_said(
+    toy_bundle: Path, lm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("rerank", "--bundle", toy_bundle, "--user", "nobody", "--method", "first", "--lm", lm, "--at", AT)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: user 'nobody' is not in this bundle" in said and "1 lists" in said
+
+
+def test_a_dry_run_shows_the_prompt_and_its_tokens(
+    toy_bundle: Path, lm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("rerank", "--bundle", toy_bundle, "--user", "u3", "--method", "first", "--lm", lm, "--at", AT, "--dry")
+    said = capsys.readouterr().out
+    rec = Recommender.load(toy_bundle)
+    first = rec.items["title"][int(rec.bundle.vocabulary.items.index(rec.recommend("u3", at=AT).item_ids[:1])[0])]
+    assert "first would first ask 1 questions" in said and f"[A] {first}" in said and "tokens in this question" in said
+    assert "lists, the first ten" not in said
+
+
+def test_exit_codes_tell_bad_input_from_answers_in_part(
+    toy_bundle: Path, lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["rerank", "--bundle", str(toy_bundle), "--user", "u3", "--method", "pairwise-all", "--lm", lm]
+    out = tmp_path / "late.json"
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--deadline-ms", "0.01", "--json", str(out)])
+    assert stop.value.code == 3
+    (one,) = json.loads(out.read_text())["lists"]
+    assert one["item_ids"] == one["item_ids_before"] and "did not answer in time" in one["notes"][0]
+    assert main(words[:5]) == 2
+    capsys.readouterr()
+    for more, message in [
+        (["--users", "x"], "give one of --user, --users and --lists"),
+        (["--cross-encoder", "x"], "--cross-encoder: the method pairwise-all does not read it"),
+        (["--top", "1"], "--rerank-top must be at least 2"),
+        (["--weight", "-1"], "--rerank-weight must be a number from 0"),
+        (["--k", "0"], "--k must be above 0"),
+    ]:
+        assert main([*words, *more]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_options_refuse_what_a_method_lacks_or_does_not_read() -> None:
+    with pytest.raises(InputError, match="no reranking method is called 'frist'"):
+        RerankOptions(method="frist")
+    with pytest.raises(InputError, match="--lm must be given for the method first"):
+        RerankOptions(method="first")
+    with pytest.raises(InputError, match="--cross-encoder must be given"):
+        RerankOptions(method="cross-encoder")
+    with pytest.raises(InputError, match="--lm: the method embedding-feedback does not read it"):
+        RerankOptions(method="embedding-feedback", lm="x")
+    made = RerankOptions.of_methods("first, embedding-feedback", lm="x", feedback=None, cross_encoder=None, prompt=None)
+    assert [(one.method, one.lm) for one in made] == [("first", "x"), ("embedding-feedback", None)]
+    with pytest.raises(InputError, match="names no method"):
+        RerankOptions.of_methods(" , ")
+    with pytest.raises(InputError, match="did you mean pairwise-heap"):
+        open_reranker("pairwise-heep", lm="x")
+    with pytest.raises(InputError, match="needs a language model"):
+        open_reranker("set")
+    with pytest.raises(InputError, match="words nothing; leave the prompt out"):
+        open_reranker("embedding-feedback", prompt="first")
+    assert len(METHODS) == 10
+
+
+def test_evaluate_has_rows_before_and_after_of_the_same_users(
+    toy_bundle: Path, toy_dataset: Dataset, lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("evaluate", "--bundle", toy_bundle, "--data", toy_dataset.path, "--retrievers", "dense",
+        "--rerank", "first,pointwise", "--lm", lm, "--rerank-users", 12, "--rerank-top", 6,
+        "--json", tmp_path / "e.json")  # fmt: skip
+    said = capsys.readouterr().out
+    assert "reranked" in said and "first(dense)" in said and "not adopted" in said
+    result = json.loads((tmp_path / "e.json").read_text())
+    reranked = result["reranked"]
+    assert reranked["protocol"] | {"rule": ""} == {
+        "split": "test", "retriever": "dense", "top": 6, "num_users": 12, "num_hits": reranked["protocol"]["num_hits"],
+        "seed": 0, "rule": "",
+    }  # fmt: skip
+    names = ["dense", "first(dense)", "dense + first", "pointwise(dense)", "dense + pointwise"]
+    assert set(reranked["rows"]) == set(names)
+    for name in ("first(dense)", "pointwise(dense)"):
+        row, before = reranked["rows"][name], reranked["rows"]["dense"]
+        assert row["ndcg@10_change"] == pytest.approx(row["ndcg@10"] - before["ndcg@10"])
+        low, high = row["ndcg@10_change_ci"]
+        assert low <= row["ndcg@10_change"] <= high
+        assert 0.0 <= row["changed"] <= 1.0 and row["prompt_tokens_per_list"] > 0 and row["num_incomplete"] == 0
+    assert reranked["rows"]["pointwise(dense)"]["calls_per_list"] == 6.0
+    for name in ("dense + first", "dense + pointwise"):
+        fused = reranked["rows"][name]
+        if not fused["adopted"]:
+            assert fused["weight"] == 0.0 and fused["ndcg@10_change"] == 0.0 and fused["changed"] == 0.0
+
+
+def test_a_reranked_row_of_all_users_starts_from_the_row_of_the_retriever(
+    toy_bundle: Path, toy_dataset: Dataset, lm: str
+) -> None:
+    options = RerankOptions(method="first", lm=lm, top=5, weight=0.0)
+    result = evaluate_bundle(toy_bundle, toy_dataset, retrievers=["dense"], rerank=[options], rerank_users=10_000)
+    before, whole = result["reranked"]["rows"]["dense"], result["retrieval"]["dense"]
+    assert result["reranked"]["protocol"]["num_users"] == result["protocol"]["num_users"]
+    assert before["ndcg@10"] == pytest.approx(whole["ndcg@10"]) and before["mrr"] == pytest.approx(whole["mrr"])
+    fused = result["reranked"]["rows"]["dense + first"]
+    assert fused["mrr"] == before["mrr"] and fused["adopted"] is False
+    with pytest.raises(InputError, match="--rerank-users must be at least 1"):
+        evaluate_bundle(toy_bundle, toy_dataset, retrievers=["dense"], rerank=[options], rerank_users=0)
+    for words in (["--lm", "x"], ["--rerank-weight", "1"]):
+        with pytest.raises(InputError, match="belong to --rerank METHOD"):
+            run("evaluate", "--bundle", toy_bundle, "--data", toy_dataset.path, *words)
+
+
+def candidates(toy_bundle: Path, toy_dataset: Dataset, output: Path, *words: object) -> pl.DataFrame:
+    run("candidates", "--bundle", toy_bundle, "--data", toy_dataset.path, "--output", output, "--k", 9, *words)
+    return pl.read_parquet(output / "part-*.parquet")
+
+
+def test_candidates_are_those_of_reranked_requests(
+    toy_bundle: Path, toy_dataset: Dataset, lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users = tmp_path / "users.txt"
+    users.write_text("\n".join(f"u{number}" for number in range(6)))
+    plain = candidates(toy_bundle, toy_dataset, tmp_path / "plain", "--users", users, "--rank", 4)
+    words = ("--users", users, "--rank", 4, "--rerank", "first", "--lm", lm, "--rerank-top", 5)
+    found = candidates(toy_bundle, toy_dataset, tmp_path / "reranked", *words)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "reranked 6 lists with first: 1.0 calls" in said
+    rec = Recommender.load(toy_bundle)
+    chain = RerankChain(open_reranker("first", lm=lm), top=5)
+    at = toy_dataset.manifest.max_timestamp
+    for before, row in zip(plain.iter_rows(named=True), found.iter_rows(named=True), strict=True):
+        page = rec.recommend(row["user_id"], k=9, at=at, reranker=chain)
+        assert row["item_ids"] == page.item_ids
+        assert row["retrieval_scores"] == pytest.approx([hit.score for hit in page], abs=1e-4)
+        own = dict(zip(before["item_ids"], before["retrieval_scores"], strict=True))
+        assert [own[item] for item in row["item_ids"]] == row["retrieval_scores"]
+        assert row["item_ids"][5:] == before["item_ids"][5:]
+        likes = [hit.actions["like"] for hit in page][:4]
+        assert row["prob_like"][:4] == pytest.approx(likes, abs=1e-4) and row["prob_like"][4:] == [None] * 5
+    assert found["item_ids"].to_list() != plain["item_ids"].to_list()
+    plan = json.loads((tmp_path / "reranked" / "plan.json").read_text())
+    assert plan["rerank"]["method"] == "first" and plan["rerank"]["lm_hash"]
+    with pytest.raises(InputError, match="begun with another rerank"):
+        candidates(toy_bundle, toy_dataset, tmp_path / "reranked", *words[:-1], 6, "--resume")
+    with pytest.raises(InputError, match="belong to --rerank METHOD"):
+        candidates(toy_bundle, toy_dataset, tmp_path / "third", "--lm", lm)
+
+
+def test_candidates_of_several_retrievers_take_turns_before_they_are_reranked(
+    toy_bundle: Path, toy_dataset: Dataset, lm: str, tmp_path: Path
+) -> None:
+    users = tmp_path / "users.txt"
+    users.write_text("u1\nu2")
+    words = ("--users", users, "--retrievers", "dense,memory")
+    plain = candidates(toy_bundle, toy_dataset, tmp_path / "plain", *words)
+    found = candidates(
+        toy_bundle, toy_dataset, tmp_path / "new", *words, "--rerank", "first", "--lm", lm, "--rerank-weight", 0.5
+    )
+    for before, row in zip(plain.iter_rows(named=True), found.iter_rows(named=True), strict=True):
+        assert sorted(before["item_ids"]) == sorted(row["item_ids"])
+        label: dict[Any, Any] = dict(zip(before["item_ids"], before["retriever"], strict=True))
+        assert [label[item] for item in row["item_ids"]] == row["retriever"]
+
+
+def test_a_trained_models_weight_is_chosen_on_targets_that_it_has_not_seen(
+    toy_bundle: Path, toy_dataset: Dataset, tmp_path: Path
+) -> None:
+    learned = FitLists(Bundle.open(toy_bundle), toy_dataset, 5, "dense", None, 3).learned(
+        "validation", 100, add_missing=True
+    )
+    seen, unseen = validation_users(toy_dataset, 3)
+    assert set(learned.user_Q.tolist()) <= set(seen.tolist()) and not set(seen.tolist()) & set(unseen.tolist())
+    assert 0 < len(unseen) < len(seen)
+    options = RerankOptions(method="first", lm=str(tmp_path))
+    assert options.unseen_users(toy_dataset) is None
+    settings = {"lists": "validation", "seed": 3, "data": toy_dataset.manifest.data_hash}
+    (tmp_path / "rerank.json").write_text(json.dumps({"settings": settings}))
+    found = options.unseen_users(toy_dataset)
+    assert found is not None and found.tolist() == unseen.tolist()
+    (tmp_path / "rerank.json").write_text(json.dumps({"settings": settings | {"lists": "train"}}))
+    assert options.unseen_users(toy_dataset) is None
+    (tmp_path / "rerank.json").write_text(json.dumps({"settings": settings | {"data": "other"}}))
+    with pytest.raises(InputError, match="targets of other data"):
+        options.unseen_users(toy_dataset)
+
+
+def test_embedding_feedback_needs_no_language_model(
+    toy_bundle: Path, toy_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("evaluate", "--bundle", toy_bundle, "--data", toy_dataset.path, "--retrievers", "dense",
+        "--rerank", "embedding-feedback", "--rerank-users", 9, "--json", tmp_path / "e.json")  # fmt: skip
+    rows = json.loads((tmp_path / "e.json").read_text())["reranked"]["rows"]
+    assert set(rows) == {"dense", "embedding-feedback(dense)"}  # its score holds the retriever's: no weight is chosen
+    assert rows["embedding-feedback(dense)"]["prompt_tokens_per_list"] == 0
+    capsys.readouterr()
+    run("rerank", "--bundle", toy_bundle, "--user", "u3", "--method", "embedding-feedback", "--dry")
+    assert "asks no language model" in capsys.readouterr().out
+    users = tmp_path / "users.txt"
+    users.write_text("u1\nu2\nu3")
+    words = ("--users", users, "--rerank", "embedding-feedback")
+    now = candidates(toy_bundle, toy_dataset, tmp_path / "now", *words)
+    test = candidates(toy_bundle, toy_dataset, tmp_path / "test", *words, "--split", "test")
+    assert len(now) == 3 and len(test) <= 3
