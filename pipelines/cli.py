@@ -100,6 +100,13 @@ COMMANDS: dict[str, Command] = {
         "look at the items most similar to one item",
         "recsys similar --bundle bundle --item i42 --k 10",
     ),
+    "ask": Command(
+        "recsys.pipelines.ask",
+        "ask",
+        "answer a question in words with recommendations or facts",
+        'recsys ask --bundle bundle --user u7 "something like a train, but not made of wood"',
+        positional=True,
+    ),
     "candidates": Command(
         "recsys.pipelines.candidates",
         "candidates",

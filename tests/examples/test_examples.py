@@ -20,7 +20,7 @@ def load(path: Path) -> ModuleType:
 
 def test_every_example_has_a_test(root: Path) -> None:
     assert {path.stem for path in (root / "examples").glob("*.py")} == {
-        "quickstart", "rerank", "serve_threads"
+        "ask", "quickstart", "rerank", "serve_threads"
     }  # fmt: skip
 
 

@@ -1,0 +1,319 @@
+"""Filters read off the words of a question by rules: values that the columns hold, numbers with what bounds them.
+
+No language model is needed, so that there is always an answer; what a model finds is checked against the same columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+
+from recsys.retrieval.rag.ask_filter import Filter, FilterColumns, NumberColumn
+from recsys.retrieval.rag.sql.column_values import ValueMatch
+from recsys.retrieval.rag.words import content_words
+
+__all__ = ["asks_for_facts", "asks_for_others", "bounded", "carried_over", "filters_in", "left_words", "starts_over"]
+
+_SURE = 0.8
+"""Cosine from which a value counts as named."""
+_COMMON = 0.5
+"""Values of more than this share of the items say nothing."""
+_FILLERS = r"(?:\s+(?:any|an?|the|about|by|from|in|for|too|more|of|with|is|are|be|it|that|all))*[\s,:]*$"
+_NOT = re.compile(
+    r"\b(?:no|not|without|except|excluding|exclude|other than|anything but|nothing|avoid|hate|dislike|isn['’]?t|"
+    r"aren['’]?t|don['’]?t (?:want|like|need)|rather than|instead of|but not|never)" + _FILLERS,
+    re.IGNORECASE,
+)
+_JOINED = re.compile(r"\s*(?:,|/|or|and|nor|,\s*(?:or|and)|and/or)\s*", re.IGNORECASE)
+_OR = re.compile(r"\bor\b|/", re.IGNORECASE)
+_NUMBER = r"(?P<{0}>\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?)(?P<{0}k>k\b)?"
+_MONEY = r"[$€£]?\s*"
+_MOST = (
+    r"under|below|less than|cheaper than|at most|max(?:imum)?(?: of)?|up to|no more than|not more than|before|until|"
+    r"older than|earlier than|fewer than|shorter than|within|for less than|<=?"
+)
+_LEAST = (
+    r"over|above|more than|at least|min(?:imum)?(?: of)?|after|since|newer than|later than|longer than|better than|"
+    r"higher than|no less than|not less than|starting at|>=?"
+)
+_BETWEEN = re.compile(
+    rf"\b(?:between|from)\s+{_MONEY}{_NUMBER.format('low')}\s*(?:and|to|-|–)\s*{_MONEY}{_NUMBER.format('high')}",
+    re.IGNORECASE,
+)
+_BOUND = re.compile(
+    rf"(?:\b|(?<=\s))(?:(?P<most>{_MOST})|(?P<least>{_LEAST}))\s*(?:the\s+)?(?:year\s+)?{_MONEY}{_NUMBER.format('n')}",
+    re.IGNORECASE,
+)
+_BEHIND = re.compile(
+    rf"{_MONEY}{_NUMBER.format('n')}\s*"
+    r"(?:\+|stars?\s+(?:or|and)\s+(?:more|up|above|better)|or more|or (?P<less>less|fewer))",
+    re.IGNORECASE,
+)
+_DECADE = re.compile(r"\b(?:the\s+)?(?P<year>1[0-9]\d0|20\d0)['’]?s\b", re.IGNORECASE)
+_YEAR = re.compile(r"\b(?:in|from|of|published|released|made)\s+(?P<year>1[0-9]\d\d|20\d\d)\b", re.IGNORECASE)
+_PRICE = re.compile(
+    r"[$€£]|\b(?:dollars?|euros?|pounds?|usd|eur|price[ds]?|costs?|cheap\w*|budget|spend)\b", re.IGNORECASE
+)
+_STARS = re.compile(r"\b(?:stars?|rated|ratings?|scores?|scored)\b", re.IGNORECASE)
+_WINDOW = 40
+"""Characters on each side of a number in which its column may be named."""
+_FACTS = re.compile(
+    r"^\s*(?:(?:can|could) you (?:tell|show) me\s+|please\s+|tell me\s+|show me\s+)?(?:"
+    r"how (?:many|much|often|long)\b|count\b|when did i\b|"
+    r"(?:what|which)\b[^?]*\b(?:did i|have i|do i (?:have|own)|i have|i did)\b|"
+    r"(?:list|show|what(?:['’]s| is| was)?)\s+(?:in\s+)?(?:me\s+)?my\b|have i\b|did i\b|"
+    r"my (?:history|last|first|previous)\b|"
+    r"(?:what|which) (?:is|are|was|were) the (?:average|mean|median|total|number|highest|lowest|most|least|oldest|"
+    r"newest|cheapest|longest|price|author|year)\b|"
+    r"(?:what|who|which)\b[^?]*\b(?:wrote|written|author of)\b|"
+    r"(?:average|mean|median|total)\b)",
+    re.IGNORECASE,
+)
+_OTHERS = re.compile(
+    r"\b(?:others?|another|else|different|some more|more (?:of|like)|not (?:these|those|this|that)|next ones?)\b|"
+    r"^\s*more\b",
+    re.IGNORECASE,
+)
+_OVER = re.compile(
+    r"\b(?:start (?:over|again)|forget (?:it|that|all|everything)|never ?mind|new (?:question|search)|"
+    r"something completely)\b",
+    re.IGNORECASE,
+)
+_ASKING = frozenset(
+    "want need look looking recommend suggest show find give get search something anything someone like good great "
+    "best nice please thank item thing product option idea gift present buy read watch play one any".split()
+)
+"""Words of asking, which say nothing of what is asked for."""
+_ALSO = re.compile(r"\b(?:also|as well|too|only|and|both)\b", re.IGNORECASE)
+
+
+def asks_for_facts(question: str) -> bool:
+    """Whether a question wants to know something instead of being recommended something.
+
+    >>> asks_for_facts("How many books did I read?"), asks_for_facts("Which toys would I like?")
+    (True, False)
+    """
+    return _FACTS.search(question[:500]) is not None
+
+
+def asks_for_others(question: str) -> bool:
+    """Whether items that were shown before are not wanted again."""
+    return _OTHERS.search(question[:500]) is not None
+
+
+def starts_over(question: str) -> bool:
+    """Whether what was asked before counts no more."""
+    return _OVER.search(question[:500]) is not None
+
+
+def left_words(question: str, filters: Sequence[Filter]) -> list[str]:
+    """Words that say something of what is wanted and are in no filter: what is left to search texts for."""
+    left = question
+    for words in (part for one in filters for part in one.words.split(", ") if part):
+        left = re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", " ", left)
+    return [word for word in content_words(left) if word not in _ASKING and not word.isdigit()]
+
+
+def filters_in(question: str, columns: FilterColumns) -> tuple[list[Filter], list[str]]:
+    """Filters that the words of a question name, and sentences about numbers that fit no column."""
+    matches = _chosen(columns.values.match(question), columns)
+    found = _text_filters(question, matches, columns)
+    taken = [(match.begin, match.end) for match in matches]
+    numbers, notes = _number_filters(question, taken, columns)
+    return [*found, *numbers, *_flag_filters(question, columns)], notes
+
+
+def carried_over(earlier: Sequence[Filter], new: Sequence[Filter], question: str) -> list[Filter]:
+    """Filters of the conversation so far behind a further question: a new one replaces those of the same column,
+    unless one of them excludes, or the question says "also" or "only"."""
+    if starts_over(question):
+        return list(new)
+    adds = _ALSO.search(question[:500]) is not None
+    kept = list[Filter]()
+    for old in earlier:
+        same = [one for one in new if one.column == old.column]
+        bounds = bool(same) and not old.values and not any(one.values for one in same)
+        if bounds and all((one.at_least is None) == (old.at_most is None) for one in same):
+            kept.append(old)  # a lower bound beside an upper one
+        elif not same or (not bounds and (adds or old.negate != same[0].negate)):
+            kept.append(old)
+    wanted = {(one.column, value) for one in new if not one.negate for value in one.values}
+    refused = {(one.column, value) for one in new if one.negate for value in one.values}
+    result = list[Filter]()
+    for old in kept:  # what is asked for now is not excluded any more, and the other way round
+        against = wanted if old.negate else refused
+        values = tuple(value for value in old.values if (old.column, value) not in against)
+        if values or not old.values:
+            result.append(replace(old, values=values, source="earlier"))
+    return [*result, *new]
+
+
+def _chosen(matches: Sequence[ValueMatch], columns: FilterColumns) -> list[ValueMatch]:
+    """The matches that count as named, no two of the same words."""
+    sure = [
+        match
+        for match in matches
+        if (match.score >= _SURE or match.rare_word)
+        and match.share <= _COMMON
+        and not columns.texts[match.column].names_items
+    ]
+    # "fantasy books" is meant as the fantasy of half the items, not as a label of those words that few have.
+    sure = [
+        match
+        for match in sure
+        if not any(
+            match.begin <= other.begin
+            and other.end <= match.end
+            and other.end - other.begin < match.end - match.begin
+            and other.score >= 0.97
+            and match.share < other.share / 20
+            for other in sure
+        )
+    ]
+    sure.sort(
+        key=lambda match: (
+            (match.score < 0.97, match.begin - match.end, not match.rare_word)
+            + ((-match.share, -match.score) if match.rare_word else (-match.score, -match.share))
+        )
+    )
+    kept = list[ValueMatch]()
+    for match in sure:
+        if all(match.end <= other.begin or other.end <= match.begin for other in kept):
+            kept.append(match)
+    return sorted(kept, key=lambda match: match.begin)
+
+
+def _text_filters(question: str, matches: Sequence[ValueMatch], columns: FilterColumns) -> list[Filter]:
+    found = list[Filter]()
+    before: ValueMatch | None = None
+    negated = False
+    for match in matches:
+        between = question[before.end : match.begin] if before is not None else ""
+        joined = before is not None and _JOINED.fullmatch(between) is not None
+        negated = (joined and negated) or _NOT.search(question[: match.begin]) is not None
+        column = columns.texts[match.column]
+        one_value = not column.separators and not column.listed
+        last = found[-1] if found else None
+        if last is not None and last.column == match.column and last.negate == negated and not negated and (
+            one_value or (joined and _OR.search(between))
+        ):  # fmt: skip
+            values = (*last.values, match.value)
+            found[-1] = replace(
+                last, values=values, words=f"{last.words}, {match.words}", score=min(last.score, match.score)
+            )
+        else:
+            found.append(
+                Filter(
+                    column=match.column, values=(match.value,), negate=negated, words=match.words, score=match.score
+                )  # fmt: skip
+            )
+        before = match
+    return found
+
+
+def _number_filters(
+    question: str, taken: list[tuple[int, int]], columns: FilterColumns
+) -> tuple[list[Filter], list[str]]:
+    found, notes = list[Filter](), list[str]()
+    for begin, end, low, high in _bounds(question):
+        if any(begin < other_end and other_begin < end for other_begin, other_end in taken):
+            continue
+        taken.append((begin, end))
+        column = _column_of(question, begin, end, [n for n in (low, high) if n is not None], columns)
+        words = question[begin:end].strip()
+        if column is None:
+            notes.append(f"“{words}” fits no column of the items and was left out")
+            continue
+        found.append(bounded(column, low, high, words))
+    return found, notes
+
+
+def bounded(column: NumberColumn, low: float | None, high: float | None, words: str = "", score: float = 0.9) -> Filter:
+    """A filter of numbers, or of the years of dates."""
+    if column.is_date:
+        first = None if low is None else date(_year(low), 1, 1)
+        last = None if high is None else date(_year(high), 12, 31)
+        return Filter(column=column.name, at_least=first, at_most=last, words=words, score=score)
+    return Filter(column=column.name, at_least=_plain(low), at_most=_plain(high), words=words, score=score)
+
+
+def _year(number: float) -> int:
+    return int(min(max(number, 1), 9999))
+
+
+def _plain(number: float | None) -> int | float | None:
+    return int(number) if number is not None and number == int(number) and abs(number) < 2**53 else number
+
+
+def _bounds(question: str) -> list[tuple[int, int, float | None, float | None]]:
+    """(begin, end, lower, upper) of every number with what bounds it, no two of the same words."""
+    found = list[tuple[int, int, float | None, float | None]]()
+
+    def add(match: re.Match[str], low: float | None, high: float | None) -> None:
+        if all(match.end() <= begin or end <= match.start() for begin, end, _, _ in found):
+            found.append((match.start(), match.end(), low, high))
+
+    text = question[:1000]
+    for match in _BETWEEN.finditer(text):
+        add(match, *sorted((_value(match, "low"), _value(match, "high"))))
+    for match in _BOUND.finditer(text):
+        number, strict = _value(match, "n"), (match["most"] or match["least"]).lower()
+        beside = 1 if strict in ("before", "after", "older than", "earlier than", "newer than", "later than") else 0
+        beside = beside if number == int(number) else 0
+        add(match, *((None, number - beside) if match["most"] else (number + beside, None)))
+    for match in _BEHIND.finditer(text):
+        number = _value(match, "n")
+        add(match, *((None, number) if match["less"] else (number, None)))
+    for match in _DECADE.finditer(text):
+        add(match, float(match["year"]), float(match["year"]) + 9)
+    for match in _YEAR.finditer(text):
+        add(match, float(match["year"]), float(match["year"]))
+    return sorted(found)
+
+
+def _value(match: re.Match[str], name: str) -> float:
+    return float(match[name].replace(",", "")) * (1000 if match[f"{name}k"] else 1)
+
+
+def _column_of(question: str, begin: int, end: int, given: list[float], columns: FilterColumns) -> NumberColumn | None:
+    """The column that a number is about: by words beside it that name the column, its unit, and its size."""
+    near = question[max(0, begin - _WINDOW) : end + _WINDOW].casefold()
+    words = {word.rstrip("s") for word in re.findall(r"[^\W\d_]+", near)}
+    behind = re.match(r"\s*([^\W\d_]+)", question[end:].casefold())
+    counted = behind.group(1).rstrip("s") if behind else ""
+    best: tuple[float, NumberColumn] | None = None
+    for column in columns.numbers.values():
+        names = [word.rstrip("s") for word in re.findall(r"[^\W\d_]+", column.name.casefold().replace("_", " "))]
+        if column.named_like_id or not names:
+            continue
+        score = 2.0 * sum(name in words for name in names) - 0.1 * len(names)
+        score += 0.5 * (counted in names and bool({"count", "num", "number"} & set(names)))
+        year_like = all(1000 <= number <= 2100 and number == int(number) for number in given)
+        of_years = column.is_date or (column.whole and 0 < column.high <= 2100 and bool({"year", "date"} & set(names)))
+        if year_like and of_years:
+            score += 3
+        elif column.is_date:
+            continue
+        if {"price", "cost", "amount"} & set(names):
+            score += 3 if _PRICE.search(near) else 1.2 * (not year_like)
+        if {"rating", "star", "score", "rate"} & set(names) and _STARS.search(near) and column.high <= 10:
+            score += 3
+        if all(number > column.high or number < column.low for number in given):
+            score -= 6 if any(number > 10 * column.high or number < column.low / 10 for number in given) else 1
+        if score > 1 and (best is None or score > best[0]):
+            best = (score, column)
+    return None if best is None else best[1]
+
+
+def _flag_filters(question: str, columns: FilterColumns) -> list[Filter]:
+    """Columns of yes and no whose whole name is in the question."""
+    found = list[Filter]()
+    for name in columns.flags:
+        spelled = r"[\s_-]+".join(re.escape(word) for word in re.findall(r"[^\W_]+", name))
+        match = re.search(rf"\b{spelled}\b", question, re.IGNORECASE) if spelled else None
+        if match is not None:
+            wanted = _NOT.search(question[: match.start()]) is None
+            found.append(Filter(column=name, values=(wanted,), words=match.group(), score=0.95))
+    return found

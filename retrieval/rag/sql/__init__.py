@@ -1,0 +1,3 @@
+"""Questions to tables: the items, and the events of the user who asks. Reading only."""
+
+__all__: list[str] = []

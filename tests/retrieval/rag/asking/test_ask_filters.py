@@ -1,0 +1,168 @@
+"""Filters of questions: by rules, by a model's answer, over columns of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from recsys.retrieval.rag.ask_filter import Filter, FilterColumns
+from recsys.retrieval.rag.ask_model import read_filters, united
+from recsys.retrieval.rag.ask_words import (
+    asks_for_facts,
+    asks_for_others,
+    carried_over,
+    filters_in,
+    left_words,
+    starts_over,
+)
+from recsys.retrieval.rag.sql.column_values import ColumnValues
+
+ANSWERS = yaml.safe_load((Path(__file__).parent / "hostile" / "ask_filters.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def columns(shop_items: pl.DataFrame) -> FilterColumns:
+    return FilterColumns(shop_items, ColumnValues.of(shop_items))
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("a train", ["kind is train"]),
+        ("trains or ships", ["kind is train or ship"]),
+        ("something, but not a doll", ["kind is not doll"]),
+        ("no dolls or cars please", ["kind is not doll", "kind is not car"]),
+        ("a toy by toymaker", ["maker is J.K. Toymaker"]),
+        ("from marklin and sons", ["maker is Märklin & Sons"]),
+        ("science fiction, in green", ["tags is science-fiction", "colors is green"]),
+        ("wood under $20", ["tags is wood", "price at most 20"]),
+        ("a ship between 10 and 30 euros", ["kind is ship", "price from 10 to 30"]),
+        ("cars rated at least 3.5", ["kind is car", "average rating at least 3.5"]),
+        ("4 stars or more", ["average rating at least 4"]),
+        ("a train from the 1990s", ["kind is train", "year from 1990 to 1999"]),
+        ("made before the year 2000", ["year at most 1999"]),
+        ("released after 2000", ["released at least 2001-01-01"]),
+        ("trains that are in stock", ["kind is train", "in stock is yes"]),
+        ("not in stock", ["in stock is no"]),
+        ("hello there", []),
+        ("", []),
+    ],
+)
+def test_words_become_filters(columns: FilterColumns, question: str, expected: list[str]) -> None:
+    found, notes = filters_in(question, columns)
+    assert [str(one) for one in found] == expected
+    assert notes == []
+
+
+def test_a_number_that_fits_no_column_is_said(columns: FilterColumns) -> None:
+    found, notes = filters_in("a train with under 9000000 wheels", columns)
+    assert [str(one) for one in found] == ["kind is train"]
+    assert len(notes) == 1 and "9000000" in notes[0]
+
+
+FILTERS = [
+    Filter(column="kind", values=("train", "ship")),
+    Filter(column="kind", values=("train",), negate=True),
+    Filter(column="maker", values=("C++ {Kits}",)),
+    Filter(column="maker", values=("J.K. Toymaker", "Märklin & Sons"), negate=True),
+    Filter(column="tags", values=("wood",)),
+    Filter(column="tags", values=("a.b*c", "small")),
+    Filter(column="tags", values=("science-fiction",), negate=True),
+    Filter(column="colors", values=("blue", "none")),
+    Filter(column="colors", values=("red",), negate=True),
+    Filter(column="price", at_most=30),
+    Filter(column="price", at_least=10.5, at_most=40),
+    Filter(column="price", at_least=10.5, negate=True),
+    Filter(column="year", at_least=1990, at_most=1999),
+    Filter(column="in_stock", values=(True,)),
+    Filter(column="in_stock", values=(False,), negate=True),
+]
+
+
+def test_the_table_and_sql_agree_on_every_filter(columns: FilterColumns, shop_items: pl.DataFrame) -> None:
+    pytest.importorskip("duckdb", reason="needs the extra rag")
+    from datetime import date
+
+    from recsys.retrieval.rag.sql.limits import SqlLimits
+    from recsys.retrieval.rag.sql.tables import ItemDatabase
+
+    dated = [Filter(column="released", at_least=date(1990, 1, 1), at_most=date(1999, 12, 31))]
+    groups = [[one] for one in [*FILTERS, *dated]] + [FILTERS[:1] + FILTERS[4:5] + FILTERS[9:10], []]
+    database = ItemDatabase(shop_items)
+    with database.open([], SqlLimits(rows=100)) as tables:
+        for filters in groups:
+            ids = shop_items["item_id"].filter(columns.mask(filters)).to_list()
+            query = f"SELECT item_id FROM items WHERE {columns.sql(filters)}"
+            assert sorted(row[0] for row in tables.query(query).rows) == sorted(ids), columns.sql(filters)
+            if len(filters) == 1:
+                assert 0 < len(ids) < 30, "a filter that decides nothing shows nothing"
+    database.close()
+
+
+def test_filters_of_a_conversation_go_on_are_replaced_and_end(columns: FilterColumns) -> None:
+    def after(earlier: list[Filter], question: str) -> list[str]:
+        return [str(one) for one in carried_over(earlier, filters_in(question, columns)[0], question)]
+
+    first = filters_in("a wood train under 40 dollars", columns)[0]
+    assert after(first, "in stock") == ["tags is wood", "kind is train", "price at most 40", "in stock is yes"]
+    assert after(first, "rather a ship") == ["tags is wood", "price at most 40", "kind is ship"]
+    assert after(first, "no, not a train") == ["tags is wood", "price at most 40", "kind is not train"]
+    assert after(first, "under 20 dollars") == ["tags is wood", "kind is train", "price at most 20"]
+    assert after(first, "over 10 dollars") == ["tags is wood", "kind is train", "price at most 40", "price at least 10"]
+    assert after(first, "start over: a doll") == ["kind is doll"]
+
+
+def test_kinds_of_questions() -> None:
+    for question in ("How many trains did I buy?", "what did I buy last", "Which toys have I had?", "average price"):
+        assert asks_for_facts(question), question
+    for question in ("a train for my son", "Which train would I like?", "something like my last train"):
+        assert not asks_for_facts(question), question
+    assert asks_for_others("something else") and not asks_for_others("a train")
+    assert starts_over("forget that, a doll") and not starts_over("a doll")
+
+
+def test_what_no_filter_says_is_left_to_search_for(columns: FilterColumns) -> None:
+    question = "I want a wood train with bells"
+    assert left_words(question, filters_in(question, columns)[0]) == ["bell"]
+
+
+QUESTION = "a train in green under 20 dollars, by kits, of wood"
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_no_answer_of_a_model_breaks_filters(columns: FilterColumns, shop_items: pl.DataFrame, answer: str) -> None:
+    read = read_filters(answer, QUESTION, columns, columns.values.match(QUESTION))
+    for one in read.filters:
+        assert one.column in {"kind", "maker", "tags", "colors", "price"}
+        assert set(one.values) <= {"train", "C++ {Kits}", "green", "wood"}
+        assert one.at_most in (None, 20) and one.at_least is None
+    assert len(columns.mask(read.filters)) == len(shop_items)
+    assert all("\n" not in sentence and len(sentence) < 300 for sentence in read.dropped)
+
+
+def test_a_good_answer_is_taken_and_a_bad_part_of_it_named(columns: FilterColumns) -> None:
+    answer = (
+        '[{"column": "Kind", "is": ["TRAIN", "submarine"]}, {"column": "price", "at_most": "20"},'
+        ' {"column": "colors", "not": ["green"]}, {"column": "size", "is": ["xl"]}]'
+    )
+    read = read_filters(answer, QUESTION, columns, columns.values.match(QUESTION))
+    assert [str(one) for one in read.filters] == ["kind is train", "price at most 20", "colors is not green"]
+    assert not read.malformed and len(read.dropped) == 2
+    assert "submarine" in read.dropped[0] and "size" in read.dropped[1]
+    rules, _ = filters_in(QUESTION, columns)
+    both = [str(one) for one in united(read.filters, rules)]
+    assert (
+        both[:3] == [str(one) for one in read.filters] and "tags is wood" in both and both.count("kind is train") == 1
+    )
+
+
+def test_a_model_may_be_believed_beyond_the_words(columns: FilterColumns) -> None:
+    answer = '[{"column": "kind", "is": ["ship"]}]'
+    question = "a vessel"
+    matches = columns.values.match(question)
+    assert read_filters(answer, question, columns, matches).filters == ()
+    (believed,) = read_filters(answer, question, columns, matches, grounded=False).filters
+    assert str(believed) == "kind is ship"
