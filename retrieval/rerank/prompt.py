@@ -84,9 +84,7 @@ class Prompt:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             known = ", ".join(cls.names())
-            raise InputError(
-                f"no prompt {shown(str(source))}; give the path of a YAML file or one of {known}"
-            ) from None
+            raise InputError(f"no prompt {str(source)!r}; give the path of a YAML file or one of {known}") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"prompt {path} cannot be read: {reason}") from None
