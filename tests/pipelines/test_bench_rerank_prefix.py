@@ -29,7 +29,7 @@ def test_one_case_by_itself() -> None:
 
 
 def test_this_benchmark_alone_takes_a_model(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--lm is for the benchmark rerank_prefix"):
+    with pytest.raises(InputError, match="--lm is for the benchmark rerank-prefix"):
         run_bench("beam", lm=tmp_path)
     with pytest.raises(InputError, match=r"no config\.json"):
-        run_bench("rerank_prefix", lm=tmp_path)
+        run_bench("rerank-prefix", lm=tmp_path)
