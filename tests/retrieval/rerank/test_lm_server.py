@@ -182,7 +182,8 @@ def send(status: int, body: object, **headers: str) -> Behaviour:
     def act(handler: Handler, _: int) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         handler.send_response(status)
-        for name, value in {"content-type": "application/json", "content-length": str(len(data)), **headers}.items():
+        known = {"content-type": "application/json", "content-length": str(len(data)), "connection": "close"}
+        for name, value in {**known, **headers}.items():
             handler.send_header(name.replace("_", "-"), value)
         handler.end_headers()
         handler.wfile.write(data)
