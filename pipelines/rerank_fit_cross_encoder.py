@@ -115,9 +115,10 @@ def fit_cross_encoder(
     run.remove()
     if "after" in about:
         say_figures(about["after"], about["before"])
+    worded = f" --prompt {settings['prompt']}" if settings["prompt"] else ""
     stdout_console().print(
-        f"use it with the method cross-encoder: --cross-encoder {output} --rerank-weight {weight:.2f}, which adds both "
-        "scores as they were learned together"
+        f"use it with the method cross-encoder: --cross-encoder {output} --rerank-weight {weight:g}{worded}, which adds "
+        "both scores as they were learned together"
     )
 
 
