@@ -117,8 +117,8 @@ def fit_cross_encoder(
         say_figures(about["after"], about["before"])
     worded = f" --prompt {settings['prompt']}" if settings["prompt"] else ""
     stdout_console().print(
-        f"use it with the method cross-encoder: --cross-encoder {output} --rerank-weight {weight:g}{worded}, which adds "
-        "both scores as they were learned together"
+        f"use it with the method cross-encoder: --cross-encoder {output} --rerank-weight {weight:g}{worded}, which "
+        "adds both scores as they were learned together"
     )
 
 
