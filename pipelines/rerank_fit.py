@@ -7,18 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from recsys.bootstrap import paired_difference
 from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import atomic_folder, sha256_file, write_json
-from recsys.pipelines.console import progress_bar, stdout_console
+from recsys.pipelines.console import stdout_console
 from recsys.pipelines.rerank_feedback import fit_feedback
+from recsys.pipelines.rerank_fit_cross_encoder import fit_cross_encoder
 from recsys.pipelines.rerank_fit_examples import ExampleMaker, within_budget
+from recsys.pipelines.rerank_fit_figures import measured, say_figures
 from recsys.pipelines.rerank_fit_lists import FitLists
 from recsys.pipelines.rerank_fit_module import LossName, Tuning
 from recsys.pipelines.rerank_fit_run import RunFolder
-from recsys.pipelines.rerank_fit_teacher import teacher_ranks
+from recsys.pipelines.rerank_fit_teacher import taught
 from recsys.pipelines.rerank_fit_training import train_reranker
 from recsys.pipelines.rerank_lists import RerankLists
 from recsys.retrieval.rerank.embedding_feedback import EmbeddingFeedbackReranker
@@ -28,16 +29,13 @@ from recsys.retrieval.rerank.item_lines import LETTERS
 from recsys.retrieval.rerank.lm.adapter import TRAINED, fingerprint, is_adapter
 from recsys.retrieval.rerank.lm.chat_tokens import ChatTokens
 from recsys.retrieval.rerank.lm.local import LocalLanguageModel
-from recsys.retrieval.rerank.reranker import Reranker
 
 __all__ = ["rerank_fit"]
 
 FORMAT_VERSION = 1
 FEEDBACK = "feedback.json"
 """Marks a folder with a head of embedding feedback."""
-_AT_ONCE = 16
-"""Lists that are measured together."""
-_LR = {"adapter": 2e-4, "whole": 2e-5}
+_LR = {"adapter": 2e-4, "whole": 2e-5, "cross-encoder": 5e-5}
 
 
 def rerank_fit(
@@ -45,7 +43,7 @@ def rerank_fit(
     data: Path,
     output: Path,
     lm: Path | None = None,
-    method: Literal["language-model", "embedding-feedback"] = "language-model",
+    method: Literal["language-model", "cross-encoder", "embedding-feedback"] = "language-model",
     loss: Literal["first", "full-list", "pg-rank", "irpo"] = "first",
     lists: Literal["validation", "train", "slates"] = "validation",
     teacher: Path | None = None,
@@ -65,7 +63,7 @@ def rerank_fit(
     text_encoder: Path | None = None,
     valid_users: int = 50,
     test_users: int = 100,
-    rank_weight: float = 1.0,
+    rank_weight: float | None = None,
     separator_weight: float = 1.0,
     num_samples: int = 16,
     beta: float = 1.0,
@@ -78,14 +76,19 @@ def rerank_fit(
     first. Lists that hold no chosen item teach nothing and are passed over. The output is a folder that every command
     takes in the place of a language model; rerank.json in it says how it was made and what it reaches.
 
+    With --method cross-encoder, all weights of an encoder that reads history and candidate together are trained. It
+    learns what to add to the score that the list was ordered by; --rerank-weight, which is printed, adds both again.
+
     Args:
         bundle: what `recsys export` wrote; its retriever makes the lists.
         data: the prepared dataset that the bundle was made from.
         output: folder of the trained model; what a run needs to be resumed stands beside it in OUTPUT-run until then.
-        lm: folder of the language model to start from; not used by embedding-feedback.
-        method: language-model, or embedding-feedback, which learns how far the items of a list move the user's vector.
+        lm: folder of the language model to start from, or for cross-encoder of any encoder, such as one that makes
+            vectors of texts, or of a cross-encoder; not used by embedding-feedback.
+        method: language-model; cross-encoder; or embedding-feedback, which learns how far the items of a list move the
+            user's vector.
         loss: first and pg-rank and irpo train the first label of the answer (method first), full-list the written
-            order (method full-list).
+            order (method full-list). A cross-encoder takes first, a softmax over the list, and pg-rank.
         lists: what is learned from: validation = targets of four fifths of the users, which the bundle's model has not
             seen, train = last training targets, which it has, or slates, as they were shown.
         teacher: learn these orders instead: JSON lines with user_id and item_ids, of the same lists.
@@ -93,7 +96,7 @@ def rerank_fit(
         users: most lists to learn from.
         max_tokens: of all questions and answers that are learned from, epochs counted; lists beyond are left out.
         epochs: passes over the lists; with more than one, the best on validation lists is kept.
-        lr: highest learning rate; default 0.0002 for adapters, 0.00002 for whole models.
+        lr: highest learning rate; default 0.0002 for adapters, 0.00002 for whole models, 0.00005 for cross-encoders.
         batch_lists: lists of one step.
         whole: train all weights instead of adapters.
         lora_rank: of the adapters.
@@ -103,9 +106,10 @@ def rerank_fit(
         rank_by: order lists by the probability of this action instead of by retrieval.
         prompt: a prompt file in the place of the method's own.
         text_encoder: a sentence-transformers folder whose vectors of item texts embedding-feedback reads as well.
-        valid_users: lists that choose the best epoch.
+        valid_users: lists that choose the best epoch, and of a cross-encoder the weight that is printed.
         test_users: lists of the test split with their target, for the figures before and after; 0 = none.
-        rank_weight: of the ranking loss of first, beside that of the language model.
+        rank_weight: of the ranking loss of first, beside that of the language model or the softmax; default 1, and 0
+            for cross-encoder.
         separator_weight: of the tokens between the labels, in full-list.
         num_samples: orders drawn of each list by pg-rank.
         beta: how strongly irpo holds on to the model it starts from.
@@ -114,7 +118,7 @@ def rerank_fit(
     """
     settings = {name: value for name, value in locals().items() if name != "resume"}
     _check(settings)
-    marker = TRAINED if method == "language-model" else FEEDBACK
+    marker = FEEDBACK if method == "embedding-feedback" else TRAINED
     if output.exists() and (output.is_file() or (any(output.iterdir()) and not (output / marker).is_file())):
         raise InputError(f"--output {output} is in use and holds no {marker}; choose another folder")
     dataset, loaded = Dataset.open(data), Bundle.open(bundle)
@@ -128,28 +132,29 @@ def rerank_fit(
         raise InputError("--lm must be given: the folder of the language model to start from")
     if is_adapter(lm):
         raise InputError(f"--lm {lm} is an adapter already; start from the whole model beneath it")
-    model = LocalLanguageModel.load(lm)
-    settings |= {"bundle": loaded.manifest["checksum"], "data": dataset.manifest.data_hash, "lm": fingerprint(lm)}
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     tuning = Tuning(
         loss=loss,
-        lr=lr or _LR["whole" if whole else "adapter"],
+        lr=lr or _LR[method if method == "cross-encoder" else "whole" if whole else "adapter"],
         epochs=epochs,
         batch_lists=batch_lists,
-        rank_weight=rank_weight,
+        rank_weight=(0.0 if method == "cross-encoder" else 1.0) if rank_weight is None else rank_weight,
         separator_weight=separator_weight,
         num_samples=num_samples,
         beta=beta,
         seed=seed,
     )
+    settings |= {"bundle": loaded.manifest["checksum"], "data": dataset.manifest.data_hash}
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    if method == "cross-encoder":
+        fit_cross_encoder(lm, output, drawn, held_out, tuning, settings, resume=resume)
+        return
+    model = LocalLanguageModel.load(lm)
+    settings["lm"] = fingerprint(lm)
     console = stdout_console()
     reranker = _reranker(model, loss, k, prompt)
     maker = ExampleMaker(reranker, ChatTokens(model.tokenizer, lm), shuffle=shuffle)
     learned = drawn.learned(lists, users, add_missing=add_missing)
-    wanted = None if teacher is None else teacher_ranks(teacher, learned)
-    if wanted is not None:
-        rows = [row for row, ranks in enumerate(wanted) if ranks is not None]
-        learned, wanted = learned.take(rows), [wanted[row] for row in rows]
+    learned, wanted = taught(teacher, learned)
     examples = within_budget(maker.of(learned, wanted, seed=seed), max_tokens // epochs)
     judged = []
     if epochs > 1 and valid_users:
@@ -157,7 +162,7 @@ def rerank_fit(
     run = RunFolder(output, settings, resume=resume)
     before = run.before
     if held_out is not None and before is None:
-        before = _measured(_reranker(LocalLanguageModel.load(lm), loss, k, prompt), held_out, seed, "before")
+        before = measured(_reranker(LocalLanguageModel.load(lm), loss, k, prompt), held_out, seed, "before")
         run.keep_before(before)
     num_tokens = sum(example.num_tokens for example in examples)
     console.print(
@@ -187,7 +192,7 @@ def rerank_fit(
         write_json(folder / TRAINED, about)
         if held_out is not None:
             trained = _reranker(LocalLanguageModel.load(folder), loss, k, prompt)
-            about["before"], after = before, _measured(trained, held_out, seed, "after")
+            about["before"], after = before, measured(trained, held_out, seed, "after")
             about["after"] = after
             write_json(folder / TRAINED, about)
     run.remove()
@@ -208,7 +213,7 @@ def _fit_feedback(
     )
     if held_out is not None:
         reranker = EmbeddingFeedbackReranker(bundle, fitted.head, training_only=True)
-        _say_figures(_measured(reranker, held_out, seed, "after"))
+        say_figures(measured(reranker, held_out, seed, "after"))
     console.print(f"use it with the method embedding-feedback: {output}")
 
 
@@ -225,7 +230,14 @@ def _check(settings: dict[str, Any]) -> None:
         raise InputError(f"--lr must be positive, got {settings['lr']}")
     if settings["beta"] <= 0:
         raise InputError(f"--beta must be positive, got {settings['beta']}")
-    if settings["loss"] != "full-list" and settings["k"] > len(LETTERS):
+    if settings["method"] == "cross-encoder":
+        if settings["loss"] not in ("first", "pg-rank"):
+            raise InputError(
+                f"--loss {settings['loss']} is of language models; a cross-encoder learns by first, pg-rank"
+            )
+        if settings["add_missing"]:
+            raise InputError("--add-missing: a cross-encoder learns beside scores, and a target that is added has none")
+    elif settings["loss"] != "full-list" and settings["k"] > len(LETTERS):
         raise InputError(f"--k: the labels of {settings['loss']} are letters, at most {len(LETTERS)}; --loss full-list")
     if settings["lists"] == "slates" and (settings["add_missing"] or settings["rank_by"]):
         raise InputError("--lists slates: slates stand as they were shown; leave out --add-missing and --rank-by")
@@ -239,40 +251,7 @@ def _reranker(
     return FirstReranker(model, window=k, step=max(1, k // 2), prompt=prompt)
 
 
-def _measured(reranker: Reranker, lists: RerankLists, seed: int, label: str) -> dict[str, Any]:
-    """Figures of a reranker beside those of the lists as they are."""
-    orders: list[tuple[Any, ...]] = []
-    tokens, seconds = 0, 0.0
-    with progress_bar(f"measuring {label}", len(lists), unit="lists") as advance:
-        for low in range(0, len(lists), _AT_ONCE):
-            results = reranker.rerank(lists.requests[low : low + _AT_ONCE])
-            orders += [result.ids for result in results]
-            tokens += sum(result.usage.prompt_tokens + result.usage.generated_tokens for result in results)
-            seconds += sum(result.usage.seconds for result in results)
-            advance(len(results))
-    ours, given = lists.ndcg(orders), lists.ndcg()
-    difference, interval = paired_difference(lists.user_Q, ours, given, seed=seed)
-    return {
-        **lists.figures(orders, seed=seed),
-        "given_ndcg@10_hits": float(given.mean()),
-        "minus_given": difference,
-        "minus_given_ci": list(interval),
-        "tokens_per_list": tokens / len(lists),
-        "ms_per_list": 1000 * seconds / len(lists),
-    }
-
-
 def _say(about: dict[str, Any], output: Path) -> None:
     if "after" in about:
-        _say_figures(about["after"], about["before"])
+        say_figures(about["after"], about["before"])
     stdout_console().print(f"use it in the place of a language model, with the method {about['method']}: {output}")
-
-
-def _say_figures(after: dict[str, Any], before: dict[str, Any] | None = None) -> None:
-    low, high = after["minus_given_ci"]
-    untrained = "" if before is None else f"{before['ndcg@10_hits']:.4f} before training, "
-    stdout_console().print(
-        f"NDCG@10 of {after['num_lists']} test lists that hold their target: {after['given_ndcg@10_hits']:.4f} as "
-        f"retrieved, {untrained}{after['ndcg@10_hits']:.4f} after ({after['minus_given']:+.4f} beside retrieval, "
-        f"{low:+.4f} to {high:+.4f}; {after['changed']:.0%} of the lists changed)"
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,14 @@ __all__ = ["Batch", "Example", "ExampleMaker", "collate", "wanted_ranks", "withi
 
 NO_TOKEN = -1
 SEPARATOR = 0
+
+
+class _Counted(Protocol):
+    @property
+    def num_tokens(self) -> int: ...
+
+
+_One = TypeVar("_One", bound=_Counted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,13 +182,14 @@ class ExampleMaker:
         return (*ids, stop), (*named, SEPARATOR)
 
 
-def within_budget(examples: Sequence[Example], max_tokens: int) -> list[Example]:
+def within_budget(examples: Sequence[_One], max_tokens: int) -> list[_One]:
     """As many of the first examples as have so many tokens together.
 
     Raises:
         InputError: not even the first does.
     """
-    kept, total = [], 0
+    kept: list[_One] = []
+    total = 0
     for example in examples:
         total += example.num_tokens
         if total > max_tokens:

@@ -63,11 +63,16 @@ class RerankModule(L.LightningModule):
         tuning: how.
     """
 
-    def __init__(self, net: Any, examples: Sequence[Example], judged: Sequence[Example], tuning: Tuning) -> None:
+    def __init__(self, net: Any, examples: Sequence[Any], judged: Sequence[Any], tuning: Tuning) -> None:
         super().__init__()
         self.net, self.tuning = net, tuning
         self._examples, self._judged = examples, judged
         self.strict_loading = False  # checkpoints hold what is trained and nothing else
+
+    @property
+    def judges(self) -> bool:
+        """Whether lists choose the best epoch."""
+        return bool(self._judged)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,7 +105,7 @@ class RerankModule(L.LightningModule):
         if self.tuning.loss == "full-list":
             figure = -self._losses(batch).mean()
         else:
-            score_BC = _label_scores(self.net, batch)[0].masked_fill(~batch.there_BC, -torch.inf)
+            score_BC = self._scores(batch)[0].masked_fill(~batch.there_BC, -torch.inf)
             order_BC = score_BC.argsort(dim=1, descending=True, stable=True)
             figure = ndcg_of_orders(batch.gain_BC, order_BC[:, None], 10).mean()
         self.log(FIGURE, figure, batch_size=len(batch), prog_bar=True)
@@ -117,10 +122,15 @@ class RerankModule(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _batch(self, examples: Sequence[Example]) -> Batch:
+    def _batch(self, examples: Sequence[Any]) -> Any:
         return collate(examples, pad_id=0).to(self.device)
 
-    def _losses(self, batch: Batch) -> Tensor:
+    def _scores(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """[B, C] scores of the candidates, and [B, 1] the logsumexp of them and of whatever competes with them."""
+        score_BC, logit_BV = _label_scores(self.net, batch)
+        return score_BC, logit_BV.logsumexp(dim=1, keepdim=True)
+
+    def _losses(self, batch: Any) -> Tensor:
         """[B] of one batch."""
         tuning = self.tuning
         if tuning.loss == "full-list":
@@ -128,7 +138,7 @@ class RerankModule(L.LightningModule):
             logit_BAV = _logits(self.net, batch, length + 1)[:, :-1]
             weight_BA = importance_weights(batch.answer_rank_BA, separator_weight=tuning.separator_weight)
             return importance_weighted_loss(logit_BAV, batch.ids_BN[:, -length:], weight_BA)
-        score_BC, logit_BV = _label_scores(self.net, batch)
+        score_BC, all_B1 = self._scores(batch)
         if tuning.loss == "pg-rank":
             generator = torch.Generator(device=score_BC.device)
             generator.manual_seed(tuning.seed * 1_000_003 + self.global_step)
@@ -138,7 +148,7 @@ class RerankModule(L.LightningModule):
         if tuning.loss == "irpo":
             return irpo_loss(score_BC, batch.reference_BC, batch.gain_BC, batch.there_BC, beta=tuning.beta)
         best_BC = batch.there_BC & (batch.rank_BC == 1)
-        log_prob_BC = score_BC - logit_BV.logsumexp(dim=1, keepdim=True)
+        log_prob_BC = score_BC - all_B1
         lm_nats_B = -log_prob_BC.masked_fill(~best_BC, -torch.inf).logsumexp(dim=1)
         return first_loss(score_BC, batch.rank_BC, batch.there_BC, lm_nats_B, rank_weight=tuning.rank_weight)
 

@@ -10,7 +10,20 @@ from recsys.errors import InputError, shown
 from recsys.pipelines.rerank_lists import RerankLists
 from recsys.vocabulary import id_text
 
-__all__ = ["teacher_ranks"]
+__all__ = ["taught", "teacher_ranks"]
+
+
+def taught(path: Path | None, lists: RerankLists) -> tuple[RerankLists, list[tuple[int, ...] | None] | None]:
+    """The lists that a teacher's file knows, and the places it gives; all of them and None where there is no file.
+
+    Raises:
+        InputError: as :func:`teacher_ranks`.
+    """
+    if path is None:
+        return lists, None
+    ranks = teacher_ranks(path, lists)
+    rows = [row for row, one in enumerate(ranks) if one is not None]
+    return lists.take(rows), [ranks[row] for row in rows]
 
 
 def teacher_ranks(path: Path, lists: RerankLists) -> list[tuple[int, ...] | None]:

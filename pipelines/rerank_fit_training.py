@@ -20,7 +20,7 @@ from recsys.pipelines.rerank_fit_module import FIGURE, RerankModule, Tuning, sco
 from recsys.pipelines.rerank_fit_run import RunFolder
 from recsys.retrieval.rerank.lm.local import LocalLanguageModel
 
-__all__ = ["train_reranker"]
+__all__ = ["train_module", "train_reranker"]
 
 _LAST_EVERY = 10
 """Steps between checkpoints."""
@@ -47,43 +47,59 @@ def train_reranker(
         watchers: callbacks that run beside those of every training.
     """
     net = model.model
+    if tuning.loss == "irpo":
+        with progress_bar("reference", None, unit="lists"):
+            scores = score_examples(net, examples, tuning.batch_lists)
+        examples = [replace(one, reference=row) for one, row in zip(examples, scores, strict=True)]
+    # Small steps of all weights would be lost in bfloat16; adapters are float32 by themselves.
+    net = _with_adapters(net, lora_rank, tuning.seed) if lora_rank else net.float().requires_grad_(True)
+    figure = train_module(RerankModule(net, examples, judged, tuning), run, watchers=watchers)
+    return net, figure
+
+
+def train_module(module: RerankModule, run: RunFolder, *, watchers: Sequence[L.Callback] = ()) -> float | None:
+    """Train a module's network in place, and leave it as it was after its best epoch.
+
+    Args:
+        module: with its lists; those that choose the epoch may be none.
+        run: holds the checkpoints, and one to go on from where there is one.
+        watchers: callbacks that run beside those of every training.
+
+    Returns:
+        What the best epoch was chosen by; None where nothing chose.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
         warnings.filterwarnings("ignore", message=".*is deprecated")
-        if tuning.loss == "irpo":
-            with progress_bar("reference", None, unit="lists"):
-                scores = score_examples(net, examples, tuning.batch_lists)
-            examples = [replace(one, reference=row) for one, row in zip(examples, scores, strict=True)]
-        # Small steps of all weights would be lost in bfloat16; adapters are float32 by themselves.
-        net = _with_adapters(net, lora_rank, tuning.seed) if lora_rank else net.float().requires_grad_(True)
-        module = RerankModule(net.train(), examples, judged, tuning)
+        module.net.train()
         callbacks: list[L.Callback] = [RichProgressBar(), LastCheckpoint(run.path, _LAST_EVERY), *watchers]
-        if judged:
+        if module.judges:
             best = ModelCheckpoint(run.path, "best", monitor=FIGURE, mode="max", enable_version_counter=False)
             callbacks.append(best)
         trainer = L.Trainer(
             default_root_dir=run.path,
-            max_epochs=tuning.epochs,
+            max_epochs=module.tuning.epochs,
             accelerator="auto",
             devices=1,
             logger=False,
             callbacks=callbacks,
             enable_model_summary=False,
-            enable_checkpointing=bool(judged),
+            enable_checkpointing=module.judges,
             gradient_clip_val=1.0,
             num_sanity_val_steps=0,
-            limit_val_batches=None if judged else 0,
+            limit_val_batches=None if module.judges else 0,
         )
         trainer.fit(module, ckpt_path=run.last, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     figure = None
-    if judged:
+    if module.judges:
         content = torch.load(run.path / "best.ckpt", map_location="cpu", weights_only=True)
         module.load_state_dict(content["state_dict"], strict=False)
         figure = float(best.best_model_score or 0.0)
-    return net.eval(), figure
+    module.net.eval()
+    return figure
 
 
 def _with_adapters(net: Any, rank: int, seed: int) -> Any:
@@ -92,6 +108,7 @@ def _with_adapters(net: Any, rank: int, seed: int) -> Any:
     except ImportError as error:
         raise InputError(f"adapters need peft ({error}); pip install 'recsys[llm]', or train with --whole") from None
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is deprecated")
         torch.manual_seed(seed)
         return get_peft_model(net, config)

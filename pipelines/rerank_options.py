@@ -112,14 +112,15 @@ class RerankOptions:
         Raises:
             InputError: the model was trained on other data.
         """
-        about = None if self.lm is None else Path(self.lm) / TRAINED
+        flag, model = ("--lm", self.lm) if self.cross_encoder is None else ("--cross-encoder", self.cross_encoder)
+        about = None if model is None else Path(model) / TRAINED
         if about is None or not about.is_file():
             return None
         settings = read_json(about).get("settings", {})
         if settings.get("lists") != "validation":
             return None
         if settings.get("data") != dataset.manifest.data_hash:
-            raise InputError(f"--lm: {about} was trained on the targets of other data than {dataset.path}")
+            raise InputError(f"{flag}: {about} was trained on the targets of other data than {dataset.path}")
         return validation_users(dataset, int(settings["seed"]))[1]
 
     def identity(self) -> dict[str, Any]:
