@@ -200,9 +200,7 @@ def test_the_command_writes_a_cross_encoder(toy_bundle, toy_dataset, encoder, tm
     about = json.loads((output / "rerank.json").read_text())
     assert about["method"] == "cross-encoder" and about["before"] is None and about["after"]["num_lists"] == 3
     assert about["learned"]["lists"] == 6 and about["weight"] >= 0 and about["scale"] >= 0
-    assert f"--cross-encoder {output} --rerank-weight {about['weight']:g}" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    assert f"--cross-encoder {output} --rerank-weight {about['weight']:g}" in " ".join(capsys.readouterr().out.split())
     assert not output.with_name("trained-run").exists()
     reranker = CrossEncoderReranker(output)
     request = made_lists(1).requests[0]
