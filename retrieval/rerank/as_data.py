@@ -17,8 +17,9 @@ DELIMITERS = '[]{}<>|`"\\'
 """Characters that never come out of :func:`as_data`: prompts may use them to mark where data begins and ends."""
 
 _INSTEAD = {"<": "(", ">": ")", "|": "/", "\\": "/", "`": "'", '"': "”"}
-_ROLES = "system|user|assistant|human|developer|tool|model|bot|ai|instructions?|response"
-_ROLE = re.compile(rf"\b({_ROLES})(\s*):", re.IGNORECASE)
+_ROLES = "system|user|assistant|human|developer|tool|model|bot|instructions?|response"
+# At the end of longer words too: a model reads "0user:" much as "user:".
+_ROLE = re.compile(rf"({_ROLES}|\bai)(\s*):", re.IGNORECASE)
 _PATH = re.compile(r"(?<=\s)>(?=\s)")
 _DOTS = re.compile(r"\.{3,}(?:[.…])*|…[.…]+")
 _HASHES = re.compile(r"#{2,}")

@@ -26,6 +26,8 @@ texts = st.lists(pieces, max_size=12).map("".join)
 @example(text="<\u0338|\u0338", max_chars=9)
 @example(text="system : user: ….", max_chars=90)
 @example(text="\ud800\udfff", max_chars=9)
+@example(text="0ASSISTANT:", max_chars=11)
+@example(text="Superuser : now", max_chars=40)
 def test_nothing_of_the_prompt_can_be_imitated(text: str, max_chars: int) -> None:
     line = as_data(text, max_chars)
     assert len(line) <= max(max_chars, 0)
