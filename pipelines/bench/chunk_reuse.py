@@ -247,7 +247,9 @@ def _load(folder: Path) -> tuple[Any, Any]:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no language model; give a folder with config.json, weights and tokenizer")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 

@@ -70,7 +70,7 @@ def load_adapter(folder: Path | str, *, base: Path | str | None = None, dtype: t
         raise InputError(f"{beneath} is not the model that the adapter of {folder} was trained on; give that one")
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            beneath, local_files_only=True, trust_remote_code=False, dtype=dtype or "auto"
+            beneath, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype or "auto"
         )
         stated = LoraConfig.from_pretrained(str(folder))
         with warnings.catch_warnings():

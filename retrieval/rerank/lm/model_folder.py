@@ -50,7 +50,7 @@ def load_model_folder(path: Path, *, device: str, dtype: str) -> tuple[Any, Any]
             model = load_adapter(path, dtype=_DTYPES[dtype])
         else:
             model = AutoModelForCausalLM.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False, dtype=_DTYPES[dtype]
+                path, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=_DTYPES[dtype]
             )
         model = model.to(place)
     except InputError:

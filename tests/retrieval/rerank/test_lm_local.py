@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import shutil
 import threading
 import time
 import weakref
@@ -258,6 +259,17 @@ def test_a_fault_of_the_device_is_an_error(small_lm_folder: Path) -> None:
     assert asyncio.run(lm.generate([ask("y")], max_tokens=3))[0].finish == "error"
     lm.model.lm_head.weight = torch.nn.Parameter(weight, requires_grad=False)
     assert asyncio.run(lm.choose([ask("x")], [["A"]]))[0].log_probs == pytest.approx(good.log_probs, abs=1e-4)
+
+
+def test_weights_in_a_pickle_are_not_read(small_lm_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(small_lm_folder, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="cannot be loaded.*safetensors"):
+        LocalLanguageModel.load(folder, device="cpu")
 
 
 def test_prices_make_a_cost(small_lm_folder: Path) -> None:
