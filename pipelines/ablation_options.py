@@ -32,6 +32,8 @@ def _one(setting: str, *values: Any, needs: Literal["", "slates", "actions", "ti
 
 OPTIONS = (
     *_one("block", "hstu", "ligr"),
+    *_one("dropout", 0.2),
+    Option("wider", {"dim": 96, "dropout": 0.2}),
     *_one("retrieval_loss", "sampled"),
     *_one("score", "cosine"),
     *_one("label_smoothing", 0.1),

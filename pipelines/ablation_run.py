@@ -99,6 +99,7 @@ def one_training(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         folder,
         quiet=True,
         memory=False,
+        code_epochs=0,
         logger=False,
         last_every_n_steps=sys.maxsize,
         enable_progress_bar=False,

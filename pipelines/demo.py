@@ -134,12 +134,12 @@ def figures_table(evaluation: dict[str, Any], ceilings: dict[str, Any]) -> Table
         title="held-out targets and slates of simulated users; full ranking, history filtered",
         title_justify="left",
     )
-    # Until memory terms join it, `dense` is `dense_learned` and would stand here twice.
-    retrieval = {name: row for name, row in evaluation["retrieval"].items() if name not in ("dense", "memory")}
+    baselines = evaluation.get("baselines", {})
+    retrieval = {name: row for name, row in evaluation["retrieval"].items() if name not in baselines}
     for name, row in retrieval.items():
-        label = "this model" if name == "dense_learned" else f"this model, {name}"
-        table.add_row(label, *_cells(row, ranking, ranking), style="bold")
-    for name, row in evaluation.get("baselines", {}).items():
+        label = "this model" if name == "dense" else f"this model, {name}"
+        table.add_row(label, *_cells(row, ranking if name == "dense" else {}, ranking), style="bold")
+    for name, row in baselines.items():
         retrieves = "ndcg@10" in row
         table.add_row(name, *_cells(row if retrieves else {}, {} if retrieves else row, ranking))
     table.add_section()

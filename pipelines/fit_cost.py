@@ -80,21 +80,26 @@ def fit_cost(data: Path, work: Path, threads: int, flags: Sequence[str] = ()) ->
     }
 
 
-def publish(*, data: str, threads: int = 2, note: str | None = None) -> None:
+def publish(*, data: str, threads: int = 2, work: str | None = None, note: str | None = None) -> None:
     """Measure datasets and record a row for each.
 
     Args:
         data: NAME=DATA,… : prepared datasets and what to call them.
         threads: processor threads that a training may use.
+        work: folder that keeps the runs, each in a folder NAME that must not exist; default none is kept.
         note: a sentence below the table.
     """
     rows = []
-    for named in data.split(","):
-        name, found, path = named.partition("=")
-        if not found:
-            raise InputError(f"--data: expected NAME=DATA, got {named!r}")
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append({"data": name, **fit_cost(Path(path), Path(folder) / "run", threads)})
+    with tempfile.TemporaryDirectory() as scratch:
+        for named in data.split(","):
+            name, found, path = named.partition("=")
+            if not found:
+                raise InputError(f"--data: expected NAME=DATA, got {named!r}")
+            folder = Path(work or scratch) / name
+            if folder.exists():
+                raise InputError(f"--work: {folder} exists; name another folder, or the dataset otherwise")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            rows.append({"data": name, **fit_cost(Path(path), folder, threads)})
     notes = [
         "Everything that `fit` does: training, choice of the weights, heads of semantic IDs, one training each. "
         f"{threads} threads; CPU minutes are of all threads together.",

@@ -79,6 +79,7 @@ def run_trial(
             folder,
             quiet=True,
             memory=False,
+            code_epochs=0,
             logger=False,
             last_every_n_steps=sys.maxsize,
             enable_progress_bar=sys.stderr.isatty(),
