@@ -43,7 +43,6 @@ OPTIONS = (
     *_one("time_encoding", "rotary", "both", "none", needs="time"),
     *_one("position_bias", True),
     *_one("positive_recency", True),
-    *_one("reasoning_steps", 2),
     Option("wide", {"dim": 128, "dropout": 0.5, "weight_decay": 0.2}),
     *_one("use_content", False, needs="content"),
     *_one("id_dropout", 0.0, 0.3, needs="content"),

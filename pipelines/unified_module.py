@@ -74,7 +74,6 @@ class UnifiedModule(L.LightningModule):
         position_bias: whether attention has a learned bias of the distance in rows.
         positive_recency: whether a token says how many events ago the last positive event was.
         crop: share of training windows cut in two at a random place.
-        reasoning_steps: passes that feed the last output row back before retrieval.
         score: retrieval by inner product (``dot``) or by ``cosine`` with a learned temperature.
         retrieval_loss: ``full`` or ``sampled`` softmax.
         softmax_factors: type of the factors in the products of the full softmax's loss.
@@ -125,7 +124,6 @@ class UnifiedModule(L.LightningModule):
         position_bias: bool | None = None,
         positive_recency: bool | None = None,
         crop: float | None = None,
-        reasoning_steps: int | None = None,
         score: Literal["dot", "cosine"] | None = None,
         retrieval_loss: Literal["full", "sampled"] | None = None,
         softmax_factors: Literal["float32", "bfloat16"] | None = None,
@@ -174,7 +172,6 @@ class UnifiedModule(L.LightningModule):
                 "position_bias": position_bias,
                 "positive_recency": positive_recency,
                 "crop": crop,
-                "reasoning_steps": reasoning_steps,
                 "score": score,
                 "retrieval_loss": retrieval_loss,
                 "softmax_factors": softmax_factors,

@@ -143,12 +143,12 @@ def attend_delta(
     """New rows attend to a cached history and to themselves: M-FALCON's delta forward (arXiv 2402.17152).
 
     Args:
-        k_own, v_own: [B, N, P, H, D] rows of its own that each new row sees, for ``self``; [B, N, H, D] for ``causal``.
+        k_own, v_own: [B, N, H, D] keys and values of the new rows.
         k_BLHD, v_BLHD: [B, L, H, D] cached history, padded on the right.
         visible_BN: [B, N] int64, row n sees the first ``visible`` cached rows; [B, 1] with ``self``: all see as many.
         own: ``self`` = a new row sees no other new row (candidates); ``causal`` = those before it and itself (events).
         bias_BHNL: added to the scaled history scores; N may be 1.
-        bias_own: [H, P] for ``self``, [B, H, N, N] for ``causal``.
+        bias_own: [H] for ``self``, [B, H, N, N] for ``causal``.
     Returns:
         [B, N, H, D].
     """
@@ -158,11 +158,11 @@ def attend_delta(
     q_BNHD = q_BNHD * width**-0.5
     q_XNE = q_BNHD.transpose(1, 2).flatten(0, 1)
     if own == "self":
-        score_BNPH = (q_BNHD[:, :, None] * k_own).sum(-1)
+        score_BNH = (q_BNHD * k_own).sum(-1)
         if bias_own is not None:
-            score_BNPH = score_BNPH + bias_own.T
-        score_XNP = score_BNPH.permute(0, 3, 1, 2).flatten(0, 1)
-        part = attend_own(score_XNP, v_own.permute(0, 3, 1, 2, 4).flatten(0, 1), kind=kind)
+            score_BNH = score_BNH + bias_own
+        score_XN1 = score_BNH.transpose(1, 2).flatten(0, 1)[..., None]
+        part = attend_own(score_XN1, v_own.transpose(1, 2).flatten(0, 1), kind=kind)
     else:
         visible_own_BN = torch.arange(1, num_rows + 1, device=q_BNHD.device).expand(num_users, -1)
         bias = shared_bias(bias_own, visible_own_BN, num_rows, num_heads)

@@ -50,10 +50,10 @@ class Block(nn.Module, ABC):
             return self.bias(bucket_BLL, distance_BLL)
         return runs.bias(self.time_bias.table.all_rows())
 
-    def own_bias(self, num_rows: int) -> Tensor | None:
-        """[H, num_rows]: the bias of the last of some adjacent rows of one time to each of them, itself last."""
-        time = None if self.time_bias is None else self.time_bias.same_time()[:, None].expand(-1, num_rows)
-        return _sum(time, None if self.position_bias is None else self.position_bias.of_last(num_rows))
+    def own_bias(self) -> Tensor | None:
+        """[H]: the bias of a row to itself."""
+        time = None if self.time_bias is None else self.time_bias.same_time()
+        return _sum(time, None if self.position_bias is None else self.position_bias.same_row())
 
     @abstractmethod
     def project(self, x_RD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

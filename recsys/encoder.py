@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from recsys.attention import Group, attend_delta, attend_packed, attend_padded, delta_weights
 from recsys.blocks import Block, init_linear, make_block
 from recsys.causal_blocks import TimeRuns, time_runs
-from recsys.embedding_table import EmbeddingTable
 from recsys.model_config import ModelConfig
 from recsys.packing import CandidateRows
 from recsys.time_features import UNKNOWN_GAP, gap_bucket
@@ -45,7 +44,6 @@ class Encoder(nn.Module):
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         self.max_len = config.window + 1
         self.blocks.apply(init_linear)
-        self.steps = EmbeddingTable(config.reasoning_steps, config.dim) if config.reasoning_steps else None
 
     def _layers(self) -> Iterator[Block]:
         for block in self.blocks:
@@ -131,7 +129,6 @@ class Encoder(nn.Module):
         time_known_BN: Tensor,
         time_BL: Tensor,
         time_known_BL: Tensor,
-        earlier: Sequence[KeysValues] = (),
         weights: list[Tensor] | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """Run only new rows against cached keys and values.
@@ -140,7 +137,6 @@ class Encoder(nn.Module):
             x_ND: tokens of the new rows, packed as ``rows`` says.
             cache: padded [B, L, H, head_dim] per layer. visible_BN: cached *rows* each new row sees.
             own: see :func:`recsys.attention.attend_delta`.
-            earlier: what this method returned for rows that each new row, with ``self``, sees as well, oldest first.
             weights: takes the attention weights [B, N, H, L] of every layer, with ``self``, for somebody to look at.
         Returns:
             [N, D] outputs (packed) and the new rows' keys and values, padded [B, columns, H, head_dim].
@@ -152,13 +148,13 @@ class Encoder(nn.Module):
                 bucket_own = _same_row_is_zero(_difference_bucket(time_BN, time_known_BN, time_BN, time_known_BN))
         if self.has_position_bias:
             new_N = torch.arange(visible_BN.shape[1], device=x_ND.device)
-            place_BN = visible_BN + (len(earlier) if own == "self" else new_N)
+            place_BN = visible_BN if own == "self" else visible_BN + new_N
             distance_BNL = place_BN[..., None] - torch.arange(cache[0][0].shape[1], device=x_ND.device)
             if own == "causal":
                 distance_own = (new_N[:, None] - new_N)[None]
         turn = self._turn(time_BN, time_known_BN)
         new_cache: KeysValues = []
-        for layer, (block, (k_BLHD, v_BLHD)) in enumerate(zip(self._layers(), cache, strict=True)):
+        for block, (k_BLHD, v_BLHD) in zip(self._layers(), cache, strict=True):
             q, k, v, gate = block.project(x_ND)
             q, k, v = rows.pad(q), rows.pad(k), rows.pad(v)
             if turn is not None:
@@ -166,8 +162,7 @@ class Encoder(nn.Module):
             bias_BHNL = block.bias(bucket_BNL, distance_BNL)
             new_cache.append((k, v))
             if own == "self":
-                bias_own = block.own_bias(len(earlier) + 1)
-                k, v = (torch.stack([*(past[layer][i] for past in earlier), x], 2) for i, x in enumerate((k, v)))
+                bias_own = block.own_bias()
             else:
                 bias_own = block.bias(bucket_own, distance_own)
             if weights is not None:
@@ -183,38 +178,6 @@ class Encoder(nn.Module):
             )  # fmt: skip
             x_ND = block.finish(x_ND, rows.unpad(attended), gate)
         return self.norm(x_ND), new_cache
-
-    def reason(
-        self,
-        z_ND: Tensor,
-        rows: CandidateRows,
-        cache: KeysValues,
-        visible_BN: Tensor,
-        *,
-        time_BN: Tensor,
-        time_known_BN: Tensor,
-        time_BL: Tensor,
-        time_known_BL: Tensor,
-    ) -> Tensor:
-        """Feed output rows back, each time as one more row after what they have seen (ReaRec, arXiv 2503.22675).
-
-        Args:
-            z_ND: outputs, packed as ``rows`` says. visible_BN: cached rows of each, its own included.
-            time_BN, time_known_BN: of the events whose outputs they are.
-        Returns:
-            [N, D] mean of the output rows, the first ones included; ``z_ND`` itself in a model without such steps.
-        """
-        if self.steps is None:
-            return z_ND
-        total_ND, earlier = z_ND, list[KeysValues]()
-        for step_D in self.steps.all_rows():
-            z_ND, own = self.delta(
-                z_ND + step_D, rows, cache, visible_BN, own="self", earlier=earlier,
-                time_BN=time_BN, time_known_BN=time_known_BN, time_BL=time_BL, time_known_BL=time_known_BL,
-            )  # fmt: skip
-            earlier.append(own)
-            total_ND = total_ND + z_ND
-        return total_ND / (1 + len(earlier))
 
 
 def _same_row_is_zero(bucket_BLL: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,44 +96,6 @@ class UnifiedModel(nn.Module):
         )
         return out
 
-    def reason_packed(self, batch: EventBatch, z_ND: Tensor, at_N: Tensor, cache: KeysValues) -> Tensor:
-        """[N, D] what the reasoning steps make of the outputs of events ``at_N``; each sees the rows up to its own."""
-        if not self.config.reasoning_steps:
-            return z_ND
-        scale = self.layout.rows_per_event
-        columns = max((group.length for group in batch.groups), default=0)
-        sequence_T = torch.repeat_interleave(torch.arange(batch.num_sequences, device=at_N.device), batch.lengths_S)
-        rows = CandidateRows(
-            sequence_Q=torch.arange(batch.num_sequences, device=at_N.device),
-            place_N=sequence_T[at_N] * columns + batch.position_T[at_N], columns=columns, item_N=batch.item_T[at_N],
-            time_N=batch.time_T[at_N], surface_N=batch.surface_T[at_N], visible_N=batch.position_T[at_N] + 1,
-        )  # fmt: skip
-
-        def pad(packed: Tensor) -> Tensor:
-            return pad_packed(packed, batch.offsets_S1[:-1] * scale, batch.lengths_S * scale, columns * scale)
-
-        return self.encoder.reason(
-            z_ND, rows, [(pad(k), pad(v)) for k, v in cache], rows.pad(rows.visible_N * scale),
-            time_BN=rows.pad(rows.time_N), time_known_BN=rows.pad(batch.time_known_T[at_N]),
-            time_BL=pad(batch.time_T.repeat_interleave(scale)),
-            time_known_BL=pad(batch.time_known_T.repeat_interleave(scale)),
-        )  # fmt: skip
-
-    def _reason_last(self, states: UserStates) -> Tensor:
-        """[B, D] what the reasoning steps make of last output rows; the start vector stays as it is."""
-        num_users, time_B = states.num_users, states.last_time_B
-        rows = CandidateRows(
-            sequence_Q=torch.arange(num_users, device=self.device), place_N=None, columns=1,
-            item_N=torch.full_like(time_B, -1), time_N=time_B, surface_N=torch.zeros_like(time_B),
-            visible_N=states.num_rows_B,
-        )  # fmt: skip
-        reasoned_BD = self.encoder.reason(
-            states.last_BD, rows, states.cache, states.num_rows_B[:, None],
-            time_BN=time_B.clamp_min(0)[:, None], time_known_BN=(time_B >= 0)[:, None],
-            time_BL=states.time_BL, time_known_BL=states.time_known_BL,
-        )  # fmt: skip
-        return torch.where(states.num_rows_B[:, None] > 0, reasoned_BD, states.last_BD)
-
     def positive_ages(
         self, batch: EventBatch, hidden_T: Tensor, first_age_S: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -213,8 +174,7 @@ class UnifiedModel(nn.Module):
             age_T = self.positive_ages(batch, nothing_hidden_T)[1]
             positive_age_B = torch.where(has_any, age_T[last_B], 0)
         scale = self.layout.rows_per_event
-        needs_cache = keep_cache or config.reasoning_steps > 0
-        columns = int(shown.max(initial=0)) * scale if needs_cache else 0
+        columns = int(shown.max(initial=0)) * scale if keep_cache else 0
 
         equal = bool(len(shown)) and shown.min() == shown.max()
 
@@ -223,8 +183,8 @@ class UnifiedModel(nn.Module):
                 return rows.view(len(shown), columns, *rows.shape[1:])
             return pad_packed(rows, start_B * scale, length_B * scale, columns)
 
-        states = UserStates(
-            cache=[(pad(k), pad(v)) for k, v in packed] if needs_cache else [],
+        return UserStates(
+            cache=[(pad(k), pad(v)) for k, v in packed] if keep_cache else [],
             num_rows_B=length_B * scale,
             num_events_B=torch.tensor([len(h) for h in histories], dtype=torch.int64, device=device),
             first_B=torch.from_numpy(first).to(device),
@@ -238,10 +198,6 @@ class UnifiedModel(nn.Module):
             past_BX=self._past_counts(histories),
             user_BD=self.user_vectors(len(histories), user_BK),
         )
-        if not config.reasoning_steps:
-            return states
-        states = replace(states, last_BD=self._reason_last(states))
-        return states if keep_cache else states.without_cache()
 
     def _lookup(self, item_ID: Tensor | None) -> Callable[[Tensor], Tensor]:
         # The unknown item, −1, is the last row of the table.
@@ -354,7 +310,7 @@ class UnifiedModel(nn.Module):
             return torch.where(has_new if old_B.dim() == 1 else has_new[:, None], new_B, old_B)
 
         recent_new_BM = recent_positives(new_events, self.config.positive_mask, self.config.recent).to(device)
-        grown = UserStates(
+        return UserStates(
             cache=[(join(k, nk), join(v, nv)) for (k, v), (nk, nv) in zip(states.cache, new_cache, strict=True)],
             num_rows_B=num_rows_B,
             num_events_B=states.num_events_B + count_B,
@@ -373,9 +329,6 @@ class UnifiedModel(nn.Module):
             past_BX=states.past_BX + self._past_counts(new_events),
             user_BD=states.user_BD,
         )
-        if not self.config.reasoning_steps:
-            return grown
-        return replace(grown, last_BD=torch.where(has_new[:, None], self._reason_last(grown), states.last_BD))
 
     # -- requests -------------------------------------------------------------------------------------------------
 

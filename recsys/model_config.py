@@ -20,11 +20,13 @@ TimeEncoding = Literal["bias", "rotary", "both", "none"]
 _MOST = {
     "num_items": 2**31 - 1, "num_surfaces": 2**16, "content_dim": 2**20, "user_dim": 2**20, "dim": 2**16,
     "num_blocks": 256, "num_heads": 2**12, "ffn_factor": 256, "window": 2**20, "recent": 2**12,
-    "reasoning_steps": 256, "code_blocks": 64, "set_blocks": 64, "cross_layers": 64, "cross_rank": 2**16,
+    "code_blocks": 64, "set_blocks": 64, "cross_layers": 64, "cross_rank": 2**16,
     "max_shown_rank": 2**20, "code_sizes": 2**20, "parallel_sizes": 2**20, "set_sizes": 2**20,
 }  # fmt: skip
 """Largest values, so that a foreign file cannot ask for a model that no machine holds."""
 _MOST_LEVELS = 1024
+_REMOVED = {"reasoning_steps": 0}
+"""Settings of earlier versions with the value that left them without effect; with another one a model is refused."""
 _PLAIN: dict[str, tuple[type, ...]] = {"int": (int,), "bool": (bool,), "float": (float, int)}
 
 
@@ -78,9 +80,6 @@ class ModelConfig:
     """Share of training requests whose user's features are hidden, so that a request may leave them out."""
     crop: float = 0.0
     """Share of training windows cut in two at a random place, so that short histories are seen more often."""
-    reasoning_steps: int = 0
-    """Passes that feed the last output row back before retrieval (ReaRec, arXiv 2503.22675); each one adds
-    about a third to a training step, and one row a user to serving."""
     score: ScoreKind = "dot"
     """Retrieval scores: inner products, or cosines times a learned inverse temperature."""
     retrieval_loss: RetrievalLoss = "full"
@@ -198,8 +197,6 @@ class ModelConfig:
         for name in ("past_rates", "memory_features"):
             if getattr(self, name) and not self.use_actions:
                 raise InputError(f"model.{name} needs actions to rank by; leave it out with model.use_actions = false")
-        if self.reasoning_steps < 0:
-            raise InputError(f"model.reasoning_steps must not be negative, got {self.reasoning_steps!r}")
         if not 0.0 <= self.crop <= 1.0:
             raise InputError(f"model.crop must be in [0, 1], got {self.crop!r}")
         if self.time_encoding in ("rotary", "both") and self.head_dim % 2:
@@ -249,6 +246,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """Raises InputError on a key this version does not know, and on a value of another type."""
+        values = {name: value for name, value in values.items() if _REMOVED.get(name) != value}
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise InputError(

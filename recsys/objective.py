@@ -100,7 +100,7 @@ class Objective:
         z_RD, cache = model.encode_packed(events, hidden_T, lookup)
 
         reads_T = model.layout.item_events(hidden_T)
-        query_ND, target_N = self._queries(batch, z_RD, cache, reads_T)
+        query_ND, target_N = self._queries(batch, z_RD, reads_T)
         num_targets = len(target_N)
         item = z_RD.sum() * 0.0
         if num_targets:
@@ -138,7 +138,7 @@ class Objective:
             hidden_T = torch.zeros_like(events.time_known_T)
             z_RD, cache = model.encode_packed(events, hidden_T, model.items.rows)
             reads_T = model.layout.item_events(hidden_T)
-            query_ND, target_N = self._queries(batch, z_RD, cache, reads_T)
+            query_ND, target_N = self._queries(batch, z_RD, reads_T)
         if not len(target_N):
             return None, None
         code, other = self._code_losses(batch, cache, reads_T, query_ND, target_N)
@@ -212,12 +212,12 @@ class Objective:
 
     # -- retrieval ------------------------------------------------------------------------------------------------
 
-    def _queries(self, batch: TrainingBatch, z_RD: Tensor, cache: KeysValues, reads_T: Tensor) -> tuple[Tensor, Tensor]:
+    def _queries(self, batch: TrainingBatch, z_RD: Tensor, reads_T: Tensor) -> tuple[Tensor, Tensor]:
         model, events = self.model, batch.events
         at_N = (reads_T & (batch.target_T >= 0)).nonzero().flatten()
         both_N = batch.request_known_T[at_N] & events.time_known_T[at_N]
         gap_N = torch.where(both_N, (batch.request_time_T[at_N] - events.time_T[at_N]).clamp_min(0), UNKNOWN_GAP)
-        z_ND = model.reason_packed(events, model.layout.item_reads(z_RD)[at_N], at_N, cache)
+        z_ND = model.layout.item_reads(z_RD)[at_N]
         start_FD = model.start_D.expand(len(batch.start_S), -1)
         sequence_N = torch.cat([_sequences(events)[at_N], batch.start_S])
         query_ND = model.query_packed(

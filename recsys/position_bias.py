@@ -23,8 +23,7 @@ class PositionBias(nn.Module):
         bias: Tensor = self.table.by_column(distance_BNL.clamp(0, self.max_distance))
         return bias
 
-    def of_last(self, num_rows: int) -> Tensor:
-        """[H, num_rows]: the bias of the last of some adjacent rows to each of them, itself last."""
-        distance = torch.arange(num_rows - 1, -1, -1, device=self.table.weight.device)
-        bias: Tensor = self.table(distance.clamp_max(self.max_distance)).T
+    def same_row(self) -> Tensor:
+        """[H]: the bias of a row to itself."""
+        bias: Tensor = self.table(torch.zeros(1, dtype=torch.int64, device=self.table.weight.device))[0]
         return bias

@@ -52,7 +52,6 @@ def check_exportable(config: ModelConfig) -> None:
     for wrong, what in (
         (config.layout != "mam", f"the layout {config.layout!r}; only 'mam' has one row per event with its own action"),
         (config.positives_only, "positives_only; its histories are filtered before they are read"),
-        (config.reasoning_steps > 0, "reasoning steps (reasoning_steps)"),
     ):
         if wrong:
             raise InputError(f"programs cannot hold a model with {what}; train one without it, or serve its bundle")

@@ -3,8 +3,7 @@
 What rows read of different keys is computed apart and joined: sums of SiLU weights add up, and softmax parts are merged
 exactly by the logarithms of their sums of exponentials.
 
-Suffixes: B = requests, H = heads, X = B · H, N = query rows, L = shared rows, P = own rows of each query row,
-E = head width.
+Suffixes: B = requests, H = heads, X = B · H, N = query rows, L = shared rows, E = head width.
 """
 
 from __future__ import annotations
@@ -115,19 +114,15 @@ def _block(q_XNE: Tensor, k_XEL: Tensor, v_XLE: Tensor, bias: Tensor | None, kin
     return Part(torch.bmm(weight_XNL, v_XLE).div_(sum_XN1), most_XN1 + sum_XN1.log())
 
 
-def attend_own(score_XNP: Tensor, v_XNPE: Tensor, *, kind: Literal["softmax", "silu"]) -> Part:
-    """Every query row over rows that no other one sees.
+def attend_own(score_XN1: Tensor, v_XNE: Tensor, *, kind: Literal["softmax", "silu"]) -> Part:
+    """Every query row over the one row that no other sees, its own.
 
     Args:
-        score_XNP: scaled scores, their bias added.
+        score_XN1: scaled scores, their bias added.
     """
     if kind == "silu":
-        weight_XNP, log_sum_XN1 = F.silu(score_XNP), None
-    else:
-        weight_XNP, log_sum_XN1 = score_XNP.softmax(-1), score_XNP.logsumexp(-1, keepdim=True)
-    if v_XNPE.shape[2] == 1:  # one product, no sum
-        return Part(weight_XNP * v_XNPE[:, :, 0], log_sum_XN1)
-    return Part((weight_XNP[..., None] * v_XNPE).sum(2), log_sum_XN1)
+        return Part(F.silu(score_XN1) * v_XNE, None)
+    return Part(v_XNE, score_XN1)
 
 
 def joined(first: Part, second: Part) -> Tensor:

@@ -32,7 +32,7 @@ class UserStates:
     time_BL: Tensor
     time_known_BL: Tensor
     last_BD: Tensor
-    """Last output row, after the reasoning steps where the model has some; the start vector for an empty history."""
+    """Last output row; the start vector for an empty history."""
     last_time_B: Tensor
     """Time of the last event; -1 where there is none or it is not known."""
     last_actions: ActionInput

@@ -37,8 +37,6 @@ def _shapes(config: ModelConfig) -> dict[str, Shape]:
             shapes[f"{name}.down.weight"] = (dim, wide)
     if config.user_dim:
         shapes["users.weight"] = (dim, config.user_dim)
-    if config.reasoning_steps:
-        shapes["encoder.steps.weight"] = (config.reasoning_steps, dim)
     if config.use_surfaces:
         shapes["tokens.context.surface.weight"] = (config.num_surfaces, 16)
     if config.use_actions:

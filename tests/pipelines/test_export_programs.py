@@ -169,9 +169,7 @@ def test_the_example_of_the_page_runs(onnx_workplace: Path, root: Path):
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["click", "hide", "like"] * 5
 
 
-@pytest.mark.parametrize(
-    "setting", [{"layout": "interleaved"}, {"layout": "lagged"}, {"reasoning_steps": 1}, {"positives_only": True}]
-)
+@pytest.mark.parametrize("setting", [{"layout": "interleaved"}, {"layout": "lagged"}, {"positives_only": True}])
 def test_a_model_that_cannot_be_a_program_is_one_line(setting: dict[str, Any]):
     more = {"use_actions": False} if "positives_only" in setting else {}
     config = ModelConfig(num_items=3, num_actions=1, num_surfaces=1, positive_mask=1, **setting, **more)

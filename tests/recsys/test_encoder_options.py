@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.attention import equal_length_groups
 from recsys.blocks import LigrBlock
 from recsys.errors import InputError
 from recsys.events import History
@@ -26,7 +25,6 @@ OPTIONS = {
     "position_bias": True,
     "positive_recency": True,
     "crop": 0.5,
-    "reasoning_steps": 2,
     "score": "cosine",
     "label_smoothing": 0.1,
 }
@@ -69,6 +67,13 @@ def test_a_configuration_written_before_the_options_reads_as_their_defaults():
     assert ModelConfig.from_dict(old) == make_config()
 
 
+def test_a_setting_that_was_removed_is_read_where_it_had_no_effect():
+    old = make_config().to_dict()
+    assert ModelConfig.from_dict({**old, "reasoning_steps": 0}) == make_config()
+    with pytest.raises(InputError, match="'reasoning_steps'; it was written by another version"):
+        ModelConfig.from_dict({**old, "reasoning_steps": 2})
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -76,7 +81,6 @@ def test_a_configuration_written_before_the_options_reads_as_their_defaults():
         ({"time_encoding": "sine"}, "model.time_encoding must be one of bias, rotary, both, none"),
         ({"score": "euclid"}, "model.score must be one of dot, cosine"),
         ({"label_smoothing": 1.0}, r"model.label_smoothing must be in \[0, 1\)"),
-        ({"reasoning_steps": -1}, "model.reasoning_steps must not be negative"),
         ({"crop": 1.5}, r"model.crop must be in \[0, 1\]"),
         ({"time_encoding": "rotary", "dim": 15, "num_heads": 3}, "must be even"),
     ],
@@ -181,55 +185,6 @@ def test_position_bias_counts_rows_and_shares_what_is_far():
     far = bias(torch.tensor([[[16, 17, 500, -4, 0]]]))[0, :, 0]
     assert torch.equal(far[:, 1:3], table.weight[16, :, None].expand(-1, 2))
     assert torch.equal(far[:, 0], far[:, 1]) and torch.equal(far[:, 3], far[:, 4])
-
-
-# -- latent reasoning -------------------------------------------------------------------------------------------------
-
-STEPS = [{}, {"block": "hstu", "position_bias": True, "time_encoding": "both"}, {"time_encoding": "rotary"}]
-
-
-@pytest.mark.parametrize("changes", STEPS)
-def test_reasoning_rows_are_more_rows_of_the_sequence(changes):
-    model = make_model(reasoning_steps=2, **changes)
-    batch = pack_histories([make_history(7)])
-    tokens: list[torch.Tensor] = []
-    model.encoder.register_forward_pre_hook(lambda module, inputs: tokens.append(inputs[0]))
-    hidden = torch.zeros(7, dtype=torch.bool)
-    with torch.no_grad():
-        z, cache = model.encode_packed(batch, hidden, model.items.rows)
-        rows, found = tokens[0], [z[-1:]]
-        for step in model.encoder.steps.all_rows():
-            rows = torch.cat([rows, found[-1] + step])
-            time = batch.time_T[torch.arange(len(rows)).clamp_max(6)]
-            known = torch.ones(len(rows), dtype=torch.bool)
-            found.append(model.encoder(rows, equal_length_groups([len(rows)]), time, known)[0][-1:])
-        reasoned = model.reason_packed(batch, z[-1:], torch.tensor([6]), cache)
-    assert torch.allclose(reasoned, torch.cat(found).mean(0), atol=1e-5)
-    assert not torch.allclose(reasoned, z[-1:], atol=1e-2)
-
-
-@pytest.mark.parametrize("layout", ["mam", "interleaved"])
-@pytest.mark.parametrize("changes", STEPS)
-def test_reasoning_in_training_is_that_of_serving(changes, layout):
-    """Every event of a packed batch against the state of the history that ends with it."""
-    model = make_model(reasoning_steps=2, layout=layout, **changes)
-    histories = [make_history(n, n) for n in (0, 4, 4, 9)]
-    batch = pack_histories(histories)
-    at = torch.arange(17)[torch.arange(17) != 5]
-    with torch.no_grad():
-        z, cache = model.encode_packed(batch, torch.zeros(17, dtype=torch.bool), model.items.rows)
-        packed = model.reason_packed(batch, model.layout.item_reads(z)[at], at, cache)
-    prefixes = [h.prefix(n + 1) for h in histories for n in range(len(h))]
-    served = model.encode([prefixes[i] for i in at.tolist()])
-    assert torch.allclose(packed, served.last_BD, atol=1e-5)
-    assert torch.allclose(model.encode([prefixes[i] for i in at.tolist()], keep_cache=False).last_BD, packed, atol=1e-5)
-
-
-def test_empty_history_needs_no_reasoning():
-    model = make_model(reasoning_steps=2)
-    for histories in ([make_history(0)], [make_history(0), make_history(3)]):
-        state = model.encode(histories, keep_cache=False)
-        assert torch.equal(state.last_BD[0], model.start_D) and not state.cache
 
 
 # -- scores -----------------------------------------------------------------------------------------------------------

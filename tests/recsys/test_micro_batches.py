@@ -12,7 +12,7 @@ from recsys.model_config import ModelConfig
 
 NUM_ITEMS, AT = 40, 1_700_000_000
 KINDS = [
-    ("softmax", {"reasoning_steps": 1}),
+    ("softmax", {}),
     ("hstu", {}),
     ("ligr", {"time_encoding": "rotary"}),
     ("hstu", {"time_encoding": "both", "position_bias": True, "layout": "interleaved"}),

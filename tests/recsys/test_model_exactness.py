@@ -23,8 +23,7 @@ VARIANTS += [
     ("softmax", "interleaved", {"time_encoding": "none", "position_bias": True, "positive_recency": True}),
     ("softmax", "mam", {"positive_recency": True, "score": "cosine"}),
     ("softmax", "lagged", {"positive_recency": True}),
-    ("softmax", "mam", {"reasoning_steps": 2}),
-    ("hstu", "interleaved", {"reasoning_steps": 1, "position_bias": True, "time_encoding": "both"}),
+    ("hstu", "interleaved", {"position_bias": True, "time_encoding": "both"}),
 ]
 
 

@@ -172,7 +172,7 @@ def layouts_and_losses(block):
         {"block": "ligr", "position_bias": True, "positive_recency": True},
         {"block": "ligr", "retrieval_loss": "sampled", "label_smoothing": 0.1, "score": "cosine"},
         {"block": "hstu", "time_encoding": "both", "position_bias": True, "label_smoothing": 0.1, "crop": 0.5},
-        {"reasoning_steps": 2, "time_encoding": "rotary", "score": "cosine"},
+        {"time_encoding": "rotary", "score": "cosine"},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )

@@ -25,7 +25,7 @@ from recsys.vocabulary import empty_history
 
 CONFIGS: list[dict[str, Any]] = [
     {"block": "hstu", "num_blocks": 3},
-    {"block": "softmax", "layout": "interleaved", "time_encoding": "rotary", "reasoning_steps": 1},
+    {"block": "softmax", "layout": "interleaved", "time_encoding": "rotary"},
     {"block": "ligr", "layout": "lagged", "time_encoding": "both", "position_bias": True, "positive_recency": True},
     {"block": "hstu", "past_rates": True, "user_dim": 3},
     {"block": "softmax", "positives_only": True, "use_actions": False},
@@ -244,7 +244,7 @@ def test_times_before_1970_are_not_continued(state_model, state_history, assert_
 
 
 def test_a_request_without_keys_and_values_breaks_no_kept_state(state_model, state_history, assert_same_states):
-    model = state_model(reasoning_steps=1)
+    model = state_model()
     store = small_store(model)
     history = state_history(16, 6)
     for length, keep_cache in ((9, False), (9, False), (11, False), (11, True), (14, True), (14, False), (16, False)):

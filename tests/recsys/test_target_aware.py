@@ -122,7 +122,7 @@ def test_switched_off_nothing_changes(toy_dataset):
         {"layout": "mam"},
         {"layout": "lagged"},
         {"layout": "interleaved", "retrieval_loss": "sampled"},
-        {"block": "hstu", "score": "cosine", "reasoning_steps": 1},
+        {"block": "hstu", "score": "cosine"},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )

@@ -141,7 +141,7 @@ def test_ranking_candidates_have_the_same_mask(kind: Any) -> None:
     whole_NE = (weight_NN @ v_NE)[history:]
     q, k, v = q_NE[None, history:], k_NE[None], v_NE[None]
     shared = attend_shared(q, k[:, :history].mT, v[:, :history], None, kind=kind)
-    own = attend_own((q * k[:, history:]).sum(-1, keepdim=True), v[:, history:, None], kind=kind)
+    own = attend_own((q * k[:, history:]).sum(-1, keepdim=True), v[:, history:], kind=kind)
     assert torch.allclose(joined(shared, own)[0], whole_NE, atol=1e-6)
 
 
