@@ -39,7 +39,6 @@ OPTIONS = (
     *_one("label_smoothing", 0.1),
     *_one("neighbour_targets", 0.0, needs="content"),
     *_one("crop", 0.5),
-    *_one("target_aware", 0.1, 0.5),
     *_one("time_encoding", "rotary", "both", "none", needs="time"),
     *_one("position_bias", True),
     *_one("positive_recency", True),

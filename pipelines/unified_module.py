@@ -80,8 +80,6 @@ class UnifiedModule(L.LightningModule):
         num_negatives: uniform negatives of the sampled softmax, joined by up to as many targets of the batch.
         neighbour_targets: share of a retrieval target's label that goes to the items nearest in content.
         label_smoothing: of the retrieval softmax.
-        target_aware: weight of the target-aware loss of retrieval, in training alone.
-        target_aware_negatives: candidates beside each target of that loss.
         action_weight: weight of L_action.
         pairwise_weight: weight of the pairwise term inside slates.
         regress_value: whether a head predicts log(1 + value).
@@ -130,8 +128,6 @@ class UnifiedModule(L.LightningModule):
         num_negatives: int | None = None,
         neighbour_targets: float | None = None,
         label_smoothing: float | None = None,
-        target_aware: float | None = None,
-        target_aware_negatives: int | None = None,
         action_weight: float | None = None,
         pairwise_weight: float | None = None,
         regress_value: bool | None = None,
@@ -178,8 +174,6 @@ class UnifiedModule(L.LightningModule):
                 "num_negatives": num_negatives,
                 "neighbour_targets": neighbour_targets,
                 "label_smoothing": label_smoothing,
-                "target_aware": target_aware,
-                "target_aware_negatives": target_aware_negatives,
                 "action_weight": action_weight,
                 "pairwise_weight": pairwise_weight,
                 "regress_value": regress_value,

@@ -33,7 +33,6 @@ from recsys.past_counts import history_counts
 from recsys.positive_age import age_after, positive_ages
 from recsys.recent import recent_positives
 from recsys.set_codes import SetCodes
-from recsys.target_aware import TargetAware
 from recsys.time_features import UNKNOWN_GAP
 from recsys.user_state import UserStates, pad_packed
 from recsys.weight_shapes import check_shapes
@@ -64,7 +63,6 @@ class UnifiedModel(nn.Module):
         self.start_D = nn.Parameter(torch.zeros(config.dim))
         """Stands for the last output row of an empty history."""
         self.tokens.reset()
-        self.target_aware = TargetAware(config) if config.target_aware else None
         self.codes = ItemCodes(config)
         self.code_decoder = CodeDecoder(config) if config.code_sizes else None
         self.parallel_codes = ParallelCodes(config) if config.parallel_sizes else None

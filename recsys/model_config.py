@@ -25,7 +25,7 @@ _MOST = {
 }  # fmt: skip
 """Largest values, so that a foreign file cannot ask for a model that no machine holds."""
 _MOST_LEVELS = 1024
-_REMOVED = {"reasoning_steps": 0}
+_REMOVED = {"reasoning_steps": 0, "target_aware": 0.0, "target_aware_negatives": 8}
 """Settings of earlier versions with the value that left them without effect; with another one a model is refused."""
 _PLAIN: dict[str, tuple[type, ...]] = {"int": (int,), "bool": (bool,), "float": (float, int)}
 
@@ -92,10 +92,6 @@ class ModelConfig:
     """Share of a retrieval target's label that goes to the items nearest to it in content."""
     label_smoothing: float = 0.0
     """Share of a retrieval target's probability that is spread over all items of the softmax (arXiv 1512.00567)."""
-    target_aware: float = 0.0
-    """Weight of the target-aware loss of retrieval, in training alone; see :mod:`recsys.target_aware`."""
-    target_aware_negatives: int = 8
-    """Candidates beside each target of that loss; half of them are hard."""
     action_weight: float = 0.3
     """Weight of L_action beside L_item. With .3 instead of 1 validation NDCG@10 of the learned part rose from .0561 to
     .0592 on KuaiRand, where the AUC of clicks fell less over twelve epochs (.7531, not .7491), and test NDCG@10 on the
@@ -153,7 +149,6 @@ class ModelConfig:
             "ffn_factor",
             "max_shown_rank",
             "cross_rank",
-            "target_aware_negatives",
             "code_blocks",
             "set_blocks",
         ):
@@ -188,8 +183,6 @@ class ModelConfig:
         ):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"model.{name} must be in [0, 1), got {getattr(self, name)!r}")
-        if not self.target_aware >= 0:
-            raise InputError(f"model.target_aware must not be negative, got {self.target_aware!r}")
         if self.code_pairs < 0:
             raise InputError(f"model.code_pairs must not be negative, got {self.code_pairs!r}")
         if self.cross_layers < 0:

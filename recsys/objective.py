@@ -111,12 +111,6 @@ class Objective:
             if batch.candidates is not None:
                 action = action + self._candidate_loss(batch, batch.candidates, cache, lookup, hidden_T)
         total = item + config.action_weight * action
-        if model.target_aware is not None:
-            at_N = (model.layout.item_events(hidden_T) & (batch.target_T >= 0)).nonzero().flatten()
-            total = total + config.target_aware * model.target_aware.loss(
-                model.layout.item_reads(z_RD), at_N, query_ND[: len(at_N)], target_N[: len(at_N)], self.trained_J,
-                lambda items: model.query_head.item_side(lookup(items)), events.groups,
-            )  # fmt: skip
         code = None
         if num_targets and model.codes.sizes and self.trains_codes:
             code, other = self._code_losses(batch, cache, reads_T, query_ND, target_N)

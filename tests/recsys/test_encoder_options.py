@@ -69,7 +69,8 @@ def test_a_configuration_written_before_the_options_reads_as_their_defaults():
 
 def test_a_setting_that_was_removed_is_read_where_it_had_no_effect():
     old = make_config().to_dict()
-    assert ModelConfig.from_dict({**old, "reasoning_steps": 0}) == make_config()
+    off = {"reasoning_steps": 0, "target_aware": 0.0, "target_aware_negatives": 8}
+    assert ModelConfig.from_dict({**old, **off}) == make_config()
     with pytest.raises(InputError, match="'reasoning_steps'; it was written by another version"):
         ModelConfig.from_dict({**old, "reasoning_steps": 2})
 
