@@ -24,6 +24,7 @@ from recsys.retrieval.reordering import ShortList
 from recsys.retrieval.rerank.chain import RerankChain, request_of
 from recsys.retrieval.rerank.prompted import PromptedReranker
 from recsys.retrieval.rerank.request import RerankRequest
+from recsys.retrieval.user_features import stored_user
 from recsys.vocabulary import empty_history
 
 __all__ = ["INCOMPLETE", "rerank"]
@@ -178,6 +179,7 @@ def _asked(
         score_C=np.asarray(scores, dtype=np.float64)[known],
         history=history,
         at=time if at is None else at,
+        user_K=stored_user(bundle, user_id),
     )
     return _Asked(user_id, list(item_ids), known.tolist(), short, notes)
 

@@ -241,7 +241,7 @@ class Asker:
                 hits = await self._with_passages(self.store, work, hits, filters, allow, wanted, recommended)
         if self.reranker is not None and len(hits) > 1 and not work.late():
             with work.stage("rerank"):
-                hits = await self._reranked(work, catalogue, hits, who)
+                hits = await self._reranked(work, catalogue, hits, who, settings)
         return replace(page, hits=tuple(hits[:k])), filters
 
     async def _with_passages(
@@ -277,10 +277,11 @@ class Asker:
         return [every[at] for at, _ in fused_ranks(lists)]
 
     async def _reranked(
-        self, work: AskWork, catalogue: AskCatalogue, hits: list[Hit], who: dict[str, Any]
+        self, work: AskWork, catalogue: AskCatalogue, hits: list[Hit], who: dict[str, Any], settings: dict[str, Any]
     ) -> list[Hit]:
         assert self.reranker is not None
         events = await asyncio.to_thread(self._events, who.get("user_id"), who.get("history"))
+        at = settings.get("at")
         texts = catalogue.texts_of([hit.item_id for hit in hits])
         lately = events[-_MOST_READ:]
         past = catalogue.texts_of([event.item_id for event in lately])
@@ -294,6 +295,9 @@ class Asker:
                 for event, text in zip(lately, past, strict=True)
             ],
             events=events,
+            at=int(time.time()) if at is None and catalogue.real_clock else at,
+            surface=settings.get("surface"),
+            user_K=catalogue.user_features(who.get("user_id"), settings.get("user_features")),
             query=work.question,
         )
         (result,) = await self.reranker.rerank_async([request], deadline=work.deadline)
