@@ -400,8 +400,10 @@ def _bounds(question: str) -> list[tuple[int, int, float | None, float | None, i
         number, strict = _value(match, "n"), (match["most"] or match["least"]).lower()
         beside = 1 if strict in ("before", "after", "older than", "earlier than", "newer than", "later than") else 0
         beside = beside if number == int(number) else 0
-        low_high = (None, number - beside) if match["most"] else (number + beside, None)
-        add(match, *low_high, beside=beside)
+        if match["most"]:
+            add(match, None, number - beside, beside)
+        else:
+            add(match, number + beside, None, beside)
     for match in _BEHIND.finditer(text):
         number = _value(match, "n")
         add(match, *((None, number) if match["less"] else (number, None)))

@@ -180,6 +180,22 @@ def test_a_model_filters_and_speaks_of_the_page(shop: Recommender, talking: Any,
     assert answer.usage.calls == 2 and answer.usage.prompt_tokens == 14 and len(answer.prompts) == 2
 
 
+def test_answers_of_no_use_are_counted(shop: Recommender, talking: Any, talker: Any) -> None:
+    asker = Asker(shop, talker)
+    for said, malformed, unused in (
+        ("I would like to help.", 1, 0),
+        ("[]", 0, 1),
+        ('[{"column": "size", "is": ["xl"]}]', 0, 1),
+        ('[{"column": "maker", "is": ["Brio"]}]', 0, 1),
+    ):
+        talking.says = script(said, "")
+        answer = asker.ask("u0", "a train, nothing by brio", k=3)
+        check(shop, answer)
+        assert [str(one) for one in answer.filters] == ["kind is train", "maker is not Brio"], said
+        assert (answer.faults.malformed, answer.faults.unused) == (malformed, unused), said
+        assert answer.faults.dropped_filters == ("column" in said), said
+
+
 @pytest.mark.parametrize("reply", REPLIES)
 def test_no_sentence_about_other_things_is_shown(shop: Recommender, reply: str) -> None:
     from recsys.retrieval.rag.ask_reply import CatalogueTitles, checked_reply
