@@ -261,6 +261,10 @@ def test_facts_without_a_model(shop: Recommender, asker: Asker) -> None:
     unknown = asker.ask("u0", "Which maker did I like most?")
     assert unknown.table is not None and unknown.table.result is None and "no answer" in unknown.text
     assert "no event of this user is known" in asker.ask("nobody", "what did I buy?").notes
+    for denied in ("How many ships did I not have?", "How many ships have I never had?", "what haven't I bought?",
+                   "How many events of cheap old ships, not of shabby ones, did I have?"):  # fmt: skip
+        answer = asker.ask("u0", denied, facts=True)
+        assert answer.table is not None and answer.table.result is None, f"{denied} is no count of what was had"
 
 
 def test_a_model_s_query_runs_is_mended_once_and_must_be_about_the_user(
