@@ -39,7 +39,12 @@ class ListReorder:
         self._counts: Counter[str] = Counter()
 
     def __call__(
-        self, histories: Sequence[History], requests: Requests, item_BK: Ints, score_BK: NDArray[np.float32] | None
+        self,
+        histories: Sequence[History],
+        requests: Requests,
+        item_BK: Ints,
+        score_BK: NDArray[np.float32] | None,
+        user_BF: NDArray[np.float32] | None,
     ) -> Ints:
         """[B, K] places of the hits, the new first one first.
 
@@ -48,6 +53,7 @@ class ListReorder:
             item_BK: internal items, empty places (-1) at the end.
             score_BK: falling; None where those of several retrievers do not compare: then the hit at place p counts
                 1 / p.
+            user_BF: [B, F] features of the users; None = unknown.
         """
         place_BK = np.broadcast_to(np.arange(item_BK.shape[1]), item_BK.shape).copy()
         lists: dict[int, ShortList] = {}
@@ -64,6 +70,8 @@ class ListReorder:
                 score_C=score_C.astype(np.float64),
                 history=history,
                 at=int(requests.timestamp[row]),
+                surface=int(requests.surface[row]),
+                user_K=None if user_BF is None else user_BF[row],
             )
         rows = list(lists)
         for low in range(0, len(rows), _AT_ONCE):

@@ -30,8 +30,9 @@ __all__ = ["CandidateLists", "CandidateSearch", "Reorder", "length_batches"]
 
 Ints = NDArray[np.int64]
 
-Reorder = Callable[[Sequence[History], Requests, Ints, NDArray[np.float32] | None], Ints]
-"""From histories, requests, [B, K] items (-1 = empty) and scores (None where they do not compare) to [B, K] places."""
+Reorder = Callable[[Sequence[History], Requests, Ints, NDArray[np.float32] | None, NDArray[np.float32] | None], Ints]
+"""From histories, requests, [B, K] items (-1 = empty), scores (None where they do not compare) and features of the
+users (None = unknown) to [B, K] places."""
 
 _EXCLUSIONS_AT_ONCE = 1 << 23
 """Places of one batch's exclusion matrix: 64 MiB. One user's history may be longer still."""
@@ -152,8 +153,8 @@ class CandidateSearch:
             log.history(user, end) for user, end in zip(requests.user.tolist(), requests.end.tolist(), strict=True)
         ]
         states: Any  # memory alone reads recent items and nothing else
+        user_BK = None if user_UK is None else user_UK[requests.user]
         if self._encodes:
-            user_BK = None if user_UK is None else user_UK[requests.user]
             states = self._model.encode(histories, keep_cache=self._keeps_cache, user_BK=user_BK)
         else:
             config = self._model.config
@@ -181,7 +182,7 @@ class CandidateSearch:
             score_BK = np.take_along_axis(flat_BM[0], place_BK, 1)
             label_BK = np.take_along_axis(flat_BM[1], place_BK, 1)
         if self._reorder is not None:
-            place_BK = self._reorder(histories, requests, item_BK, score_BK if len(items) == 1 else None)
+            place_BK = self._reorder(histories, requests, item_BK, score_BK if len(items) == 1 else None, user_BK)
             item_BK, score_BK, label_BK = (
                 np.take_along_axis(rows, place_BK, 1) for rows in (item_BK, score_BK, label_BK)
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from recsys.retrieval.reordering import ShortList
 from recsys.retrieval.rerank.chain import RerankChain, request_of
 from recsys.retrieval.rerank.prompted import PromptedReranker
 from recsys.retrieval.rerank.request import RerankRequest
+from recsys.retrieval.user_features import stored_user
 from recsys.vocabulary import empty_history
 
 __all__ = ["INCOMPLETE", "rerank"]
@@ -104,6 +106,8 @@ def rerank(
         method=method, lm=lm, cross_encoder=cross_encoder, feedback=feedback, prompt=prompt, top=top, weight=weight
     )
     rec = Recommender.load(bundle)
+    if at is None and rec.bundle.vocabulary.clock == "real":
+        at = int(time.time())  # one time for all lists, for who finds the items and for who reorders them
     if lists is not None:
         asked = list(_given(rec, lists, top, at))
     else:
@@ -170,14 +174,15 @@ def _asked(
     history: History = bundle.vocabulary.history(events) if events else empty_history()
     row_K = bundle.vocabulary.items.index(item_ids)
     known = np.flatnonzero(row_K >= 0)[:top]
-    time = int(history.timestamp[-1]) if len(history) else bundle.vocabulary.max_timestamp
+    last = int(history.timestamp[-1]) if len(history) else bundle.vocabulary.max_timestamp
     short = ShortList(
         items=bundle.items,
         words=bundle.vocabulary,
         row_C=row_K[known],
         score_C=np.asarray(scores, dtype=np.float64)[known],
         history=history,
-        at=time if at is None else at,
+        at=last if at is None else at,
+        user_K=stored_user(bundle, user_id),
     )
     return _Asked(user_id, list(item_ids), known.tolist(), short, notes)
 

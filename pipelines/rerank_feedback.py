@@ -148,7 +148,8 @@ def _lists(bundle: Bundle, dataset: Dataset, requests: Requests, features: Feedb
         if not len(rows):
             continue
         item_BK = hits.ids_QK[rows]
-        found = features([histories[row] for row in rows.tolist()], item_BK, at_B[rows])
+        user_BU = dataset.user_rows(part.user[rows.cpu().numpy()])
+        found = features([histories[row] for row in rows.tolist()], item_BK, at_B[rows], surface_B[rows], user_BU)
         parts.append((found.feature_BKF.cpu(), found.score_BK.cpu(), (item_BK == target_B[rows, None]).cpu()))
     if not parts:
         nothing = torch.zeros(0, num_candidates)

@@ -97,12 +97,12 @@ def lists_of(
     order_Q = np.random.default_rng(seed).permutation(len(requests))
     wanted = len(requests) if num_users is None else min(num_users, len(requests))
     parts: list[tuple[Requests, Ints, Floats]] = []
+    user_UF = dataset.user_content if bundle.user_blocks else None
     found = asked = 0
     while found < wanted and asked < len(requests):
         size = _AT_ONCE if hits_only else wanted
         part = requests.rows(order_Q[asked : asked + size])
-        user_UK = dataset.user_content if bundle.user_blocks else None
-        lists = search.lists(dataset.events, part, lambda _: None, user_UK)
+        lists = search.lists(dataset.events, part, lambda _: None, user_UF)
         item_QK, score_QK = lists.item_QK.astype(np.int64), lists.score_QK.astype(np.float64)
         if rank_by is not None:
             prob_QK = np.nan_to_num(lists.prob_QCA[:, :, actions.index(rank_by)].astype(np.float64), nan=-np.inf)
@@ -119,7 +119,7 @@ def lists_of(
             asked += len(part)
         found += len(part)
         parts.append((part, item_QK, score_QK))
-    return _made(dataset, parts, asked, history)
+    return _made(dataset, parts, asked, history, user_UF=user_UF)
 
 
 def slate_lists(
@@ -173,7 +173,7 @@ def slate_lists(
     at = np.repeat(np.arange(len(place)), length_Q), ranges(np.zeros_like(length_Q), length_Q)
     item_QK[at], gain_QK[at] = slates.item[row_R], (slates.yes[row_R] & mask) != 0
     score_QK = np.broadcast_to(-np.arange(item_QK.shape[1], dtype=np.float64), item_QK.shape)
-    return _made(dataset, [(asked, item_QK, score_QK)], len(place), history, gain_QK)
+    return _made(dataset, [(asked, item_QK, score_QK)], len(place), history, gain_QK=gain_QK)
 
 
 def _requests(dataset: Dataset, split: str) -> Requests:
@@ -204,15 +204,17 @@ def _made(
     parts: Sequence[tuple[Requests, Ints, Floats]],
     num_asked: int,
     history: int,
+    *,
+    user_UF: NDArray[np.float32] | None = None,
     gain_QK: Floats | None = None,
 ) -> RerankLists:
     """Lists in the caller's words, each text looked up once."""
     log, words = dataset.events, dataset.vocabulary
-    every: list[tuple[int, int, int, int, Ints, Floats]] = [
-        (int(user), int(end), int(target), int(time), items, scores)
+    every: list[tuple[int, int, int, int, int, Ints, Floats]] = [
+        (int(user), int(end), int(target), int(time), int(surface), items, scores)
         for asked, item_QK, score_QK in parts
-        for user, end, target, time, items, scores in zip(
-            asked.user, asked.end, asked.target, asked.timestamp, item_QK, score_QK, strict=True
+        for user, end, target, time, surface, items, scores in zip(
+            asked.user, asked.end, asked.target, asked.timestamp, asked.surface, item_QK, score_QK, strict=True
         )
     ]
     shown_items = [log.history(user, end).item[-history:] if history else _NOTHING for user, end, *_ in every]
@@ -221,7 +223,7 @@ def _made(
     text_of = dict(zip(used.tolist(), item_texts(dataset.items, used.tolist()), strict=True))
     name_of = dict(zip(used.tolist(), words.items.take(used.tolist()), strict=True))
     requests, gains, targets = [], [], []
-    for row, (user, end, target, time, items, scores) in enumerate(every):
+    for row, (user, end, target, time, surface, items, scores) in enumerate(every):
         events = in_words(words, log.history(user, end))
         there = [place for place, item in enumerate(items.tolist()) if item >= 0]
         candidates = tuple(
@@ -235,7 +237,15 @@ def _made(
                 events[len(events) - len(shown_items[row]) :], shown_items[row].tolist(), strict=True
             )
         )
-        requests.append(RerankRequest(candidates=candidates, history=past, events=tuple(events), at=time))
+        request = RerankRequest(
+            candidates=candidates,
+            history=past,
+            events=tuple(events),
+            at=time,
+            surface=words.surfaces[surface] if surface else None,
+            user_K=None if user_UF is None else user_UF[user],
+        )
+        requests.append(request)
         if gain_QK is None:
             gains.append(tuple(float(items[place] == target) for place in there))
             targets.append(words.items.take([target])[0])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,13 +95,5 @@ def shuffled(requests: Sequence[RerankRequest], seed: int) -> list[RerankRequest
     made = []
     for number, request in enumerate(requests):
         order = np.random.default_rng([seed, number]).permutation(len(request.candidates))
-        made.append(
-            RerankRequest(
-                candidates=tuple(request.candidates[int(at)] for at in order),
-                history=request.history,
-                events=request.events,
-                at=request.at,
-                query=request.query,
-            )
-        )
+        made.append(replace(request, candidates=tuple(request.candidates[int(at)] for at in order)))
     return made

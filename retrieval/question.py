@@ -22,7 +22,7 @@ from recsys.retrieval.limits import Limits
 from recsys.retrieval.request import Request, is_cache_key
 from recsys.retrieval.rules.plan import RulePlan
 from recsys.retrieval.snapshot import Snapshot
-from recsys.retrieval.user_features import encoded_user
+from recsys.retrieval.user_features import encoded_user, stored_user
 from recsys.vocabulary import empty_history
 
 __all__ = ["Found", "Ints", "Question", "action_weights", "own_user_id", "question_of", "questions_of", "source_of"]
@@ -134,10 +134,7 @@ def question_of(
     action_weights(snapshot, request)
     start, user_K = empty_history(), np.zeros(bundle.model.config.user_dim, dtype=np.float32)
     if request.user_id is not None:
-        if bundle.user_features_UK is not None and bundle.histories is not None:
-            user = int(bundle.histories.users.index([request.user_id])[0])
-            if user >= 0:
-                user_K = bundle.user_features_UK[user].cpu().numpy()
+        user_K = stored_user(bundle, request.user_id)
         if stored is not None:
             start = stored.history
             if stored.num_strange_actions:

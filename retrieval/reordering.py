@@ -39,6 +39,10 @@ class ShortList:
     """Of the user who asks, and of nobody else."""
     at: int
     """Time of the request, as the data's timestamps count."""
+    surface: int = 0
+    """Of the request; 0 = unknown."""
+    user_K: NDArray[np.float32] | None = None
+    """Features of the user as the bundle's model reads them; None = unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,17 @@ from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.tokenizers.table_columns import table_rows
 
-__all__ = ["encoded_user"]
+__all__ = ["encoded_user", "stored_user"]
+
+
+def stored_user(bundle: Bundle, user_id: Any) -> NDArray[np.float32]:
+    """[K] what the model of a bundle reads of a user in its histories; zeros where nothing is known."""
+    if bundle.user_features_UK is not None and bundle.histories is not None:
+        user = int(bundle.histories.users.index([user_id])[0])
+        if user >= 0:
+            stored: NDArray[np.float32] = bundle.user_features_UK[user].cpu().numpy()
+            return stored
+    return np.zeros(bundle.model.config.user_dim, dtype=np.float32)
 
 
 def encoded_user(bundle: Bundle, given: Mapping[str, Any]) -> NDArray[np.float32]:

@@ -142,8 +142,12 @@ class Answerer:
         if not given:
             text = "Nothing that was found fits the budget of the prompt."
             return self._told(question, text, "nothing found", (), start, *notes)
-        answer = self.checked(question, given, await self._generated(self.chat(question, given), deadline))
+        answer = await self.answer_from(question, given, deadline=deadline)
         return replace(answer, notes=(*notes, *answer.notes), seconds=time.monotonic() - start)
+
+    async def answer_from(self, question: str, given: Sequence[Passage], *, deadline: float | None = None) -> Answer:
+        """An answer from passages that :meth:`chosen` gave, as they stand: none is left out or moved."""
+        return self.checked(question, given, await self._generated(self.chat(question, given), deadline))
 
     def chat(self, question: str, given: Sequence[Passage]) -> Chat:
         """What is put to the model, without asking: a dry view."""

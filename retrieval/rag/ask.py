@@ -19,7 +19,7 @@ from recsys.retrieval.rag.ask_answer import AskAnswer, AskedItem, Turn
 from recsys.retrieval.rag.ask_catalogue import AskCatalogue
 from recsys.retrieval.rag.ask_facts import answer_facts
 from recsys.retrieval.rag.ask_filter import Filter
-from recsys.retrieval.rag.ask_model import filters_chat, read_filters, united
+from recsys.retrieval.rag.ask_model import filters_chat, read_filters, united, without_denied
 from recsys.retrieval.rag.ask_reply import checked_reply
 from recsys.retrieval.rag.ask_words import (
     asks_for_facts,
@@ -132,7 +132,8 @@ class Asker:
             k: items to show.
             candidates: items that are recommended before ``store`` and ``reranker`` order them.
             facts: True asks the tables, False recommends; None = what the question sounds like.
-            relax: where no item passes all filters, leave out the least sure one after the other and say so.
+            relax: where no item passes all filters, leave out the least sure one after the other and say so; what the
+                question excludes stays excluded.
             reply: whether the model writes sentences; without them the text is the list of items.
             deadline_ms: after which the model is not waited for; what rules know is answered.
             settings: further fields of :class:`recsys.retrieval.request.Request`, such as ``at`` and ``surface``.
@@ -176,7 +177,8 @@ class Asker:
     async def _filters(self, work: AskWork, catalogue: AskCatalogue, turns: Sequence[Turn]) -> list[Filter]:
         columns = catalogue.columns
         with work.stage("words"):
-            by_rule, said = await asyncio.to_thread(filters_in, work.question, columns)
+            read_words = await asyncio.to_thread(filters_in, work.question, columns)
+        by_rule, work.unread = read_words.filters, read_words.unread
         new: list[Filter] | None = None
         if self.lm is not None:
             with work.stage("filters"):
@@ -187,16 +189,19 @@ class Asker:
             if answer is not None:
                 text = self._filters_prompt.prefill + answer.text
                 read = read_filters(text, work.question, columns, matches, grounded=self._grounded)
+                read = without_denied(read, by_rule)
                 work.count("malformed", int(read.malformed))
                 work.count("dropped_filters", len(read.dropped))
                 if read.filters:
                     new = united(read.filters, by_rule)
                     work.notes += read.dropped
+                    if not any(one.negate for one in read.filters):
+                        work.notes += read_words.unread_notes()
                 elif not read.malformed and by_rule:
                     work.count("unused")
         if new is None:
             new = by_rule
-            work.notes += said
+            work.notes += [*read_words.notes, *read_words.unread_notes()]
         last = turns[-1].filters if turns else ()
         return carried_over(last, new, work.question)
 
@@ -227,9 +232,10 @@ class Asker:
                 allow = None if mask is None else catalogue.items["item_id"].filter(mask)
                 if allow is None or len(allow):
                     page = await asyncio.to_thread(recommended, allow)
-                if len(page) or not filters or not relax:
+                wishes = [one for one in filters if not one.negate]  # what is refused is never shown instead
+                if len(page) or not wishes or not relax:
                     break
-                least = min(filters, key=lambda one: (one.source != "earlier", one.score))
+                least = min(wishes, key=lambda one: (one.source != "earlier", one.score))
                 filters = [one for one in filters if one is not least]
                 work.notes.append(f"no item was left with “{as_data(str(least), 80)}”, so it was not asked for")
         if filters and not len(page):
@@ -241,7 +247,7 @@ class Asker:
                 hits = await self._with_passages(self.store, work, hits, filters, allow, wanted, recommended)
         if self.reranker is not None and len(hits) > 1 and not work.late():
             with work.stage("rerank"):
-                hits = await self._reranked(work, catalogue, hits, who)
+                hits = await self._reranked(work, catalogue, hits, who, settings)
         return replace(page, hits=tuple(hits[:k])), filters
 
     async def _with_passages(
@@ -258,7 +264,7 @@ class Asker:
 
         What passages bring goes through the recommender like everything else, which leaves out what may not be shown.
         """
-        words = left_words(work.question, filters)
+        words = left_words(work.question, filters, work.unread)
         if not words:
             return hits
         among = None if allow is None else allow.to_list()
@@ -277,10 +283,11 @@ class Asker:
         return [every[at] for at, _ in fused_ranks(lists)]
 
     async def _reranked(
-        self, work: AskWork, catalogue: AskCatalogue, hits: list[Hit], who: dict[str, Any]
+        self, work: AskWork, catalogue: AskCatalogue, hits: list[Hit], who: dict[str, Any], settings: dict[str, Any]
     ) -> list[Hit]:
         assert self.reranker is not None
         events = await asyncio.to_thread(self._events, who.get("user_id"), who.get("history"))
+        at = settings.get("at")
         texts = catalogue.texts_of([hit.item_id for hit in hits])
         lately = events[-_MOST_READ:]
         past = catalogue.texts_of([event.item_id for event in lately])
@@ -294,6 +301,9 @@ class Asker:
                 for event, text in zip(lately, past, strict=True)
             ],
             events=events,
+            at=int(time.time()) if at is None and catalogue.real_clock else at,
+            surface=settings.get("surface"),
+            user_K=catalogue.user_features(who.get("user_id"), settings.get("user_features")),
             query=work.question,
         )
         (result,) = await self.reranker.rerank_async([request], deadline=work.deadline)

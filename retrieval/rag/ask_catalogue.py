@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from recsys.retrieval.rag.ask_filter import FilterColumns
 from recsys.retrieval.rag.ask_reply import CatalogueTitles
 from recsys.retrieval.rag.sql.column_values import ColumnValues, Encoder
 from recsys.retrieval.rag.sql.tables import ItemDatabase
 from recsys.retrieval.recommender import Recommender
+from recsys.retrieval.user_features import encoded_user, stored_user
 
 __all__ = ["AskCatalogue"]
 
@@ -23,7 +27,7 @@ class AskCatalogue:
         self.version = recommender.version
         bundle = recommender.bundle
         self.items, self._ids, self._withdrawn = bundle.items, bundle.vocabulary.items, bundle.withdrawn_G
-        self._real_clock = bundle.vocabulary.clock == "real"
+        self._bundle, self.real_clock = bundle, bundle.vocabulary.clock == "real"
         self.columns = FilterColumns(self.items, ColumnValues.of(self.items, encoder=encoder))
         self.titles = CatalogueTitles(self.items["title"].to_list() if "title" in self.items.columns else [])
         self._lock = threading.Lock()
@@ -39,7 +43,7 @@ class AskCatalogue:
         with self._lock:
             if self._database is None:
                 withdrawn = self._ids.take(self._withdrawn)
-                self._database = ItemDatabase(self.items, withdrawn=withdrawn, real_clock=self._real_clock)
+                self._database = ItemDatabase(self.items, withdrawn=withdrawn, real_clock=self.real_clock)
             return self._database
 
     def close(self) -> None:
@@ -48,6 +52,12 @@ class AskCatalogue:
             if self._database is not None:
                 self._database.close()
                 self._database = None
+
+    def user_features(self, user_id: Any, given: Mapping[str, Any] | None) -> NDArray[np.float32] | None:
+        """[K] what the model reads of a user: as given, else as stored; None for nobody known."""
+        if given is not None:
+            return encoded_user(self._bundle, given)
+        return None if user_id is None else stored_user(self._bundle, user_id)
 
     def titles_of(self, item_ids: Sequence[Any]) -> list[str]:
         """As they are in the table; the id of an item that has none."""

@@ -30,6 +30,10 @@ _HARDER = re.compile(
     re.IGNORECASE,
 )
 """What plain queries cannot answer."""
+_NOT_DONE = re.compile(
+    r"\b(?:did|have|had|do|was)(?:n['’]t|\s+(?:i\s+)?(?:not|never))\b|\bi\s+(?:never|not)\b", re.IGNORECASE
+)
+"""Nor what is asked of events that did not happen."""
 _MOST_EVENTS = 10
 
 
@@ -96,12 +100,14 @@ async def _by_rules(
     work: AskWork, catalogue: AskCatalogue, tables: UserTables, steps: tuple[SqlStep, ...]
 ) -> TableAnswer:
     """What plain queries say; ``steps`` are those that did not work."""
-    filters, said = await asyncio.to_thread(filters_in, work.question, catalogue.columns)
-    sql = query_by_rules(work.question, catalogue.columns.sql(filters) if filters else "", tables)
+    read = await asyncio.to_thread(filters_in, work.question, catalogue.columns)
+    condition = catalogue.columns.sql(read.filters) if read.filters else ""
+    work.notes += read.unread_notes()
+    sql = None if read.unread else query_by_rules(work.question, condition, tables)
     if sql is None:
         work.notes.append("without a query of a language model only counts and one's own events can be asked for")
         return TableAnswer(result=None, steps=steps)
-    work.notes += said
+    work.notes += read.notes
     try:
         result = await asyncio.to_thread(tables.query, sql, deadline=work.deadline)
     except SqlError as error:
@@ -118,7 +124,7 @@ def query_by_rules(question: str, condition: str, tables: UserTables) -> str | N
         tables: of the user.
     """
     mine, among = _is_mine(question), f" WHERE {condition}" if condition else ""
-    if _HARDER.search(question):
+    if _HARDER.search(question) or (mine and _NOT_DONE.search(question)):
         return None
     if _COUNT.search(question):
         if not mine:

@@ -5,16 +5,18 @@ Suffixes: I = items.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Literal
 
 import polars as pl
 
 from recsys.retrieval.rag.sql.column_values import ColumnValues, TextColumn
+from recsys.retrieval.rag.words import words
 
-__all__ = ["Filter", "FilterColumns", "NumberColumn"]
+__all__ = ["Filter", "FilterColumns", "NumberColumn", "words_pattern"]
 
 Bound = int | float | date
 _SPECIAL = frozenset("\\.+*?()|[]^$#&-~/")
@@ -32,6 +34,10 @@ class Filter:
     """Instead of values; both included."""
     negate: bool = False
     """The other items; those without a value among them."""
+    within: bool = False
+    """``values`` are words that a longer text holds, such as a title, whatever their case and with a plural's end."""
+    together: tuple[Filter, ...] = ()
+    """Of an exclusion: only items that pass these as well are left out, as by "no red trains"."""
     source: Literal["words", "model", "earlier"] = "words"
     """Who found it: rules, a language model, or an earlier question of the conversation."""
     words: str = ""
@@ -40,13 +46,22 @@ class Filter:
     """How sure it is, up to 1; the least sure go first where nothing fits them all."""
 
     def __str__(self) -> str:
+        if self.together:
+            parts = (*self.together, replace(self, negate=False, together=()))
+            return f"not ({' and '.join(str(one) for one in parts)})"
         name = self.column.replace("_", " ")
+        if self.within:
+            spelled = " or ".join(f"“{value}”" for value in self.values)
+            return f"{name} {'without' if self.negate else 'with'} {spelled}"
         if self.values:
             listed = " or ".join("yes" if value is True else "no" if value is False else value for value in self.values)
             return f"{name} {'is not' if self.negate else 'is'} {listed}"
         low, high = (None if bound is None else str(bound) for bound in (self.at_least, self.at_most))
+        if low == high:
+            return f"{name} {'is not' if self.negate else 'is'} {low}"
+        name += " not" if self.negate else ""
         if low is not None and high is not None:
-            return f"{name} is {low}" if low == high else f"{name} from {low} to {high}"
+            return f"{name} from {low} to {high}"
         return f"{name} at least {low}" if low is not None else f"{name} at most {high}"
 
 
@@ -103,7 +118,10 @@ class FilterColumns:
         column = pl.col(one.column)
         if one.values:
             text = self.texts.get(one.column)
-            if text is None:
+            if one.within:
+                cells = column.cast(pl.String)
+                passes = pl.any_horizontal([cells.str.contains(words_pattern(str(value))) for value in one.values])
+            elif text is None:
                 passes = column.is_in(list(one.values))
             elif text.listed:
                 found = [column.list.contains(pl.lit(value)) for value in one.values]
@@ -123,13 +141,16 @@ class FilterColumns:
             if self.items.schema[one.column].is_float():
                 passes = passes & column.is_not_nan()
             passes = passes.fill_null(False)
+        passes = pl.all_horizontal([passes, *(self._expression(other) for other in one.together)])
         return ~passes if one.negate else passes
 
     def _condition(self, one: Filter) -> str:
         name = '"' + one.column.replace('"', '""') + '"'
         if one.values:
             text = self.texts.get(one.column)
-            if text is None:
+            if one.within:
+                parts = [f"regexp_matches({name}, {_quoted(words_pattern(str(value)))})" for value in one.values]
+            elif text is None:
                 parts = [f"{name} = {str(value).lower()}" for value in one.values]
             elif text.listed:
                 parts = [f"list_contains({name}, {_quoted(str(value))})" for value in one.values]
@@ -148,7 +169,22 @@ class FilterColumns:
             if self.items.schema[one.column].is_float():
                 parts.append(f"NOT isnan({name})")
             condition = " AND ".join(parts)
+        if one.together:
+            condition = " AND ".join([f"({condition})", *(self._condition(other) for other in one.together)])
         return f"NOT coalesce({condition}, false)" if one.negate else f"({condition})"
+
+
+def words_pattern(value: str) -> str:
+    """Words one after the other in a text, for the regular expressions of polars and DuckDB alike.
+
+    >>> words_pattern("Red dragons")
+    '(?i)(^|[^\\\\pL\\\\pN])red[^\\\\pL\\\\pN]+dragon(s|es)?([^\\\\pL\\\\pN]|$)'
+    """
+    spelled = re.findall(r"[^\W_]+", value.lower())
+    last = "".join(words(spelled[-1])) if spelled else ""
+    ending = f"{last[:-1]}(ys?|ies)" if last.endswith("y") else f"{last}(s|es)?"
+    between = r"[^\pL\pN]"
+    return rf"(?i)(^|{between})" + f"{between}+".join([*spelled[:-1], ending]) + rf"({between}|$)"
 
 
 def _number_column(series: pl.Series) -> NumberColumn | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from recsys.errors import shown
@@ -16,7 +16,7 @@ from recsys.retrieval.rerank.as_data import as_data
 from recsys.retrieval.rerank.lm.protocol import Chat
 from recsys.retrieval.rerank.prompt import Prompt
 
-__all__ = ["ReadFilters", "filters_chat", "read_filters", "united"]
+__all__ = ["ReadFilters", "filters_chat", "read_filters", "united", "without_denied"]
 
 _MOST_FILTERS = 12
 _MOST_VALUES = 20
@@ -102,13 +102,37 @@ def read_filters(
     return ReadFilters(filters=tuple(found), dropped=tuple(dict.fromkeys(dropped)))
 
 
+def without_denied(read: ReadFilters, by_rule: Sequence[Filter]) -> ReadFilters:
+    """The same without values that the question excludes in plain words and the model asks for, which are named."""
+    denied = {
+        (one.column, value) for one in by_rule if one.negate and not one.within and not one.together
+        for value in one.values
+    }  # fmt: skip
+    kept, dropped = list[Filter](), list(read.dropped)
+    for one in read.filters:
+        asked = [value for value in one.values if one.negate or (one.column, value) not in denied]
+        dropped += [
+            f"the question excludes {_said(value)}, it was not asked for" for value in one.values if value not in asked
+        ]
+        if asked or not one.values:
+            kept.append(replace(one, values=tuple(asked)))
+    return replace(read, filters=tuple(kept), dropped=tuple(dict.fromkeys(dropped)))
+
+
 def united(by_model: Sequence[Filter], by_rule: Sequence[Filter]) -> list[Filter]:
-    """The model's filters, and the rules' of columns and numbers that the model does not speak of."""
+    """The model's filters, and the rules': of columns and numbers that the model does not speak of, and all that the
+    question excludes in plain words."""
     columns = {one.column for one in by_model}
     numbers = {bound for one in by_model for bound in (one.at_least, one.at_most) if bound is not None}
+    excluded = {(one.column, value) for one in by_model if one.negate for value in one.values}
     return [
         *by_model,
-        *(one for one in by_rule if one.column not in columns and not numbers & {one.at_least, one.at_most}),
+        *(
+            one
+            for one in by_rule
+            if (one.column not in columns and not numbers & {one.at_least, one.at_most})
+            or (one.negate and one.values and not excluded.issuperset((one.column, value) for value in one.values))
+        ),
     ]
 
 

@@ -7,27 +7,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 
-from recsys.retrieval.rag.ask_filter import Filter, FilterColumns, NumberColumn
-from recsys.retrieval.rag.sql.column_values import ValueMatch
-from recsys.retrieval.rag.words import content_words
+import polars as pl
 
-__all__ = ["asks_for_facts", "asks_for_others", "bounded", "carried_over", "filters_in", "left_words", "starts_over"]
+from recsys.retrieval.rag.ask_filter import Filter, FilterColumns, NumberColumn, words_pattern
+from recsys.retrieval.rag.ask_negation import Denial, Denials, Sense
+from recsys.retrieval.rag.sql.column_values import ValueMatch
+from recsys.retrieval.rag.words import STOP_WORDS, content_words, words
+from recsys.retrieval.rerank.as_data import as_data
+
+__all__ = [
+    "WordFilters",
+    "asks_for_facts",
+    "asks_for_others",
+    "bounded",
+    "carried_over",
+    "filters_in",
+    "left_words",
+    "starts_over",
+]
 
 _SURE = 0.8
 """Cosine from which a value counts as named."""
 _COMMON = 0.5
 """Values of more than this share of the items say nothing."""
-_FILLERS = r"(?:\s+(?:any|an?|the|about|by|from|in|for|too|more|of|with|is|are|be|it|that|all))*[\s,:]*$"
-_NOT = re.compile(
-    r"\b(?:no|not|without|except|excluding|exclude|other than|anything but|nothing|avoid|hate|dislike|isn['’]?t|"
-    r"aren['’]?t|don['’]?t (?:want|like|need)|rather than|instead of|but not|never)" + _FILLERS,
-    re.IGNORECASE,
-)
-_JOINED = re.compile(r"\s*(?:,|/|or|and|nor|,\s*(?:or|and)|and/or)\s*", re.IGNORECASE)
-_OR = re.compile(r"\bor\b|/", re.IGNORECASE)
+_JOINED = re.compile(r"\s*(?:,\s*)?(?:or|/|and/or)\s*", re.IGNORECASE)
+_LONGEST_TITLE_PART = 6
+"""Words."""
+_SPOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _NUMBER = r"(?P<{0}>\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?)(?P<{0}k>k\b)?"
 _MONEY = r"[$€£]?\s*"
 _MOST = (
@@ -72,8 +81,8 @@ _FACTS = re.compile(
     re.IGNORECASE,
 )
 _OTHERS = re.compile(
-    r"\b(?:others?|another|else|different|some more|more (?:of|like)|not (?:these|those|this|that)|next ones?)\b|"
-    r"^\s*more\b",
+    r"\b(?:others?(?!\s+than)|another|else|different(?!\s+(?:than|from|to))|some more|more (?:of|like)|"
+    r"not (?:these|those|this|that)|next ones?)\b|^\s*more\b",
     re.IGNORECASE,
 )
 _OVER = re.compile(
@@ -83,7 +92,8 @@ _OVER = re.compile(
 )
 _ASKING = frozenset(
     "want need look looking recommend suggest show find give get search something anything someone like good great "
-    "best nice please thank item thing product option idea gift present buy read watch play one any".split()
+    "best nice please thank item thing product option idea gift present buy read watch play one any everything "
+    "anyone anybody everyone everybody nothing nobody none except excluding without avoid".split()
 )
 """Words of asking, which say nothing of what is asked for."""
 _ALSO = re.compile(r"\b(?:also|as well|too|only|and|both)\b", re.IGNORECASE)
@@ -108,21 +118,53 @@ def starts_over(question: str) -> bool:
     return _OVER.search(question[:500]) is not None
 
 
-def left_words(question: str, filters: Sequence[Filter]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class WordFilters:
+    """What rules read off a question."""
+
+    filters: list[Filter]
+    notes: list[str]
+    """Sentences about numbers that fit no column."""
+    unread: list[str]
+    """Stretches of the question that deny something and were not understood."""
+
+    def unread_notes(self) -> list[str]:
+        """A sentence about each."""
+        return [
+            f"“{as_data(words, 80)}” was not understood: what it names is neither asked for nor excluded"
+            for words in self.unread
+        ]
+
+
+def left_words(question: str, filters: Sequence[Filter], unread: Sequence[str] = ()) -> list[str]:
     """Words that say something of what is wanted and are in no filter: what is left to search texts for."""
     left = question
-    for words in (part for one in filters for part in one.words.split(", ") if part):
-        left = re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", " ", left)
+    for known in (*unread, *(part for one in filters for part in one.words.split(", ") if part)):
+        left = re.sub(rf"(?<!\w){re.escape(known)}(?!\w)", " ", left)
     return [word for word in content_words(left) if word not in _ASKING and not word.isdigit()]
 
 
-def filters_in(question: str, columns: FilterColumns) -> tuple[list[Filter], list[str]]:
-    """Filters that the words of a question name, and sentences about numbers that fit no column."""
-    matches = _chosen(columns.values.match(question), columns)
-    found = _text_filters(question, matches, columns)
-    taken = [(match.begin, match.end) for match in matches]
-    numbers, notes = _number_filters(question, taken, columns)
-    return [*found, *numbers, *_flag_filters(question, columns)], notes
+def filters_in(question: str, columns: FilterColumns) -> WordFilters:
+    """What the words of a question filter by, and what of it was not understood."""
+    names = {word for name in columns.items.columns for word in re.findall(r"[^\W\d_]+", name.lower())}
+    denials = Denials(question, sorted(names))
+    matches = _chosen(columns.values.match(question), columns, denials)
+    titles = _title_exclusions(question, matches, columns, denials)
+    matches = [match for match in matches if not any(low < match.end and match.begin < high for low, high, _ in titles)]
+    found, unread = _text_filters(question, matches, columns, denials)
+    taken = [(match.begin, match.end) for match in matches] + [(low, high) for low, high, _ in titles]
+    numbers, notes = _number_filters(question, taken, columns, denials, unread)
+    flags = _flag_filters(question, columns, denials, unread)
+    for denial in denials.found:
+        if not denial.used:
+            unread.append((denial.begin, denials.object_of(denial)[1]))
+    spans = sorted({*unread, *denials.unread})
+    said = [
+        question[low:high].strip()
+        for low, high in spans
+        if not any((a, b) != (low, high) and a <= low and high <= b for a, b in spans)
+    ]
+    return WordFilters([*found, *(one for _, _, one in titles), *numbers, *flags], notes, list(dict.fromkeys(said)))
 
 
 def carried_over(earlier: Sequence[Filter], new: Sequence[Filter], question: str) -> list[Filter]:
@@ -133,30 +175,49 @@ def carried_over(earlier: Sequence[Filter], new: Sequence[Filter], question: str
     adds = _ALSO.search(question[:500]) is not None
     kept = list[Filter]()
     for old in earlier:
-        same = [one for one in new if one.column == old.column]
+        same = [one for one in new if one.column == old.column and not one.together and one.within == old.within]
         bounds = bool(same) and not old.values and not any(one.values for one in same)
-        if bounds and all((one.at_least is None) == (old.at_most is None) for one in same):
+        if old.together or old.within:  # until all of it is asked for
+            kept.append(old)
+        elif bounds and (old.negate or any(one.negate for one in same)):
+            span = (old.at_least, old.at_most)
+            if all(one.negate != old.negate and (one.at_least, one.at_most) != span for one in same):
+                kept.append(old)
+        elif bounds and all((one.at_least is None) == (old.at_most is None) for one in same):
             kept.append(old)  # a lower bound beside an upper one
         elif not same or (not bounds and (adds or old.negate != same[0].negate)):
             kept.append(old)
     wanted = {(one.column, value) for one in new if not one.negate for value in one.values}
-    refused = {(one.column, value) for one in new if one.negate for value in one.values}
+    refused = {(one.column, value) for one in new if one.negate and not one.together for value in one.values}
+    asked = f" {' '.join(words(question))} "
     result = list[Filter]()
     for old in kept:  # what is asked for now is not excluded any more, and the other way round
-        against = wanted if old.negate else refused
-        values = tuple(value for value in old.values if (old.column, value) not in against)
+        if old.within:
+            spoken = any(f" {' '.join(words(str(value)))} " in asked for value in old.values)
+            values = () if spoken else old.values
+        elif old.together:
+            parts = [(one.column, value) for one in (old, *old.together) for value in one.values]
+            values = () if wanted.issuperset(parts) else old.values
+        else:
+            against = wanted if old.negate else refused
+            values = tuple(value for value in old.values if (old.column, value) not in against)
         if values or not old.values:
             result.append(replace(old, values=values, source="earlier"))
     return [*result, *new]
 
 
-def _chosen(matches: Sequence[ValueMatch], columns: FilterColumns) -> list[ValueMatch]:
+def _chosen(matches: Sequence[ValueMatch], columns: FilterColumns, denials: Denials) -> list[ValueMatch]:
     """The matches that count as named, no two of the same words."""
+
+    def denied(match: ValueMatch) -> bool:  # what most items are says nothing of a wish, but much where it is denied
+        sense = denials.sense(denials.before(match.begin), match.begin, match.end)
+        return match.score >= 0.97 and sense == "excluded"
+
     sure = [
         match
         for match in matches
         if (match.score >= _SURE or match.rare_word)
-        and match.share <= _COMMON
+        and (match.share <= _COMMON or denied(match))
         and not columns.texts[match.column].names_items
     ]
     # "fantasy books" is meant as the fantasy of half the items, not as a label of those words that few have.
@@ -185,48 +246,123 @@ def _chosen(matches: Sequence[ValueMatch], columns: FilterColumns) -> list[Value
     return sorted(kept, key=lambda match: match.begin)
 
 
-def _text_filters(question: str, matches: Sequence[ValueMatch], columns: FilterColumns) -> list[Filter]:
-    found = list[Filter]()
-    before: ValueMatch | None = None
-    negated = False
-    for match in matches:
-        between = question[before.end : match.begin] if before is not None else ""
-        joined = before is not None and _JOINED.fullmatch(between) is not None
-        negated = (joined and negated) or _NOT.search(question[: match.begin]) is not None
-        column = columns.texts[match.column]
-        one_value = not column.separators and not column.listed
-        last = found[-1] if found else None
-        if last is not None and last.column == match.column and last.negate == negated and not negated and (
-            one_value or (joined and _OR.search(between))
-        ):  # fmt: skip
-            values = (*last.values, match.value)
-            found[-1] = replace(
-                last, values=values, words=f"{last.words}, {match.words}", score=min(last.score, match.score)
-            )
-        else:
-            found.append(
-                Filter(
-                    column=match.column, values=(match.value,), negate=negated, words=match.words, score=match.score
-                )  # fmt: skip
-            )
-        before = match
+def _title_exclusions(
+    question: str, matches: Sequence[ValueMatch], columns: FilterColumns, denials: Denials
+) -> list[tuple[int, int, Filter]]:
+    """(begin, end, filter) of denied words that stand in titles and are no values of columns: "no harry potter"."""
+    if columns.items.schema.get("title") not in (pl.String, pl.Categorical, pl.Enum):
+        return []
+    found = list[tuple[int, int, Filter]]()
+    titles = columns.items["title"].cast(pl.String)
+    for denial in denials.found:
+        begin, end = denials.object_of(denial)
+        spoken = [(match.start() + begin, match.end() + begin) for match in _SPOKEN.finditer(question[begin:end])]
+        valued = max((match.end for match in matches if begin <= match.begin < end), default=begin)
+        if not denial.clear or any(match.begin == begin and match.end >= end for match in matches):
+            continue
+        for count in range(min(len(spoken), _LONGEST_TITLE_PART), 0, -1):
+            low, high = spoken[0][0], spoken[count - 1][1]
+            behind = question[spoken[count][0] : spoken[count][1]].casefold() if count < len(spoken) else ""
+            part = question[low:high]
+            if high <= valued:  # the values say as much
+                break
+            if (behind and behind not in STOP_WORDS) or part.casefold().split()[-1] in STOP_WORDS:
+                continue
+            if content_words(part) and len(part) <= 80 and bool(titles.str.contains(words_pattern(part)).any()):
+                words = question[denial.begin : high]
+                one = Filter(column="title", values=(part,), within=True, negate=True, words=words, score=0.8)
+                found.append((low, high, one))
+                denial.used = True
+                break
     return found
 
 
+def _text_filters(
+    question: str, matches: Sequence[ValueMatch], columns: FilterColumns, denials: Denials
+) -> tuple[list[Filter], list[tuple[int, int]]]:
+    """Filters by values, and (begin, end) of those of which it is not clear whether they are wanted."""
+    found, unread = list[Filter](), list[tuple[int, int]]()
+    before: ValueMatch | None = None
+    denial: Denial | None = None
+    sense: Sense = "wanted"
+    denied = list[int]()  # places in `found` of what the same words deny
+    for match in matches:
+        gap = (before.end if before is not None else 0, match.begin)
+        near = denials.before(match.begin)
+        joined: Sense | None = "wanted"
+        if before is not None and denial is not None and near in (None, denial):
+            joined = denials.joined_sense(denial, sense, gap, before.column == match.column)
+            if joined == "wanted":
+                denial, sense = None, denials.sense(None, match.begin, match.end)
+            sense = joined or sense
+        else:
+            denial, sense, denied = near, denials.sense(near, match.begin, match.end), []
+        begin = match.begin if denial is None else denial.begin
+        if denial is not None:
+            denial.used = True
+        one = Filter(column=match.column, values=(match.value,), words=match.words, score=match.score)
+        if joined is None:
+            for at in denied:
+                old = found[at]
+                found[at] = replace(old, together=(*old.together, one), words=question[begin : match.end])
+        elif sense == "excluded":
+            free = len("-free") if denial is None else 0
+            spelled = match.words if denied else question[begin : match.end + free]
+            denied.append(len(found))
+            found.append(replace(one, negate=True, words=spelled))
+        elif sense == "unclear":
+            unread.append((begin, match.end))
+        else:
+            last = found[-1] if found else None
+            column = columns.texts[match.column]
+            alone = not column.separators and not column.listed
+            also = before is not None and _JOINED.fullmatch(question[slice(*gap)])
+            if last is not None and last.column == match.column and not last.negate and (alone or also):
+                words, score = f"{last.words}, {match.words}", min(last.score, match.score)
+                found[-1] = replace(last, values=(*last.values, match.value), words=words, score=score)
+            else:
+                found.append(one)
+        before = match
+    return found, unread
+
+
+def _sense_of(denials: Denials, begin: int, end: int) -> tuple[Sense, Denial | None]:
+    """Of a bound or a flag."""
+    denial = denials.before(begin)
+    sense = denials.sense(denial, begin, end)
+    if denial is not None and denial.used and sense == "unclear" and denial.clear:
+        sense = denials.sense_behind(denial)
+    if denial is not None and sense != "wanted":
+        denial.used = True
+    return sense, denial
+
+
 def _number_filters(
-    question: str, taken: list[tuple[int, int]], columns: FilterColumns
+    question: str,
+    taken: list[tuple[int, int]],
+    columns: FilterColumns,
+    denials: Denials,
+    unread: list[tuple[int, int]],
 ) -> tuple[list[Filter], list[str]]:
     found, notes = list[Filter](), list[str]()
-    for begin, end, low, high in _bounds(question):
+    for begin, end, low, high, beside in _bounds(question):
         if any(begin < other_end and other_begin < end for other_begin, other_end in taken):
             continue
         taken.append((begin, end))
         column = _column_of(question, begin, end, [n for n in (low, high) if n is not None], columns)
-        words = question[begin:end].strip()
-        if column is None:
+        sense, denial = _sense_of(denials, begin, end)
+        words = question[begin if denial is None or sense == "wanted" else denial.begin : end].strip()
+        if sense == "unclear" and denial is not None:
+            unread.append((denial.begin, end))
+        elif column is None:
             notes.append(f"“{words}” fits no column of the items and was left out")
-            continue
-        found.append(bounded(column, low, high, words))
+        elif sense == "wanted":
+            found.append(bounded(column, low, high, words))
+        elif low is not None and high is not None:
+            found.append(replace(bounded(column, low, high, words), negate=True))
+        else:  # not under 20 is 20 and more
+            turned = (None if high is None else high + beside, None if low is None else low - beside)
+            found.append(bounded(column, *turned, words))
     return found, notes
 
 
@@ -247,22 +383,27 @@ def _plain(number: float | None) -> int | float | None:
     return int(number) if number is not None and number == int(number) and abs(number) < 2**53 else number
 
 
-def _bounds(question: str) -> list[tuple[int, int, float | None, float | None]]:
-    """(begin, end, lower, upper) of every number with what bounds it, no two of the same words."""
-    found = list[tuple[int, int, float | None, float | None]]()
+def _bounds(question: str) -> list[tuple[int, int, float | None, float | None, int]]:
+    """(begin, end, lower, upper, 1 where the number itself is outside) of every number with what bounds it, no two of
+    the same words."""
+    found = list[tuple[int, int, float | None, float | None, int]]()
 
-    def add(match: re.Match[str], low: float | None, high: float | None) -> None:
-        if all(match.end() <= begin or end <= match.start() for begin, end, _, _ in found):
-            found.append((match.start(), match.end(), low, high))
+    def add(match: re.Match[str], low: float | None, high: float | None, beside: int = 0) -> None:
+        if all(match.end() <= begin or end <= match.start() for begin, end, *_ in found):
+            found.append((match.start(), match.end(), low, high, beside))
 
     text = question[:1000]
     for match in _BETWEEN.finditer(text):
-        add(match, *sorted((_value(match, "low"), _value(match, "high"))))
+        low, high = sorted((_value(match, "low"), _value(match, "high")))
+        add(match, low, high)
     for match in _BOUND.finditer(text):
         number, strict = _value(match, "n"), (match["most"] or match["least"]).lower()
         beside = 1 if strict in ("before", "after", "older than", "earlier than", "newer than", "later than") else 0
         beside = beside if number == int(number) else 0
-        add(match, *((None, number - beside) if match["most"] else (number + beside, None)))
+        if match["most"]:
+            add(match, None, number - beside, beside)
+        else:
+            add(match, number + beside, None, beside)
     for match in _BEHIND.finditer(text):
         number = _value(match, "n")
         add(match, *((None, number) if match["less"] else (number, None)))
@@ -270,7 +411,7 @@ def _bounds(question: str) -> list[tuple[int, int, float | None, float | None]]:
         add(match, float(match["year"]), float(match["year"]) + 9)
     for match in _YEAR.finditer(text):
         add(match, float(match["year"]), float(match["year"]))
-    return sorted(found)
+    return sorted(found, key=lambda one: one[:2])
 
 
 def _value(match: re.Match[str], name: str) -> float:
@@ -307,13 +448,21 @@ def _column_of(question: str, begin: int, end: int, given: list[float], columns:
     return None if best is None else best[1]
 
 
-def _flag_filters(question: str, columns: FilterColumns) -> list[Filter]:
+def _flag_filters(
+    question: str, columns: FilterColumns, denials: Denials, unread: list[tuple[int, int]]
+) -> list[Filter]:
     """Columns of yes and no whose whole name is in the question."""
     found = list[Filter]()
     for name in columns.flags:
         spelled = r"[\s_-]+".join(re.escape(word) for word in re.findall(r"[^\W_]+", name))
         match = re.search(rf"\b{spelled}\b", question, re.IGNORECASE) if spelled else None
-        if match is not None:
-            wanted = _NOT.search(question[: match.start()]) is None
-            found.append(Filter(column=name, values=(wanted,), words=match.group(), score=0.95))
+        if match is None:
+            continue
+        sense, denial = _sense_of(denials, match.start(), match.end())
+        begin = match.start() if denial is None or sense == "wanted" else denial.begin
+        if sense == "unclear":
+            unread.append((begin, match.end()))
+        else:
+            words = question[begin : match.end()]
+            found.append(Filter(column=name, values=(sense == "wanted",), words=words, score=0.95))
     return found

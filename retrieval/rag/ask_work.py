@@ -25,6 +25,8 @@ class AskWork:
     deadline: float | None = None
     """A reading of :func:`time.monotonic`."""
     usage: Usage = field(default_factory=Usage)
+    unread: list[str] = field(default_factory=list)
+    """Stretches of the question that deny something and were not understood."""
     faults: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     prompts: list[Chat] = field(default_factory=list)

@@ -178,10 +178,12 @@ class RoundAnswerer:
             return await answerer.answer_async(question, passages=[], deadline=deadline)
         whole = " ".join([question, *(one.question for one in state.rounds[1:])])
         given, _ = await asyncio.to_thread(answerer.chosen, whole, list(state.found.values()), None, deadline)
+        if not given:
+            return await answerer.answer_async(question, passages=[], deadline=deadline)
         if self._cost(answerer.chat(question, given)) > self.budget_tokens - state.tokens:
             nothing = Generation(text="", finish="error", error=f"{self.budget_tokens} tokens are spent")
             return answerer.checked(question, given, nothing)
-        answer = await answerer.answer_async(question, passages=given, deadline=deadline)
+        answer = await answerer.answer_from(question, given, deadline=deadline)
         state.usage += answer.usage
         return answer
 

@@ -160,4 +160,6 @@ def request_of(one: ShortList, history_events: int = MOST_HISTORY) -> RerankRequ
         ),
         events=tuple(events),
         at=one.at,
+        surface=one.words.surfaces[one.surface] if one.surface else None,
+        user_K=one.user_K,
     )

@@ -5,7 +5,7 @@ moves towards the mean of the best candidates. With one (:class:`FeedbackHead`),
 every space and relation that the bundle holds, as E2Rank (arXiv 2510.22733) reads a list by one embedding. No language
 model runs, and no encoder runs over a candidate.
 
-Suffixes: B = requests, K = candidates, N = feedback items, D = width.
+Suffixes: B = requests, K = candidates, N = feedback items, D = width, U = features of a user.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.bundle import Bundle
@@ -34,6 +37,18 @@ _BATCH = 256
 _BETA = 0.2
 """How far a user's vector moves without a trained head; on Amazon Toys and goodbooks no value changes much."""
 _FEEDBACK = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request in the bundle's terms."""
+
+    history: History
+    at: int
+    surface: int
+    user_K: NDArray[np.float32]
+    numbers: list[int]
+    """Of the candidates, -1 for what the bundle does not know."""
 
 
 class EmbeddingFeedbackReranker(Reranker):
@@ -72,12 +87,13 @@ class EmbeddingFeedbackReranker(Reranker):
         """As :class:`Reranker` says; a candidate that the bundle does not know keeps its place.
 
         Raises:
-            InputError: an event names an action that the bundle does not know.
+            InputError: an event names an action that the bundle does not know, or features of a user are of another
+                model.
         """
         asked = [self._asked(request) for request in requests]
         return await asyncio.to_thread(self._rerank, list(requests), asked, deadline)
 
-    def _asked(self, request: RerankRequest) -> tuple[History, int, list[int]]:
+    def _asked(self, request: RerankRequest) -> _Asked:
         words = self.bundle.vocabulary
         try:
             history = words.history(list(request.events))
@@ -85,14 +101,22 @@ class EmbeddingFeedbackReranker(Reranker):
             raise InputError(f"events of a request to rerank: {error}") from None
         at = request.at if request.at is not None else int(history.timestamp[-1]) if len(history) else None
         numbers: list[int] = words.items.index(list(request.ids)).tolist() if request.ids else []
-        return history, words.max_timestamp if at is None else at, numbers
+        user_K = np.zeros(self.bundle.model.config.user_dim, dtype=np.float32)
+        if request.user_K is not None:
+            if np.shape(request.user_K) != user_K.shape:
+                raise InputError(
+                    f"user_K of a request to rerank has shape {np.shape(request.user_K)}, the model of "
+                    f"{self.bundle.path} reads {user_K.shape}; encode the user with that bundle"
+                )
+            user_K = np.asarray(request.user_K, dtype=np.float32)
+        return _Asked(
+            history, words.max_timestamp if at is None else at, words.surface_index(request.surface), user_K, numbers
+        )
 
-    def _rerank(
-        self, requests: list[RerankRequest], asked: list[tuple[History, int, list[int]]], deadline: float | None
-    ) -> list[RerankResult]:
+    def _rerank(self, requests: list[RerankRequest], asked: list[_Asked], deadline: float | None) -> list[RerankResult]:
         results: list[RerankResult | None] = [None] * len(requests)
         # Lists of like length, and histories of like length, share a batch.
-        order = sorted(range(len(requests)), key=lambda row: (len(asked[row][2]), len(asked[row][0])))
+        order = sorted(range(len(requests)), key=lambda row: (len(asked[row].numbers), len(asked[row].history)))
         for low in range(0, len(order), _BATCH):
             rows = order[low : low + _BATCH]
             start = time.monotonic()
@@ -102,26 +126,37 @@ class EmbeddingFeedbackReranker(Reranker):
                     results[row] = RerankResult.unchanged(requests[row].ids, note, faults=Faults(failed=1))
                 continue
             # Candidates stand in the order of their numbers, so that the order given cannot decide even a rounding.
-            numbers = [sorted({number for number in asked[row][2] if number >= 0}) for row in rows]
+            numbers = [sorted({number for number in asked[row].numbers if number >= 0}) for row in rows]
             item_BK = torch.full((len(rows), max(1, max(map(len, numbers)))), -1, dtype=torch.int64)
             for place, known in enumerate(numbers):
                 item_BK[place, : len(known)] = torch.tensor(known, dtype=torch.int64)
-            at_B = torch.tensor([asked[row][1] for row in rows], dtype=torch.int64)
-            score_BK = self.scores([asked[row][0] for row in rows], item_BK, at_B).cpu().numpy()
+            at_B = torch.tensor([asked[row].at for row in rows], dtype=torch.int64)
+            surface_B = torch.tensor([asked[row].surface for row in rows], dtype=torch.int64)
+            user_BU = np.stack([asked[row].user_K for row in rows])
+            histories = [asked[row].history for row in rows]
+            score_BK = self.scores(histories, item_BK, at_B, surface_B, user_BU).cpu().numpy()
             usage = Usage(calls=1, seconds=(time.monotonic() - start) / len(rows))
             for place, row in enumerate(rows):
                 score_of = dict(zip(numbers[place], score_BK[place].tolist(), strict=False))
-                results[row] = _result(requests[row], asked[row][2], score_of, usage)
+                results[row] = _result(requests[row], asked[row].numbers, score_of, usage)
         return [result for result in results if result is not None]
 
     @torch.inference_mode()
-    def scores(self, histories: Sequence[History], item_BK: Tensor, at_B: Tensor) -> Tensor:
+    def scores(
+        self,
+        histories: Sequence[History],
+        item_BK: Tensor,
+        at_B: Tensor,
+        surface_B: Tensor | None = None,
+        user_BU: NDArray[np.float32] | None = None,
+    ) -> Tensor:
         """[B, K] float32 refined scores of candidates in internal numbers; -inf at padded places (-1).
 
         Args:
             histories: of B users. item_BK: [B, K] int64, no item twice in a row. at_B: [B] int64 times.
+            surface_B: [B] int64; None = unknown. user_BU: [B, U] features of the users; None = unknown.
         """
-        rows = self.features(histories, item_BK, at_B)
+        rows = self.features(histories, item_BK, at_B, surface_B, user_BU)
         if self.head is None:
             return rows.score_BK + self._rocchio(rows, item_BK.to(rows.score_BK.device))
         if self.head.weight == 0.0:

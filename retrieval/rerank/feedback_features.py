@@ -6,7 +6,7 @@ list, itself left out: the mean vector of either would give the same sums, so th
 refined user vector (pseudo-relevance feedback, as E2Rank, arXiv 2510.22733, reads the top of a list).
 
 Suffixes: B = requests, K = candidates, L = history items, N = feedback items, I = items, D = width, F = features,
-S = other items (L or N), X = pairs.
+S = other items (L or N), X = pairs, U = features of a user.
 """
 
 from __future__ import annotations
@@ -87,7 +87,12 @@ class FeedbackFeatures:
 
     @torch.inference_mode()
     def __call__(
-        self, histories: Sequence[History], item_BK: Tensor, at_B: Tensor, surface_B: Tensor | None = None
+        self,
+        histories: Sequence[History],
+        item_BK: Tensor,
+        at_B: Tensor,
+        surface_B: Tensor | None = None,
+        user_BU: Tensor | NDArray[np.float32] | None = None,
     ) -> FeedbackRows:
         """Features of lists.
 
@@ -95,11 +100,12 @@ class FeedbackFeatures:
             histories: of B users.
             item_BK: [B, K] int64 candidates, -1 at padded places; no item twice in a row.
             at_B: [B] int64 times of the requests. surface_B: [B] int64; None = unknown.
+            user_BU: [B, U] features of the users, rows of zeros where unknown; None = all unknown.
         """
         device = self.bundle.vectors.device
         item_BK, at_B = item_BK.to(device), at_B.to(device)
         surface_B = torch.zeros_like(at_B) if surface_B is None else surface_B.to(device)
-        states = self.bundle.model.encode(histories, keep_cache=False, item_ID=self._item_ID)
+        states = self.bundle.model.encode(histories, keep_cache=False, user_BK=user_BU, item_ID=self._item_ID)
         query_BD = self.bundle.model.query(states, at_B, surface_B)
         score_BK = self.dense.scores_of(states, item_BK, at_B=at_B, surface_B=surface_B)
         score_BK = score_BK.masked_fill(item_BK < 0, -torch.inf)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from recsys.errors import InputError, shown
 from recsys.events import Event
 
@@ -38,6 +41,10 @@ class RerankRequest:
     """The same events, for rerankers that run the encoder."""
     at: int | None = None
     """Time of the request in seconds since 1970; None = the last event's."""
+    surface: str | None = None
+    """Where the list is to be shown; None = unknown. For rerankers that run the encoder, as the field below."""
+    user_K: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    """[K] features of the user as the bundle's model reads them; None = unknown."""
     query: str | None = None
     """What the user asked for in words, if anything. Data as well."""
     ids: tuple[Any, ...] = field(init=False, repr=False, compare=False, default=())

@@ -166,6 +166,8 @@ def _reranked(
                 score_C=score_C[order_C][: len(row_C)],
                 history=question.history,
                 at=question.at,
+                surface=question.surface,
+                user_K=question.user_K,
             )
     if lists:
         said |= {row: (lists[row].row_C.tobytes(), order) for row, order in reorder(lists).items()}

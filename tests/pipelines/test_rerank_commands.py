@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from recsys.pipelines.evaluate import evaluate_bundle
 from recsys.pipelines.rerank_fit_lists import FitLists, validation_users
 from recsys.pipelines.rerank_options import RerankOptions
 from recsys.retrieval.recommender import Recommender
+from recsys.retrieval.reordering import Reordered, ShortList
 from recsys.retrieval.rerank.chain import RerankChain
 from recsys.retrieval.rerank.open import METHODS, open_reranker
 
@@ -48,6 +51,24 @@ def test_rerank_shows_and_writes_what_a_request_would_get(
     assert (one["calls"], one["failed"]) == (1, 0) and one["prompt_tokens"] > 100
     frame = pl.read_parquet(lists)
     assert frame.to_dicts() == [{"user_id": "u3", "item_ids": page.item_ids}]
+
+
+def test_items_are_found_and_reordered_at_one_time(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --at that of the clock, also for the reranker, as in a request."""
+    seen: list[ShortList] = []
+    reorder = RerankChain.reorder
+
+    def noted(self: RerankChain, lists: Sequence[ShortList], *, deadline: float | None) -> list[Reordered]:
+        seen.extend(lists)
+        return reorder(self, lists, deadline=deadline)
+
+    monkeypatch.setattr(RerankChain, "reorder", noted)
+    began = int(time.time())
+    run("rerank", "--bundle", toy_bundle, "--user", "u3", "--method", "embedding-feedback", "--top", 8)
+    rec = Recommender.load(toy_bundle)
+    assert began <= seen[0].at <= time.time()
+    page = rec.recommend("u3", k=8, at=seen[0].at)
+    assert seen[0].score_C.tolist() == pytest.approx([hit.score for hit in page], abs=1e-6)
 
 
 def test_lists_from_elsewhere_are_reordered_around_what_is_not_known(

@@ -138,6 +138,8 @@ def _check(statements: list[Any], tables: Mapping[str, Collection[str]], limits:
     for name in sorted(named):
         if not _PLAIN_NAME.fullmatch(name):
             raise SqlError(f"WITH {shown(name)}: choose a plain name of letters, digits and _")
+        if name in tables:  # or a query would seem to read what it does not
+            raise SqlError(f"WITH {shown(name)}: there is a table of that name; choose another")
     num_tables, growth, gathers, read = 0, 1, False, set[str]()
     for node in nodes:
         kind = node.get("type")

@@ -76,6 +76,20 @@ def test_bad_rounds_end_in_a_plain_answer(answerer: Answerer, saying_server: Any
     assert len(found.rounds) == 1 and len(saying_server.asked) == 2 and found.answer.citations.passed
 
 
+def test_the_last_answer_reads_what_was_chosen_in_its_order(saying_lm: Any, saying_server: Any) -> None:
+    """The strongest at both ends, and what was looked up among them: chosen once, not from the choice again."""
+    texts = [f"The red train {'of the maker ' * number}has wagon number {number}." for number in range(5)]
+    store = PassageStore.build([Passage.of(text, f"document {number}") for number, text in enumerate([*texts, *TEXTS])])
+    answerer = Answerer(saying_lm, store, k=5, max_tokens=60)
+    saying_server.say("Follow up: winter cold Oslo?", "Follow up: winter cold Oslo?", "Oslo is cold in winter [1].")
+    found = RoundAnswerer(answerer).answer("red train of the maker")
+    assert found.ended == "repeated question" and len(found.rounds) == 2
+    every = [hit for wanted in (found.answer.question, "winter cold Oslo?") for hit in store.search(wanted, 5)]
+    once = list({hit.passage.id: hit for hit in every}.values())
+    given, _ = answerer.chosen("red train of the maker winter cold Oslo?", once)
+    assert found.answer.passages == given and TEXTS[2] in {passage.text for passage in given} and len(given) > 3
+
+
 def test_no_round_begins_beyond_the_budget(answerer: Answerer, saying_server: Any) -> None:
     saying_server.say("Follow up: Acme?", "Follow up: Oslo?", "Follow up: winter?")
     none = RoundAnswerer(answerer, budget_tokens=50).answer(QUESTION)

@@ -13,6 +13,7 @@ from recsys.errors import InputError
 from recsys.retrieval.rerank import RerankItem, RerankRequest
 from recsys.retrieval.rerank.cross_encoder import CrossEncoderReranker
 from recsys.retrieval.rerank.prompt import Prompt
+from recsys.retrieval.rerank.result import Faults
 
 pytest.importorskip("sentence_transformers", reason="needs the extra rag")
 
@@ -84,6 +85,17 @@ def test_a_passed_deadline_keeps_the_order(classifier: Path, few_requests: list[
     assert all(result.ids == result.candidates for result in results)
     assert [result.complete for result in results] == [False, True, True, False]
     assert [result.faults.failed for result in results] == [5, 0, 0, 4]
+
+
+def test_numbers_that_are_none_keep_the_order_and_are_counted(
+    classifier: Path, few_requests: list[RerankRequest]
+) -> None:
+    reranker = CrossEncoderReranker(classifier)
+    with torch.no_grad():
+        reranker.model.model.classifier.bias.fill_(torch.nan)
+    (result,) = reranker.rerank(few_requests[:1])
+    assert result.ids == few_requests[0].ids and result.scores is None and not result.complete
+    assert result.faults == Faults(malformed=1) and "not finite" in result.notes[0]
 
 
 def test_the_query_is_the_newest_items_as_data(classifier: Path) -> None:

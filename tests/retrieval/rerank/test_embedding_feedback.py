@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +18,8 @@ from recsys.errors import InputError
 from recsys.events import Event
 from recsys.index.item_graph import TRANSITION
 from recsys.index.pair_values import pair_values
-from recsys.retrieval.rerank import RerankItem, RerankRequest
+from recsys.retrieval.recommender import Recommender
+from recsys.retrieval.rerank import RerankItem, RerankRequest, RerankResult
 from recsys.retrieval.rerank.embedding_feedback import EmbeddingFeedbackReranker
 from recsys.retrieval.rerank.feedback_features import FeedbackFeatures
 from recsys.retrieval.rerank.feedback_head import FeedbackHead, FeedbackNet
@@ -59,6 +63,34 @@ def test_without_a_head_the_user_moves_towards_the_best(bundle: Bundle) -> None:
     assert result.scores == pytest.approx((rows.score_BK[0] + 0.7 * vector_KD @ mean_D).tolist(), abs=1e-5)
     by_score = dict(zip(request.ids, result.scores or (), strict=True))
     assert list(result.ids) == sorted(by_score, key=lambda item: -by_score[item])
+
+
+def test_surface_and_user_features_of_the_request_are_read(serving_worlds: tuple[Any, Any]) -> None:
+    """Without feedback the order is that of retrieval, of whatever surface and user."""
+    bundle = Bundle.open(serving_worlds[0].bundle)
+    rec, reranker = Recommender(bundle), EmbeddingFeedbackReranker(bundle, beta=0.0)
+    seen: list[RerankRequest] = []
+    reranked = reranker.rerank_async
+
+    async def noted(requests: Sequence[RerankRequest], **settings: Any) -> list[RerankResult]:
+        seen.extend(requests)
+        return await reranked(requests, **settings)
+
+    reranker.rerank_async = noted  # type: ignore[method-assign]
+    at, plain = 1_700_900_000, None
+    for asked in ({}, {"surface": bundle.vocabulary.surfaces[-1]}, {"user_features": {"city": "Oslo"}}):
+        page = rec.recommend("u2", k=8, at=at, **asked)
+        rec.recommend("u2", k=8, at=at, reranker=reranker, **asked)
+        (result,) = reranker.rerank([replace(seen[-1], candidates=seen[-1].candidates[:8])])
+        assert list(result.ids) == page.item_ids
+        assert result.scores == pytest.approx([hit.score for hit in page], abs=1e-5)
+        plain = plain or result.scores
+        assert (max(abs(a - b) for a, b in zip(result.scores or (), plain, strict=True)) > 1e-3) == bool(asked)
+    (stored,) = reranker.rerank([replace(seen[0], candidates=seen[0].candidates[:8])])
+    unknown = reranker.rerank([replace(seen[0], candidates=seen[0].candidates[:8], user_K=None)])[0]
+    assert stored.scores != pytest.approx(unknown.scores, abs=1e-3), "the bundle knows the city of u2"
+    with pytest.raises(InputError, match="user_K of a request to rerank"):
+        reranker.rerank([replace(seen[0], user_K=np.zeros(99, dtype=np.float32))])
 
 
 def test_what_is_given_first_changes_nothing(bundle: Bundle, head: FeedbackHead) -> None:

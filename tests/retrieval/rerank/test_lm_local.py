@@ -219,6 +219,18 @@ def test_a_late_call_does_not_wait_for_the_batch_before_it(lm: LocalLanguageMode
     assert asyncio.run(both()) < 1.0
 
 
+def test_nobody_waits_for_a_worker_past_the_deadline(lm: LocalLanguageModel) -> None:
+    """A pass that takes long looks at no deadline; who asked goes on all the same."""
+    busy, start = threading.Event(), time.monotonic()
+    lm._worker._thread.submit(busy.wait, 20)
+    try:
+        (choice,) = asyncio.run(lm.choose([ask("held up")], [["A"]], deadline=start + 0.1))
+    finally:
+        took = time.monotonic() - start
+        busy.set()
+    assert choice.error == "the deadline passed" and took < 10
+
+
 def test_the_event_loop_goes_on(lm: LocalLanguageModel) -> None:
     async def ticks() -> tuple[int, float]:
         count, start = 0, time.monotonic()

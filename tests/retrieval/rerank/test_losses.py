@@ -151,6 +151,15 @@ def test_policy_gradient_is_unbiased_by_enumeration():
     assert exact.abs().max() > 20 * error.max()  # far from zero: the comparison above can fail
 
 
+def test_the_policy_gradient_is_of_what_an_order_gains_over_the_others():
+    """Where every order is worth the same the baseline takes all of it: no gradient, not one of mean 0."""
+    score = scores(rows=1)
+    mask, gain = torch.ones(1, 4, dtype=torch.bool), torch.ones(1, 4, dtype=torch.float64)
+    loss = pg_rank_loss(score, gain, mask, num_samples=3, generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(loss.sum(), score)
+    assert gradient.abs().max() < 1e-12
+
+
 def test_rewards_of_equal_orders_move_nothing():
     assert (leave_one_out(torch.full((2, 3), 0.4)).abs() < 1e-7).all()
     with pytest.raises(ValueError, match="draw 2"):

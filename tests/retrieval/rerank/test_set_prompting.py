@@ -17,6 +17,7 @@ from recsys.errors import InputError
 from recsys.retrieval.rerank import RerankRequest
 from recsys.retrieval.rerank.lm.local import LocalLanguageModel
 from recsys.retrieval.rerank.prompt import Prompt
+from recsys.retrieval.rerank.result import Faults
 from recsys.retrieval.rerank.set_mask import set_layout
 from recsys.retrieval.rerank.set_prompting import SetPromptingReranker
 from recsys.shared_attention import attend_own, attend_shared, joined
@@ -153,6 +154,16 @@ def test_deadlines_and_prompts_that_do_not_fit(small_lm: Any, few_requests: list
     long = replace(few_requests[0].candidates[1], text="a longer name " * 400)
     (result,) = reranker.rerank([replace(few_requests[0], candidates=[few_requests[0].candidates[0], long])])
     assert not result.complete and result.faults.failed == 1 and "spans" in result.notes[0]
+
+
+def test_numbers_that_are_none_keep_the_order_and_are_counted(
+    small_lm: Any, few_requests: list[RerankRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reranker, request = SetPromptingReranker(small_lm), few_requests[0]
+    monkeypatch.setattr(reranker, "answer_likelihoods", lambda parts: [float("nan"), *[-1.0] * (len(request.ids) - 1)])
+    (result,) = reranker.rerank([request])
+    assert result.ids == request.ids and result.scores is None and not result.complete
+    assert result.faults == Faults(malformed=1) and "numbers that are none" in result.notes[0]
 
 
 def test_what_is_taken_off_is_the_likelihood_without_a_user(small_lm: Any, few_requests: list[RerankRequest]) -> None:

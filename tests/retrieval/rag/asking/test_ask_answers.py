@@ -18,6 +18,8 @@ from recsys.retrieval.rag.ask_answer import AskAnswer
 from recsys.retrieval.recommender import Recommender
 
 CANARY = "canary-of-another-user"
+AT = 1_700_900_000
+"""Of requests that are compared: the wall clock may go on between two of them."""
 REPLIES = yaml.safe_load((Path(__file__).parent / "hostile" / "ask_replies.yaml").read_text(encoding="utf-8"))
 FILTERS = yaml.safe_load((Path(__file__).parent / "hostile" / "ask_filters.yaml").read_text(encoding="utf-8"))
 
@@ -46,14 +48,14 @@ def check(shop: Recommender, answer: AskAnswer) -> None:
 
 
 def test_the_page_fits_the_words_and_is_the_recommender_s(shop: Recommender, asker: Asker) -> None:
-    answer = asker.ask("u0", "a train or a ship under 60 dollars", k=4)
+    answer = asker.ask("u0", "a train or a ship under 60 dollars", k=4, at=AT)
     check(shop, answer)
     assert answer.kind == "items" and answer.complete and not answer.faults.failed
     assert set(columns_of(shop, answer, "kind")) <= {"train", "ship"}
     assert all(price <= 60 for price in columns_of(shop, answer, "price"))
     rows = shop.items.to_dicts()
     fit = [row["item_id"] for row in rows if row["kind"] in ("train", "ship") and (row["price"] or 99) <= 60]
-    assert answer.page.hits == shop.recommend("u0", k=4, allow=fit).hits
+    assert answer.page.hits == shop.recommend("u0", k=4, allow=fit, at=AT).hits
     assert answer.text.startswith("These fit (kind is train or ship; price at most 60):\n[1] The ")
     assert not {event.item_id for event in shop.events_of("u0") or ()} & set(answer.page.item_ids)
 
@@ -81,11 +83,23 @@ def test_what_nothing_fits_is_relaxed_and_said(shop: Recommender, asker: Asker) 
     assert "no item fits all that was asked for" in strict.notes
 
 
+def test_what_is_excluded_is_never_shown_and_what_is_not_understood_is_said(shop: Recommender, asker: Asker) -> None:
+    answer = asker.ask("u0", "a train under 1 dollar, nothing by brio", k=10)
+    assert answer.items and "Brio" not in columns_of(shop, answer, "maker")
+    assert any("price at most 1" in note for note in answer.notes)
+    assert "maker is not Brio" in [str(one) for one in answer.filters]
+    kinds = ["train", "ship", "car", "doll"]
+    nothing = asker.ask("u0", f"no {', '.join(kinds[:3])} or {kinds[3]}", k=10)
+    assert not nothing.items and "no item fits all that was asked for" in nothing.notes
+    unclear = asker.ask("u0", "no shabby old trains", k=3)
+    assert not unclear.filters and any("“no shabby old trains” was not understood" in note for note in unclear.notes)
+
+
 def test_a_stranger_and_a_given_history_are_answered(shop: Recommender, asker: Asker) -> None:
     check(shop, asker.ask(None, "a ship"))
     given = [Event(item_id="i1", actions="click", timestamp=1_700_000_000)]
-    answer = asker.ask(None, "a ship", history=given)
-    assert answer.page.hits == shop.recommend(history=given, k=5, allow=_ships(shop)).hits
+    answer = asker.ask(None, "a ship", history=given, at=AT)
+    assert answer.page.hits == shop.recommend(history=given, k=5, allow=_ships(shop), at=AT).hits
 
 
 def _ships(shop: Recommender) -> list[Any]:
@@ -166,6 +180,22 @@ def test_a_model_filters_and_speaks_of_the_page(shop: Recommender, talking: Any,
     assert answer.usage.calls == 2 and answer.usage.prompt_tokens == 14 and len(answer.prompts) == 2
 
 
+def test_answers_of_no_use_are_counted(shop: Recommender, talking: Any, talker: Any) -> None:
+    asker = Asker(shop, talker)
+    for said, malformed, unused in (
+        ("I would like to help.", 1, 0),
+        ("[]", 0, 1),
+        ('[{"column": "size", "is": ["xl"]}]', 0, 1),
+        ('[{"column": "maker", "is": ["Brio"]}]', 0, 1),
+    ):
+        talking.says = script(said, "")
+        answer = asker.ask("u0", "a train, nothing by brio", k=3)
+        check(shop, answer)
+        assert [str(one) for one in answer.filters] == ["kind is train", "maker is not Brio"], said
+        assert (answer.faults.malformed, answer.faults.unused) == (malformed, unused), said
+        assert answer.faults.dropped_filters == ("column" in said), said
+
+
 @pytest.mark.parametrize("reply", REPLIES)
 def test_no_sentence_about_other_things_is_shown(shop: Recommender, reply: str) -> None:
     from recsys.retrieval.rag.ask_reply import CatalogueTitles, checked_reply
@@ -231,6 +261,10 @@ def test_facts_without_a_model(shop: Recommender, asker: Asker) -> None:
     unknown = asker.ask("u0", "Which maker did I like most?")
     assert unknown.table is not None and unknown.table.result is None and "no answer" in unknown.text
     assert "no event of this user is known" in asker.ask("nobody", "what did I buy?").notes
+    for denied in ("How many ships did I not have?", "How many ships have I never had?", "what haven't I bought?",
+                   "How many events of cheap old ships, not of shabby ones, did I have?"):  # fmt: skip
+        answer = asker.ask("u0", denied, facts=True)
+        assert answer.table is not None and answer.table.result is None, f"{denied} is no count of what was had"
 
 
 def test_a_model_s_query_runs_is_mended_once_and_must_be_about_the_user(

@@ -7,9 +7,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recsys.retrieval.rag.ask_filter import Filter, FilterColumns
-from recsys.retrieval.rag.ask_model import read_filters, united
+from recsys.retrieval.rag.ask_model import read_filters, united, without_denied
 from recsys.retrieval.rag.ask_words import (
     asks_for_facts,
     asks_for_others,
@@ -19,8 +21,15 @@ from recsys.retrieval.rag.ask_words import (
     starts_over,
 )
 from recsys.retrieval.rag.sql.column_values import ColumnValues
+from recsys.retrieval.rag.words import content_words
 
 ANSWERS = yaml.safe_load((Path(__file__).parent / "hostile" / "ask_filters.yaml").read_text(encoding="utf-8"))
+
+
+WORDS = [
+    *"no not without nothing but don't anything by brio trains dolls red or and , wood under 20 free".split(),
+    "in stock",
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +61,100 @@ def columns(shop_items: pl.DataFrame) -> FilterColumns:
     ],
 )
 def test_words_become_filters(columns: FilterColumns, question: str, expected: list[str]) -> None:
-    found, notes = filters_in(question, columns)
-    assert [str(one) for one in found] == expected
-    assert notes == []
+    read = filters_in(question, columns)
+    assert [str(one) for one in read.filters] == expected
+    assert read.notes == read.unread == []
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("a toy, nothing from brio", ["maker is not Brio"]),
+        ("no toys by brio", ["maker is not Brio"]),
+        ("nothing made by brio", ["maker is not Brio"]),
+        ("I don't want anything by brio", ["maker is not Brio"]),
+        ("I don’t want to see trains", ["kind is not train"]),
+        ("a gift, anyone but brio", ["maker is not Brio"]),
+        ("something different from trains", ["kind is not train"]),
+        ("a train without wood by brio", ["kind is train", "tags is not wood", "maker is Brio"]),
+        ("wood-free trains", ["tags is not wood", "kind is train"]),
+        ("not a train or a ship", ["kind is not train", "kind is not ship"]),
+        ("no dolls, cars or ships", ["kind is not doll", "kind is not car", "kind is not ship"]),
+        ("neither trains nor ships", ["kind is not train", "kind is not ship"]),
+        ("no dolls for my son who likes trains", ["kind is not doll", "kind is train"]),
+        ("no dolls but trains", ["kind is not doll", "kind is train"]),
+        ("no red trains", ["not (kind is train and colors is red)"]),
+        ("nothing with number 7", ["title without “number 7”"]),
+        ("no green ship please", ["not (kind is ship and colors is green)"]),
+        ("nothing over 50 dollars", ["price at most 50"]),
+        ("I do not want to spend more than 50 dollars", ["price at most 50"]),
+        ("no more than 50 dollars for a train", ["kind is train", "price at most 50"]),
+        ("not under 20 dollars", ["price at least 20"]),
+        ("nothing made before the year 2000", ["year at least 2000"]),
+        ("not from the 1990s", ["year not from 1990 to 1999"]),
+        # two denials, or none at all
+        ("nothing but trains", ["kind is train"]),
+        ("nothing except trains", ["kind is train"]),
+        ("no toys other than trains", ["kind is train"]),
+        ("not without wood", ["tags is wood"]),
+        ("not only trains", ["kind is train"]),
+        ("why not a train?", ["kind is train"]),
+        ("No, a train please", ["kind is train"]),
+        ("I don't care, a train", ["kind is train"]),
+        ("trains I haven't seen", ["kind is train"]),
+    ],
+)
+def test_what_is_denied_is_excluded_and_nothing_else(
+    columns: FilterColumns, question: str, expected: list[str]
+) -> None:
+    read = filters_in(question, columns)
+    assert [str(one) for one in read.filters] == expected
+    assert read.notes == read.unread == []
+
+
+@pytest.mark.parametrize(
+    ("question", "expected", "unread"),
+    [
+        ("don't exclude trains", [], "don't exclude trains"),
+        ("no cheap plastic trains", [], "no cheap plastic trains"),
+        ("nothing by an unheard of maker", [], "nothing by an unheard of maker"),
+        ("no dolls, trains please", ["kind is not doll"], "no dolls, trains"),
+        ("no dolls under 20 dollars", ["kind is not doll"], "no dolls under 20"),
+        ("nothing that is not in stock", [], "nothing that is not in stock"),
+        ("a not too expensive train", ["kind is train"], "not too expensive"),
+    ],
+)
+def test_a_denial_that_is_not_plain_is_said_and_never_guessed(
+    columns: FilterColumns, question: str, expected: list[str], unread: str
+) -> None:
+    read = filters_in(question, columns)
+    assert [str(one) for one in read.filters] == expected
+    assert read.unread == [unread] and unread in read.unread_notes()[0]
+    assert not set(content_words(unread)) & set(left_words(question, read.filters, read.unread)), "nor searched for"
+
+
+def test_a_refused_title_leaves_out_its_items_only(columns: FilterColumns, shop_items: pl.DataFrame) -> None:
+    for part, refused in (("number 7", {"i7"}), ("the green doll number 11", {"i11"}), ("Number 1", {"i1"})):
+        left = set(shop_items["item_id"].filter(columns.mask(filters_in(f"anything but {part}", columns).filters)))
+        assert set(shop_items["item_id"]) - left == refused, part
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join))
+def test_no_order_of_words_breaks_the_rules(columns: FilterColumns, question: str) -> None:
+    read = filters_in(question, columns)
+    assert len(columns.mask(read.filters)) == 30
+    assert all(stretch in question for stretch in read.unread)
+    values = [(one.column, value) for one in read.filters if not one.negate for value in one.values]
+    assert not {
+        (one.column, value) for one in read.filters if one.negate and not one.together for value in one.values
+    } & {*values}, "no value is both asked for and excluded"
 
 
 def test_a_number_that_fits_no_column_is_said(columns: FilterColumns) -> None:
-    found, notes = filters_in("a train with under 9000000 wheels", columns)
-    assert [str(one) for one in found] == ["kind is train"]
-    assert len(notes) == 1 and "9000000" in notes[0]
+    read = filters_in("a train with under 9000000 wheels", columns)
+    assert [str(one) for one in read.filters] == ["kind is train"]
+    assert len(read.notes) == 1 and "9000000" in read.notes[0]
 
 
 FILTERS = [
@@ -77,6 +171,9 @@ FILTERS = [
     Filter(column="price", at_least=10.5, at_most=40),
     Filter(column="price", at_least=10.5, negate=True),
     Filter(column="year", at_least=1990, at_most=1999),
+    Filter(column="year", at_least=1990, at_most=1999, negate=True),
+    Filter(column="title", values=("green Dolls",), within=True, negate=True),
+    Filter(column="kind", values=("ship",), negate=True, together=(Filter(column="colors", values=("red",)),)),
     Filter(column="in_stock", values=(True,)),
     Filter(column="in_stock", values=(False,), negate=True),
 ]
@@ -104,14 +201,24 @@ def test_the_table_and_sql_agree_on_every_filter(columns: FilterColumns, shop_it
 
 def test_filters_of_a_conversation_go_on_are_replaced_and_end(columns: FilterColumns) -> None:
     def after(earlier: list[Filter], question: str) -> list[str]:
-        return [str(one) for one in carried_over(earlier, filters_in(question, columns)[0], question)]
+        return [str(one) for one in carried_over(earlier, filters_in(question, columns).filters, question)]
 
-    first = filters_in("a wood train under 40 dollars", columns)[0]
+    first = filters_in("a wood train under 40 dollars", columns).filters
     assert after(first, "in stock") == ["tags is wood", "kind is train", "price at most 40", "in stock is yes"]
     assert after(first, "rather a ship") == ["tags is wood", "price at most 40", "kind is ship"]
     assert after(first, "no, not a train") == ["tags is wood", "price at most 40", "kind is not train"]
     assert after(first, "under 20 dollars") == ["tags is wood", "kind is train", "price at most 20"]
     assert after(first, "over 10 dollars") == ["tags is wood", "kind is train", "price at most 40", "price at least 10"]
+    assert after(first, "no red trains")[-2:] == ["price at most 40", "not (kind is train and colors is red)"]
+    refused = filters_in("no red trains, not from the 1990s, no green doll number 11", columns).filters
+    assert after(refused, "a train") == [*(str(one) for one in refused), "kind is train"]
+    assert "not (kind is train and colors is red)" not in after(refused, "a red train")
+    assert after(refused, "from the 1990s")[-1] == "year from 1990 to 1999"
+    assert "year not from 1990 to 1999" not in after(refused, "from the 1990s")
+    titles = [one for one in refused if one.within]
+    assert [str(one) for one in titles] == ["title without “green doll number 11”"]
+    assert after(titles, "rather the green doll number 11") == ["colors is green", "kind is doll"]
+    assert after(titles, "a ship") == ["title without “green doll number 11”", "kind is ship"]
     assert after(first, "start over: a doll") == ["kind is doll"]
 
 
@@ -126,7 +233,7 @@ def test_kinds_of_questions() -> None:
 
 def test_what_no_filter_says_is_left_to_search_for(columns: FilterColumns) -> None:
     question = "I want a wood train with bells"
-    assert left_words(question, filters_in(question, columns)[0]) == ["bell"]
+    assert left_words(question, filters_in(question, columns).filters) == ["bell"]
 
 
 QUESTION = "a train in green under 20 dollars, by kits, of wood"
@@ -152,11 +259,22 @@ def test_a_good_answer_is_taken_and_a_bad_part_of_it_named(columns: FilterColumn
     assert [str(one) for one in read.filters] == ["kind is train", "price at most 20", "colors is not green"]
     assert not read.malformed and len(read.dropped) == 2
     assert "submarine" in read.dropped[0] and "size" in read.dropped[1]
-    rules, _ = filters_in(QUESTION, columns)
+    rules = filters_in(QUESTION, columns).filters
     both = [str(one) for one in united(read.filters, rules)]
     assert (
         both[:3] == [str(one) for one in read.filters] and "tags is wood" in both and both.count("kind is train") == 1
     )
+
+
+def test_a_model_does_not_turn_a_plain_exclusion_round(columns: FilterColumns) -> None:
+    question = "a train, nothing by brio, no ships"
+    answer = '[{"column": "maker", "is": ["Brio"]}, {"column": "kind", "is": ["train", "ship"]}]'
+    rules = filters_in(question, columns).filters
+    read = without_denied(read_filters(answer, question, columns, columns.values.match(question)), rules)
+    assert [str(one) for one in read.filters] == ["kind is train"]
+    assert any("excludes “Brio”" in said for said in read.dropped)
+    both = [str(one) for one in united(read.filters, rules)]
+    assert both == ["kind is train", "maker is not Brio", "kind is not ship"]
 
 
 def test_a_model_may_be_believed_beyond_the_words(columns: FilterColumns) -> None:

@@ -15,7 +15,7 @@ import yaml
 from recsys.events import Event
 
 pytest.importorskip("duckdb", reason="needs the extra rag")
-from recsys.retrieval.rag.sql.checked_query import SqlError  # noqa: E402
+from recsys.retrieval.rag.sql.checked_query import CheckedQuery, SqlError  # noqa: E402
 from recsys.retrieval.rag.sql.limits import SqlLimits  # noqa: E402
 from recsys.retrieval.rag.sql.tables import ItemDatabase  # noqa: E402
 from recsys.retrieval.rag.sql.words import FUNCTIONS  # noqa: E402
@@ -125,6 +125,25 @@ def test_what_the_check_refuses_the_database_refuses_too(statement: str, folder:
         with pytest.raises(duckdb.Error):
             connection.execute(statement.replace("{dir}", str(folder))).fetchall()
     assert state(folder, database.path.parent) == before and len(a_frame_of_python) == 1
+
+
+def test_each_lock_holds_by_itself(database: ItemDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is attached for reading, settings are locked, and a query that passed the check could not write."""
+    import duckdb
+
+    with database.open([Event(item_id="i1")], LIMITS) as tables:
+        connection = tables._connection
+        assert connection is not None
+        with pytest.raises(duckdb.Error, match="read-only"):
+            connection.execute("DELETE FROM catalogue.items")
+        locks = ("enable_external_access", "lock_configuration", "python_enable_replacements")
+        found = [connection.execute(f"SELECT current_setting('{name}')").fetchone() for name in locks]
+        assert found == [(False,), (True,), (False,)]
+        write = CheckedQuery("DELETE FROM history", frozenset())
+        monkeypatch.setattr("recsys.retrieval.rag.sql.tables.checked_query", lambda *_: write)
+        with pytest.raises(SqlError, match="read-only"):
+            tables.query("SELECT 1")
+        assert connection.execute("SELECT count(*) FROM history").fetchone() == (1,)
 
 
 def test_what_is_refused_by_name_exists(database: ItemDatabase) -> None:

@@ -99,6 +99,10 @@ def test_errors_say_what_to_change(shop_items: pl.DataFrame) -> None:
         with pytest.raises(SqlError, match="about the table history"):
             tables.query("SELECT * FROM items", must_read=("history",))
         assert tables.query("SELECT count(*) FROM history", must_read=("history",)).rows == ((4,),)
+        for hidden in ("WITH history AS (SELECT * FROM items) SELECT count(*) FROM history",
+                       "SELECT * FROM (WITH History AS (SELECT 9 AS n) SELECT n FROM history)"):  # fmt: skip
+            with pytest.raises(SqlError, match="there is a table of that name"):
+                tables.query(hidden, must_read=("history",))
 
 
 def test_a_query_ends_at_its_time_and_at_the_deadline(shop_items: pl.DataFrame) -> None:
