@@ -161,12 +161,7 @@ class CandidateScorer(nn.Module):
         check_exportable(model.config)
         if model.action_head is None:
             raise InputError("this model has no ranking head, so there is no candidate scorer to export")
-        self.model, self.config = model, model.config
-        self.register_buffer("scale_A", torch.from_numpy(calibration.scale_A).float())
-        self.register_buffer("offset_A", torch.from_numpy(calibration.offset_A).float())
-
-    scale_A: Tensor
-    offset_A: Tensor
+        self.model, self.config, self.calibration = model, model.config, calibration
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -236,7 +231,7 @@ class CandidateScorer(nn.Module):
         user_BD = model.user_vectors(num_requests, user)
         user_ND = user_BD[:, None].expand(-1, columns, -1).reshape(num_requests * columns, user_BD.shape[1])
         logit_NA = model.action_head(z_ND, vector_ND, feature_RF=feature_NF, user_RD=user_ND)[:, : config.num_actions]
-        prob_NA = torch.sigmoid(logit_NA * self.scale_A + self.offset_A)
+        prob_NA = self.calibration.probabilities(logit_NA)
         return {"probability": prob_NA.view(num_requests, columns, config.num_actions)}
 
 
