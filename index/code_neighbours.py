@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recsys.index.parts import checked_parts, write_parts
+from recsys.index.stored_checks import check_header, check_ids, check_tensor
 from recsys.index.tensor_file import write_tensors
 
 __all__ = ["CodeNeighbours"]
@@ -127,7 +129,25 @@ class CodeNeighbours:
         """
         header = checked_parts(folder, _MANIFEST, format=_FORMAT, format_version=_FORMAT_VERSION, parts=(_TENSORS,))
         tensors = load_file(folder / _TENSORS)
-        return cls(tensors["neighbour"], tensors["entry"], str(header["code_hash"]))
+        try:
+            check_header(header, code_hash=str)
+            _check_graph(tensors)
+        except ValueError as error:
+            raise ValueError(f"{folder / _TENSORS}: {error}; build and save the graph again") from None
+        return cls(tensors["neighbour"], tensors["entry"], header["code_hash"])
+
+
+def _check_graph(tensors: Mapping[str, Tensor]) -> None:
+    neighbour_IM = check_tensor("neighbour", tensors.get("neighbour"), torch.int32, 2)
+    entry_E = check_tensor("entry", tensors.get("entry"), torch.int64, 1)
+    num_items = len(neighbour_IM)
+    if not neighbour_IM.numel() or not len(entry_E):
+        raise ValueError("it holds no items, or none that a walk could begin at")
+    check_ids("neighbour", neighbour_IM, -1, num_items)
+    check_ids("neighbour, the next item of the ring,", neighbour_IM[:, -1], 0, num_items)
+    check_ids("entry", entry_E, 0, num_items)
+    if bool((entry_E.diff() <= 0).any()):
+        raise ValueError("entry must rise")
 
 
 def code_hash(code_IJ: Tensor) -> str:

@@ -209,7 +209,7 @@ class ExactIndex:
         num_queries = len(query_QD)
         step = min(self.block_items or max(1, _SCORES_AT_ONCE // num_queries), reachable)
         buffer = torch.empty(num_queries * step, device=device)
-        place_P, query_P = _excluded_pairs(exclude_QE, allow_N, self.num_items)
+        place_P, query_P = _excluded_pairs(exclude_QE, allow_N, self.num_items, device)
         lows = list(range(0, reachable, step))
         edges = torch.searchsorted(place_P, torch.tensor([*lows, reachable], device=device)).tolist()
         for block, low in enumerate(lows):
@@ -262,10 +262,12 @@ class ExactIndex:
         return index
 
 
-def _excluded_pairs(exclude_QE: Tensor | None, allow_N: Tensor | None, num_items: int) -> tuple[Tensor, Tensor]:
+def _excluded_pairs(
+    exclude_QE: Tensor | None, allow_N: Tensor | None, num_items: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Excluded (place in the searched order, query) pairs, sorted by place."""
     if exclude_QE is None:
-        none = torch.empty(0, dtype=torch.int64, device=None if allow_N is None else allow_N.device)
+        none = torch.empty(0, dtype=torch.int64, device=device)
         return none, none
     query_P, slot_P = ((exclude_QE >= 0) & (exclude_QE < num_items)).nonzero(as_tuple=True)
     place_P = exclude_QE[query_P, slot_P]

@@ -46,6 +46,10 @@ class IsotonicCurve:
         if len(logit_P) == 1:
             return torch.full_like(logits, float(probability_P[0]), dtype=torch.float64)
         at = logits.double().clamp(logit_P[0], logit_P[-1]).contiguous()
-        right = torch.searchsorted(logit_P, at, right=True).clamp(1, len(logit_P) - 1)
+        if torch.compiler.is_compiling():  # ONNX has no binary search
+            right = (logit_P <= at[..., None]).sum(-1)
+        else:
+            right = torch.searchsorted(logit_P, at, right=True)
+        right = right.clamp(1, len(logit_P) - 1)
         share = (at - logit_P[right - 1]) / (logit_P[right] - logit_P[right - 1])
         return torch.lerp(probability_P[right - 1], probability_P[right], share)

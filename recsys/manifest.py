@@ -94,8 +94,11 @@ class Manifest:
         if missing:
             raise InputError(f"{path} has no {missing[0]!r}; {_AGAIN}")
         for name, kind in _TYPES.items():
-            if type(raw[name]) is not kind or (kind is int and not 0 <= raw[name] < 2**62 and name != "max_timestamp"):
+            least = -(2**62) if name == "max_timestamp" else -1
+            if type(raw[name]) is not kind or (kind is int and not least < raw[name] < 2**62):
                 raise InputError(f"{path}: {name} must be {kind.__name__}, got {shown(raw[name])}; {_AGAIN}")
+        if raw["clock"] not in ("real", "order"):
+            raise InputError(f"{path}: clock must be 'real' or 'order', got {shown(raw['clock'])}; {_AGAIN}")
         for name in ("actions", "positives", "negatives", "surfaces"):
             if not all(isinstance(word, str) for word in raw[name]) or len(set(raw[name])) != len(raw[name]):
                 raise InputError(f"{path}: {name} must be different names; {_AGAIN}")

@@ -33,7 +33,7 @@ from recsys.past_counts import history_counts
 from recsys.positive_age import age_after, positive_ages
 from recsys.recent import recent_positives
 from recsys.set_codes import SetCodes
-from recsys.time_features import UNKNOWN_GAP
+from recsys.time_features import request_gap
 from recsys.user_state import UserStates, pad_packed
 from recsys.weight_shapes import check_shapes
 
@@ -344,7 +344,7 @@ class UnifiedModel(nn.Module):
     def query(self, states: UserStates, at_B: Tensor, surface_B: Tensor) -> Tensor:
         """[B, D]: the learned score of item i is the inner product with ``item_vectors()[i]``."""
         known = torch.ones_like(at_B, dtype=torch.bool)
-        gap_B = _gap(at_B, states.last_time_B)
+        gap_B = request_gap(at_B, states.last_time_B)
         return self.query_packed(states.last_BD, surface_B, at_B, known, gap_B, states.user_BD)
 
     @torch.no_grad()
@@ -491,7 +491,7 @@ class UnifiedModel(nn.Module):
         vector_ND = lookup(rows.item_N)
         x_ND = self.candidate_tokens(
             vector_ND, states.last_actions.at(each), rows.surface_N, rows.time_N,
-            _gap(at_B, states.last_time_B)[each], rows.visible_N, states.positive_age_B[each],
+            request_gap(at_B, states.last_time_B)[each], rows.visible_N, states.positive_age_B[each],
         )  # fmt: skip
         z_ND, _ = self.encoder.delta(
             x_ND, rows, states.cache, states.num_rows_B[:, None], own="self",
@@ -548,10 +548,6 @@ class UnifiedModel(nn.Module):
         for kind in model.codes.sizes:
             model.codes.check(kind, model.codes.of(kind))
         return model.eval()
-
-
-def _gap(at_B: Tensor, last_time_B: Tensor) -> Tensor:
-    return torch.where(last_time_B >= 0, (at_B - last_time_B).clamp_min(0), UNKNOWN_GAP)
 
 
 def _newest_first(new_BM: Tensor, old_BM: Tensor) -> Tensor:

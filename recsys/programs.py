@@ -25,7 +25,7 @@ from recsys.layouts import ActionInput
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.packing import CandidateRows
-from recsys.time_features import UNKNOWN_GAP
+from recsys.time_features import UNKNOWN_GAP, request_gap
 
 __all__ = ["CandidateScorer", "Port", "QueryTower", "check_exportable"]
 
@@ -144,7 +144,7 @@ class QueryTower(nn.Module):
         user_BD = model.user_vectors(num_requests, user)
         query_BD = model.query_packed(
             last_BD, _inside(at_surface, config.num_surfaces, 0), at, torch.ones_like(at, dtype=torch.bool),
-            _gap(at, last_time_B), user_BD,
+            request_gap(at, last_time_B), user_BD,
         )  # fmt: skip
         age_B = torch.where(newest_B >= 0, num_rows_B - newest_B, 0)
         keys, values = (torch.stack([layer[part] for layer in cache]) for part in (0, 1))
@@ -160,12 +160,7 @@ class CandidateScorer(nn.Module):
         check_exportable(model.config)
         if model.action_head is None:
             raise InputError("this model has no ranking head, so there is no candidate scorer to export")
-        self.model, self.config = model, model.config
-        self.register_buffer("scale_A", torch.from_numpy(calibration.scale_A).float())
-        self.register_buffer("offset_A", torch.from_numpy(calibration.offset_A).float())
-
-    scale_A: Tensor
-    offset_A: Tensor
+        self.model, self.config, self.calibration = model, model.config, calibration
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -222,7 +217,7 @@ class CandidateScorer(nn.Module):
         vector_ND = model.items.rows(item_N)
         hidden = ActionInput(torch.zeros_like(item_N), torch.zeros_like(item_N), torch.ones_like(item_N).bool())
         x_ND = model.candidate_tokens(
-            vector_ND, hidden, surface_N, rows.time_N, each(_gap(at, last_time)), rows.visible_N,
+            vector_ND, hidden, surface_N, rows.time_N, each(request_gap(at, last_time)), rows.visible_N,
             each(positive_age),
         )  # fmt: skip
         z_ND, _ = model.encoder.delta(
@@ -235,7 +230,7 @@ class CandidateScorer(nn.Module):
         user_BD = model.user_vectors(num_requests, user)
         user_ND = user_BD[:, None].expand(-1, columns, -1).reshape(num_requests * columns, user_BD.shape[1])
         logit_NA = model.action_head(z_ND, vector_ND, feature_RF=feature_NF, user_RD=user_ND)[:, : config.num_actions]
-        prob_NA = torch.sigmoid(logit_NA * self.scale_A + self.offset_A)
+        prob_NA = self.calibration.probabilities(logit_NA)
         return {"probability": prob_NA.view(num_requests, columns, config.num_actions)}
 
 
@@ -251,10 +246,6 @@ def state_ports(config: ModelConfig) -> tuple[Port, ...]:
         Port("last_time", "int64", ("requests",), "time of the last one; -1 where there is none or it is not known"),
         Port("positive_age", "int64", ("requests",), "events since the last positive one; 0 where none is visible"),
     )
-
-
-def _gap(at_B: Tensor, last_time_B: Tensor) -> Tensor:
-    return torch.where(last_time_B >= 0, (at_B - last_time_B).clamp_min(0), UNKNOWN_GAP)
 
 
 def _inside(index: Tensor, size: int, other: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recsys.embedding_table import EmbeddingTable
 from recsys.model_config import ModelConfig
 
-__all__ = ["GAP_BOUNDARIES", "NUM_BUCKETS", "UNKNOWN_GAP", "ContextFeatures", "TimeBias", "gap_bucket"]
+__all__ = ["GAP_BOUNDARIES", "NUM_BUCKETS", "UNKNOWN_GAP", "ContextFeatures", "TimeBias", "gap_bucket", "request_gap"]
 
 _DAY, _WEEK = 86_400, 604_800
 GAP_BOUNDARIES = sorted({math.ceil(math.exp(0.301 * power)) for power in range(1, 65)})
@@ -29,6 +29,11 @@ def gap_bucket(gap_seconds: Tensor) -> Tensor:
     """Bucket of integer gaps of any shape; negative gaps are *unknown*."""
     bucket = torch.bucketize(gap_seconds, _BOUNDS.to(gap_seconds.device), right=True)
     return torch.where(gap_seconds < 0, NUM_BUCKETS - 1, bucket)
+
+
+def request_gap(at_B: Tensor, last_time_B: Tensor) -> Tensor:
+    """Seconds from the last event of a user state to a request; unknown where that time is (-1)."""
+    return torch.where(last_time_B >= 0, (at_B - last_time_B).clamp_min(0), UNKNOWN_GAP)
 
 
 class TimeBias(nn.Module):

@@ -12,8 +12,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from recsys.dataset import Dataset
     from recsys.model import UnifiedModel
 
@@ -42,6 +47,78 @@ def root() -> Path:
 def device() -> torch.device:
     """CUDA where there is a device, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+_COPIES = {torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default}
+_INDEXES = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten._index_put_impl_.default}
+
+
+class _Elsewhere(torch.Tensor):
+    """Numbers on the CPU that say they are on the device ``meta``."""
+
+    numbers: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, numbers: torch.Tensor) -> _Elsewhere:
+        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, numbers.shape, strides=numbers.stride(), dtype=numbers.dtype, device="meta"
+        )
+        made.numbers = numbers
+        return made
+
+    def tolist(self) -> Any:
+        return self.numbers.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _on_one_device(func, args, kwargs or {})
+
+
+def _on_one_device(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operation as a machine with two devices would: an error where its tensors are not on one."""
+    given, layout = tree_flatten((args, kwargs))
+    there = [value for value in given if isinstance(value, _Elsewhere)]
+    read = args[:1] + args[2:] if func in _INDEXES and isinstance(args[0], _Elsewhere) else given  # by an index of ours
+    here = [x for x in read if isinstance(x, torch.Tensor) and not isinstance(x, _Elsewhere) and x.dim()]
+    if there and here and func not in _COPIES:
+        raise RuntimeError(f"{func} of tensors on two devices")
+    args, kwargs = tree_unflatten([x.numbers if isinstance(x, _Elsewhere) else x for x in given], layout)
+    device = kwargs.get("device")
+    if func is torch.ops.aten.copy_.default:
+        func(*args)
+        return given[0]
+    found = func(*args, **kwargs if device is None else {**kwargs, "device": torch.device("cpu")})
+    stays = bool(there) if device is None else torch.device(device).type == "meta"
+    before = {id(x.numbers): x for x in there}
+
+    def said(value: Any) -> Any:
+        if id(value) in before:
+            return before[id(value)]
+        return _Elsewhere(value) if stays and isinstance(value, torch.Tensor) else value
+
+    return tree_map(said, found)
+
+
+class _Devices(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _on_one_device(func, args, kwargs or {})
+
+
+class _Constants(TorchFunctionMode):
+    """``torch.tensor(…, device="meta")`` with its numbers, which torch would drop."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.tensor and kwargs.get("device") is not None:
+            return torch.tensor(*args, **{**kwargs, "device": "cpu"}).to(kwargs["device"])
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[torch.device]:
+    """A second device to compute on, without gradients: as on a GPU, mixing it with the CPU is an error."""
+    with _Devices(), _Constants():
+        yield torch.device("meta")
 
 
 @pytest.fixture(scope="session")

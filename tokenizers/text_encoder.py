@@ -126,9 +126,10 @@ class TextEncoder:
         """Load a model that :func:`copy_encoder` would accept. Nothing is looked up in a network.
 
         Raises:
-            ValueError: sentence-transformers is missing, or the folder holds no model that it can read.
+            ValueError: sentence-transformers is missing, or the folder holds no model that it can read, or one that
+                could run code when it is read.
         """
-        _check_modules(folder)
+        check_encoder(folder)
         with offline_loading():
             try:
                 from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found, unused-ignore]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -71,6 +73,34 @@ def test_blocks_and_seeds_decide_what_they_should(monkeypatch):
     one_by_one = CodeNeighbours.build(code_IJ, vector_JKD, seed=1)
     same = (first.neighbour_IM == one_by_one.neighbour_IM).float().mean()
     assert same > 0.95  # sums of a product round otherwise in another batch
+
+
+@pytest.mark.parametrize(
+    ("part", "place", "value", "said"),
+    [
+        ("neighbour_IM", (3, 0), 60, r"neighbour must be from -1 to 59, got .* to 60"),
+        ("neighbour_IM", (3, 0), -2, r"neighbour must be from -1 to 59, got -2 to"),
+        ("neighbour_IM", (3, -1), -1, r"the next item of the ring, must be from 0"),
+        ("entry_E", (0,), -1, r"entry must be from 0"),
+        ("entry_E", (1,), 0, r"entry must rise"),
+    ],
+)
+def test_a_foreign_graph_leads_nowhere_else(part, place, value, said, tmp_path):
+    graph = CodeNeighbours.build(*made(60), num_neighbours=5)
+    getattr(graph, part)[place] = value
+    graph.save(tmp_path)
+    with pytest.raises(ValueError, match=said + r".*build and save the graph again"):
+        CodeNeighbours.load(tmp_path)
+
+
+def test_a_graph_without_its_tensors_is_refused(tmp_path):
+    graph = CodeNeighbours.build(*made(60), num_neighbours=5)
+    replace(graph, neighbour_IM=graph.neighbour_IM.long()).save(tmp_path)
+    with pytest.raises(ValueError, match=r"neighbour is torch.int64 .* and not torch.int32"):
+        CodeNeighbours.load(tmp_path)
+    replace(graph, entry_E=graph.entry_E[:0]).save(tmp_path)
+    with pytest.raises(ValueError, match=r"none that a walk could begin at"):
+        CodeNeighbours.load(tmp_path)
 
 
 def test_saved_and_loaded_is_the_same_and_belongs_to_its_codes(tmp_path):

@@ -80,9 +80,10 @@ def test_memory_of_a_search_is_bounded_by_the_block():
 
 
 @settings(deadline=None)
-@given(width=st.integers(1, 200), k=st.integers(1, 20), seed=st.integers(0, 2**16))
-def test_largest_by_groups_equals_topk(width, k, seed):
-    score = torch.randint(-5, 6, (3, width), generator=torch.Generator().manual_seed(seed)).float()
+@given(width=st.integers(1, 400), k=st.integers(1, 12), most=st.sampled_from([5, 10**6]), seed=st.integers(0, 2**16))
+def test_largest_by_groups_equals_topk(width, k, most, seed):
+    score = torch.randint(-most, most + 1, (3, width), generator=torch.Generator().manual_seed(seed)).float()
+    score[0] = torch.arange(width).float()  # the best stand in the last columns, which may be no whole group
     k = min(k, width)
     value, column = largest(score, k)
     assert torch.equal(value.sort(1, descending=True).values, score.topk(k).values)
@@ -97,3 +98,13 @@ def test_topk_orders_negative_zero_and_subnormal_scores():
     assert kept.tolist() == [[2_000_000_000, 7, 2, 9, 8, 5, -1, -1]]
     assert best[0, 0] == 3.0
     assert best[0, -2:].tolist() == [-torch.inf, -torch.inf]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (0, 2, 1)])
+def test_an_item_that_rounding_hides_behind_many_others_is_found(order):
+    """2^24 + 1 − 2^24 is 1, and 0 where float32 adds it up in that order."""
+    hidden = torch.tensor([2.0**24, 1.0, -(2.0**24)])[list(order)]
+    vectors = torch.cat([torch.tensor([[0.0, 0.5, 0.0]]).repeat(200, 1), hidden[None]])
+    for block_items in (None, 64):
+        hits = ExactIndex(vectors, block_items=block_items).search(torch.ones(1, 3), 2)
+        assert hits.ids_QK.tolist() == [[200, 0]] and hits.scores_QK.tolist() == [[1.0, 0.5]]

@@ -286,6 +286,23 @@ def test_search_on_a_gpu_equals_the_cpu(kind):
     assert recall(hits, reference) >= (1 if kind in EXACT_KINDS else 0.9)
 
 
+@pytest.mark.parametrize("lists", ["none", "exclusions", "allowed", "both"])
+@pytest.mark.parametrize("k", [5, 590])
+def test_exact_search_makes_nothing_on_a_device_of_its_own(lists, k, elsewhere):
+    vectors, queries = catalogue()
+    gone = torch.arange(len(vectors)) % 9 == 0
+    exclude = torch.arange(len(queries))[:, None] if lists in ("exclusions", "both") else None
+    allow = torch.arange(0, len(vectors), 2) if lists in ("allowed", "both") else None
+    plain = ExactIndex(vectors).without(gone).search(queries, k, exclude_QE=exclude, allow_N=allow)
+    index = ExactIndex(vectors.to(elsewhere)).without(gone.to(elsewhere))
+    for home in (elsewhere, queries.device):
+        limits = {"exclude_QE": exclude, "allow_N": allow}
+        there = {name: None if ids is None else ids.to(home) for name, ids in limits.items()}
+        hits = index.search(queries.to(home), k, **there)
+        assert hits.ids_QK.device == hits.scores_QK.device == home
+        assert torch.equal(hits.ids_QK.cpu(), plain.ids_QK) and torch.equal(hits.scores_QK.cpu(), plain.scores_QK)
+
+
 def test_items_that_came_moved_or_went(kind):
     """An index under way finds new items, forgets old vectors and gone items, and fills every place."""
     generator = torch.Generator().manual_seed(3)

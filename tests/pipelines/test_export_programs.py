@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,11 +20,12 @@ from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import Event
+from recsys.isotonic_curve import IsotonicCurve
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.pipelines.cli import main
 from recsys.pipelines.export import export_model
-from recsys.pipelines.export_programs import Run, history_tensors, largest_difference, load_program
+from recsys.pipelines.export_programs import Run, _write, history_tensors, largest_difference, load_program
 from recsys.programs import CandidateScorer, QueryTower, check_exportable
 from recsys.retrieval.recommender import Recommender
 
@@ -84,6 +86,16 @@ def test_the_wrappers_compute_what_the_model_computes(
     scorer = None if kind == "items only" else CandidateScorer(bundle.model, bundle.calibration)
     run = None if scorer is None else lambda inputs: scorer(**inputs)
     assert largest_difference(bundle, lambda inputs: tower(**inputs), run) <= 1e-5
+
+
+@pytest.mark.parametrize("suffix", ["pt2", pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow])])
+def test_probabilities_are_calibrated_by_curves_too(suffix: str, workplace: Path, tower: Run, tmp_path: Path):
+    bundle = Bundle.open(workplace / "bundle")
+    points = [(np.linspace(-3, 3, 7), np.array([0, 0.1, 0.1, 0.4, 0.4, 0.8, 1])), (np.zeros(1), np.array([0.3]))]
+    curves = {action: IsotonicCurve(*curve) for action, curve in enumerate(points)}
+    bundle = replace(bundle, calibration=replace(bundle.calibration, curves=curves))
+    _write(CandidateScorer(bundle.model, bundle.calibration).eval(), tmp_path / "scorer", suffix == "onnx")
+    assert largest_difference(bundle, tower, load_program(tmp_path / f"scorer.{suffix}")) <= 1e-5
 
 
 def test_a_fresh_process_reads_the_files_and_answers_as_the_bundle(workplace: Path):

@@ -21,6 +21,7 @@ from recsys.errors import InputError
 from recsys.pipelines.prepare.build import prepare_frames
 from recsys.tokenizers.item_columns import MAX_CATEGORIES
 from recsys.tokenizers.item_content import item_texts
+from recsys.tokenizers.text_encoder import TextEncoder
 from recsys.tokenizers.text_svd import TextSvd
 
 ITEMS = pl.DataFrame(
@@ -221,6 +222,15 @@ def test_several_encoders_and_vector_columns_are_relations(encoder: Path, tmp_pa
         made(tmp_path, items, text_encoder=f"vec={encoder}", item_features="vec")
     with pytest.raises(InputError, match="the name 'text' cannot be used"):
         made(tmp_path, items, text_encoder=f"text={encoder}")
+
+
+def test_no_encoder_is_loaded_from_a_pickle(encoder: Path) -> None:
+    assert TextEncoder.load(encoder).dim == 3
+    StandIn.loaded.clear()
+    (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="pytorch_model.bin holds weights as a pickle"):
+        TextEncoder.load(encoder)
+    assert not StandIn.loaded
 
 
 def test_encoder_that_cannot_be_used(encoder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from recsys.calibration import Calibration
@@ -62,3 +63,13 @@ def test_files_hold_what_was_fitted(tmp_path):
     again = Calibration.load(tmp_path / "calibration.safetensors")
     assert np.array_equal(found.scale_A, again.scale_A) and np.array_equal(found.offset_A, again.offset_A)
     assert not again.is_identity and Calibration.identity(3).is_identity
+
+
+def test_a_scale_at_its_bound_leaves_the_mean_logit_where_the_fit_put_it():
+    rng = np.random.default_rng(0)
+    logit_R1 = rng.normal(4.0, 1.0, (4000, 1)).astype(np.float32)
+    yes_R1 = rng.random((4000, 1)) < 1 / (1 + np.exp(2 * (logit_R1 - 4)))  # the larger the logit, the rarer
+    fitted = Calibration.fit(logit_R1, yes_R1, np.ones_like(yes_R1))
+    assert fitted.scale_A[0] == 0.1  # the least
+    chance = fitted.probabilities(torch.from_numpy(logit_R1))
+    assert float(chance.mean()) == pytest.approx(yes_R1.mean(), abs=0.03)

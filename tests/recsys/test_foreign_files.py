@@ -74,6 +74,7 @@ def test_data_outside_of_its_folder_is_not_read(data: Path, tmp_path: Path):
     [
         ("actions", 5), ("actions", ["a", "a"]), ("positives", ["other"]), ("num_users", "3"), ("num_items", -1),
         ("num_events", 10**30), ("files", ["x"]), ("files", {"x": 1}), ("split", []), ("clock", None),
+        ("clock", "sun"), ("max_timestamp", 10**30), ("max_timestamp", -(2**62)),
     ],
 )  # fmt: skip
 def test_a_manifest_with_odd_values_is_one_line(data: Path, name: str, value: Any):

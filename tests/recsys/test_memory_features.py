@@ -61,6 +61,23 @@ def test_values_of_pairs_are_those_of_the_graph(graph, monkeypatch, at_once):
     assert not pair_values(graph, torch.tensor([-1, 3]), torch.tensor([3, -1])).any()
 
 
+def test_pairs_need_not_lie_where_the_graph_does(graph, elsewhere):
+    source, target = (torch.randint(-1, graph.num_items, (200,)) for _ in range(2))
+    expected, there = pair_values(graph, source, target), graph.to(elsewhere)
+    assert expected.any()
+    for home in (elsewhere, source.device):
+        found = pair_values(there, source.to(home), target.to(home))
+        assert found.device == home and torch.equal(found.cpu(), expected)
+
+
+def test_slates_are_judged_with_a_graph_on_another_device(toy_dataset, graph, elsewhere):
+    user, item = np.arange(12), np.arange(12)
+    visible = np.diff(toy_dataset.events.offsets)[:12] // 2
+    rows = [MemoryLog(toy_dataset, own, RELATIONS, recent=4) for own in (graph, graph.to(elsewhere))]
+    here, there = (log.features(user, visible, item) for log in rows)
+    assert here.any() and np.array_equal(here, there)
+
+
 def test_features_of_one_row_by_hand():
     transitions = np.array([[0, 0.5, 0.5], [1, 0, 0], [0, 0, 0]])
     graph = ItemGraph.build(3, transitions=csr_matrix(transitions))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -213,6 +214,49 @@ def test_items_without_training_events_stay_out_of_the_denominator(toy_dataset):
         assert after == pytest.approx(before, rel=1e-5)
     counts[unused] = 1
     assert abs(float(Objective(model, counts)(batch).item) - before) > 1e-3
+
+
+def test_the_sampler_draws_as_often_as_the_correction_says(toy_model, monkeypatch):
+    """Targets that come as often as items train, random negatives evenly: the means of what is drawn in a step."""
+    model = UnifiedModel(replace(toy_model.config, retrieval_loss="sampled", num_negatives=24))
+    counts = torch.arange(model.config.num_items) ** 2
+    objective, drawn, said = Objective(model, counts), torch.zeros(len(counts)), {}
+
+    def seen(query_ND, targets_ND, target_N, negatives_MD, negative_M, log_target_N, log_negative_M, smoothing):
+        drawn.index_add_(0, negative_M, torch.ones(len(negative_M)))
+        for item, log in zip([*target_N, *negative_M], [*log_target_N, *log_negative_M], strict=True):
+            assert said.setdefault(int(item), float(log)) == float(log)
+        return query_ND.sum()
+
+    monkeypatch.setattr("recsys.objective.sampled_softmax_loss_sum", seen)
+    torch.manual_seed(0)
+    for _ in range(200):
+        target_N = torch.multinomial(counts.float(), 16, replacement=True)
+        objective._item_loss(torch.zeros(16, model.config.dim), target_N, None)
+    assert not drawn[0] and set(said) == set(range(1, len(counts)))
+    expected = torch.tensor([said[item] for item in range(1, len(counts))]).exp()
+    assert float(expected.sum()) == pytest.approx(24 + 16, rel=1e-4)
+    assert torch.allclose(drawn[1:] / 200, expected, rtol=0.15, atol=0.1)
+
+
+def test_a_place_that_is_not_known_stands_for_the_places_of_training(toy_model):
+    head = copy.deepcopy(toy_model.action_head)
+    share_P = torch.rand(toy_model.config.max_shown_rank).softmax(0)
+    head.set_priors(torch.full((toy_model.config.num_actions,), 0.3), share_P)
+    torch.nn.init.normal_(head.rank_bias.weight)
+    z, vector = torch.randn(2, 1, toy_model.config.dim).expand(2, len(share_P), -1)
+    at_each_PA, anywhere_A = head(z, vector, torch.arange(len(share_P))), head(z, vector)[0]
+    assert torch.allclose(share_P @ at_each_PA, anywhere_A, atol=1e-4)
+    assert at_each_PA.std(0).min() > 0.1
+    assert torch.allclose(head(z[:1], vector[:1], torch.tensor([10**6])), at_each_PA[-1:])  # later ones share it
+
+
+def test_some_requests_of_training_do_not_say_their_surface(toy_model):
+    model = UnifiedModel(replace(toy_model.config, surface_dropout=0.3)).train()
+    objective, surface = Objective(model, torch.ones(model.config.num_items)), torch.ones(4000, dtype=torch.int64)
+    assert float((objective._partly_hidden(surface) == 0).float().mean()) == pytest.approx(0.3, abs=0.03)
+    model.eval()
+    assert torch.equal(objective._partly_hidden(surface), surface)
 
 
 def test_dropout_of_ids_needs_content(toy_model):
