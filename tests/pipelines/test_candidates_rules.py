@@ -153,8 +153,10 @@ def test_allow_and_exclude_join_the_filters(
 
 
 def test_held_out_targets_have_their_own_times(bundle: Path, toy_dataset: Dataset, tmp_path: Path) -> None:
-    path = written(tmp_path / "rules.json", [FRESH, CAP])
-    candidates(bundle, toy_dataset.path, tmp_path / "out", k=7, split="test", retrievers="dense_learned", rules=path)
+    path = written(tmp_path / "rules.json", [FRESH, CAP, FLOOR])
+    candidates(
+        bundle, toy_dataset.path, tmp_path / "out", k=7, split="test", retrievers="dense_learned", rules=path, rank=1
+    )
     rec, requests, log = Recommender.load(bundle), toy_dataset.requests("test"), toy_dataset.events
     words, given = rec.bundle.vocabulary, read_rules(path)
     asked = []
