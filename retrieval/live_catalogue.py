@@ -102,7 +102,8 @@ class LiveCatalogue:
         back = restore if isinstance(restore, (str, bytes)) else list(restore)
         with self._lock:
             before = self.snapshot.bundle.vocabulary.items
-            self._state = _changed(self._state, rows, gone, back)
+            after = _changed(self._state, rows, gone, back)
+            self._state = after
             self._journal.add(before, rows, gone, back)
             self._items_came |= bool(rows)
 
