@@ -103,6 +103,12 @@ class ListRules:
         self._can_return_I[slice(None) if self.allow_N is None else self.allow_N] = True
         self._can_return_I[bundle.withdrawn_G] = False
         self._num_reachable = int(self._can_return_I.sum())
+        index = bundle.vocabulary.items.index
+        self._notes += [
+            f"pinned item {rule.item!r} is withdrawn, or left out by filters or lists, and will not be shown"
+            for rule in rules
+            if isinstance(rule, Pin) and not self._can_return_I[index([rule.item])[0]]
+        ]
         self._reorder: ListReorder | None = None
         self._num_lists = self._num_short = 0
 
@@ -116,7 +122,7 @@ class ListRules:
             raise InputError("a floor on an action needs probabilities; give --rank")
         if isinstance(rule, Pin) and index([rule.item])[0] < 0:
             raise InputError(f"pinned item {rule.item!r} is not in the catalogue of {self._bundle.path}")
-        if isinstance(rule, Boost) and rule.items and (index(rule.items) < 0).all():  # type: ignore[arg-type]
+        if isinstance(rule, Boost) and rule.items and (index(rule.items) < 0).all():
             raise InputError(f"the catalogue of {self._bundle.path} holds none of the items to boost")
 
     def _unknown(self, rule: Rule) -> Iterator[str]:

@@ -150,6 +150,7 @@ def test_allow_and_exclude_join_the_filters(
     same_as_recommended(bundle, toy_dataset, tmp_path / "out", path, 8, allow=left)
     said = " ".join(capsys.readouterr().out.split())
     assert "note: filters on item columns let" in said and "lists shorter than 8" in said
+    assert "note: pinned item 'i3' is withdrawn, or left out by filters or lists, and will not be shown" in said
 
 
 def test_held_out_targets_have_their_own_times(bundle: Path, toy_dataset: Dataset, tmp_path: Path) -> None:
