@@ -182,6 +182,7 @@ def test_many_exclusions_are_answered_in_portions(rec: Recommender, monkeypatch:
     monkeypatch.setattr(module, "MOST_EXCLUSIONS", 40)
     for ours, theirs in zip(rec.recommend_batch(requests), together, strict=True):
         assert ours.item_ids == theirs.item_ids
+        assert ours.timings["batch_size"] < 20 == theirs.timings["batch_size"]
 
 
 def test_quotes_of_odd_values_are_short_lines():
