@@ -37,6 +37,8 @@ class CandidatePlan:
     device: str
     rerank: dict[str, Any] | None = None
     """What decides the order of the first items; None = as retrieved."""
+    rules: str | None = None
+    """Hash of the file of business rules; None = there are none."""
     format_version: int = FORMAT_VERSION
 
     def difference(self, other: Any) -> str | None:

@@ -6,7 +6,7 @@ Suffixes: B = requests of a batch, K = hits, C = hits that are reordered.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.events import History, Requests
-from recsys.retrieval.reordering import ShortList
+from recsys.retrieval.reordering import Reordered, ShortList
 from recsys.retrieval.rerank.chain import RerankChain
 
 __all__ = ["ListReorder"]
@@ -34,7 +34,7 @@ class ListReorder:
         Args:
             bundle: that retrieves; its item table has the texts.
         """
-        self._chain, self._bundle = chain, bundle
+        self.chain, self._bundle = chain, bundle
         self._notes: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
 
@@ -58,7 +58,7 @@ class ListReorder:
         place_BK = np.broadcast_to(np.arange(item_BK.shape[1]), item_BK.shape).copy()
         lists: dict[int, ShortList] = {}
         for row, history in enumerate(histories):
-            row_C = item_BK[row, : self._chain.num_reordered]
+            row_C = item_BK[row, : self.chain.num_reordered]
             row_C = row_C[row_C >= 0].astype(np.int64)
             if len(row_C) < 2:
                 continue
@@ -73,18 +73,24 @@ class ListReorder:
                 surface=int(requests.surface[row]),
                 user_K=None if user_BF is None else user_BF[row],
             )
-        rows = list(lists)
+        for row, order in self.orders(lists).items():
+            place_BK[row, : len(order.places)] = order.places
+        return place_BK
+
+    def orders(self, lists: Mapping[int, ShortList]) -> dict[int, Reordered]:
+        """The order of every list, by any key; counted for :meth:`check` and :meth:`report`."""
+        rows, found = list(lists), dict[int, Reordered]()
         for low in range(0, len(rows), _AT_ONCE):
             part = rows[low : low + _AT_ONCE]
-            orders = self._chain.reorder([lists[row] for row in part], deadline=None)
+            orders = self.chain.reorder([lists[row] for row in part], deadline=None)
             for row, order in zip(part, orders, strict=True):
-                place_BK[row, : len(order.places)] = order.places
+                found[row] = order
                 self._notes.update(order.notes)
                 self._counts.update(order.counts)
                 self._counts["lists"] += 1
                 unchanged = list(order.places) == list(range(len(order.places)))
                 self._counts["silent"] += unchanged and order.counts.get("rerank_failed", 0) > 0
-        return place_BK
+        return found
 
     def check(self) -> None:
         """Refuse to go on where the reranker has not answered about a single list.
@@ -101,7 +107,7 @@ class ListReorder:
         lists = max(self._counts["lists"], 1)
         prompt, reused = self._counts["rerank_prompt_tokens"], self._counts["rerank_reused_tokens"]
         yield (
-            f"reranked {self._counts['lists']:,} lists with {self._chain.reranker.name}: "
+            f"reranked {self._counts['lists']:,} lists with {self.chain.reranker.name}: "
             f"{self._counts['rerank_calls'] / lists:.1f} calls, {prompt / lists:,.0f} prompt tokens "
             f"({reused / lists:,.0f} of them reused) and {self._counts['rerank_generated_tokens'] / lists:.1f} "
             "generated ones a list"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,19 +21,18 @@ from recsys.events import EventLog, History, Requests
 from recsys.index.hits import SourcedHits
 from recsys.packing import ranges
 from recsys.past_counts import PastSource
+from recsys.pipelines.candidate_rerank import ListReorder
+from recsys.pipelines.candidate_rules import ListRules
 from recsys.recent import recent_positives
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
 from recsys.retrieval.memory import MemoryRetriever, RecentItems
 from recsys.retrieval.protocol import source_labels
+from recsys.retrieval.rules.apply import Chosen
 from recsys.user_state import UserStates
 
-__all__ = ["CandidateLists", "CandidateSearch", "Reorder", "length_batches"]
+__all__ = ["CandidateLists", "CandidateSearch", "length_batches"]
 
 Ints = NDArray[np.int64]
-
-Reorder = Callable[[Sequence[History], Requests, Ints, NDArray[np.float32] | None, NDArray[np.float32] | None], Ints]
-"""From histories, requests, [B, K] items (-1 = empty), scores (None where they do not compare) and features of the
-users (None = unknown) to [B, K] places."""
 
 _EXCLUSIONS_AT_ONCE = 1 << 23
 """Places of one batch's exclusion matrix: 64 MiB. One user's history may be longer still."""
@@ -53,6 +53,8 @@ class CandidateLists:
     """Which of the labels of :class:`CandidateSearch` found it."""
     prob_QCA: NDArray[np.float32]
     """Probabilities of the first C hits."""
+    propensity_QK: NDArray[np.float64] | None = None
+    """With which probability each hit was taken for its place; None where nothing is left to chance."""
 
     @property
     def count_Q(self) -> Ints:
@@ -75,7 +77,8 @@ class CandidateSearch:
         allow_N: Ints | None,
         batch_users: int,
         past: PastSource | None = None,
-        reorder: Reorder | None = None,
+        reorder: ListReorder | None = None,
+        rules: ListRules | None = None,
     ) -> None:
         """Make the retrievers.
 
@@ -89,6 +92,7 @@ class CandidateSearch:
             batch_users: requests encoded together at most.
             past: counts that past rates are read from; None = the bundle's, of everything known.
             reorder: puts the first hits of a batch in another order before they are ranked; None = as retrieved.
+            rules: choose the hits among the candidates; None = none do. Filters are in ``allow_N``.
 
         Raises:
             InputError: the bundle lacks a retriever, or cannot rank.
@@ -96,18 +100,23 @@ class CandidateSearch:
         self._model, self._calibration = bundle.model, bundle.calibration
         self._features = bundle.features(past=past, training_only=training_only)
         try:
-            found = bundle_retrievers(bundle, names, training_only=training_only)
+            more = () if rules is None else rules.retrievers_of_pins
+            found = bundle_retrievers(bundle, [*names, *more], training_only=training_only)
         except InputError as error:
             raise InputError(f"--retrievers: {error}") from None
         if rank and bundle.model.action_head is None:
             raise InputError(f"--rank: the model of {bundle.path} learned no action probabilities; leave --rank out")
-        self._reorder = reorder
+        self._reorder, self._rules = reorder, rules
         self._retrievers = list(found.values())
+        if rules is not None:
+            rules.open(found, reorder)
         self.labels = [label for one in self._retrievers for label in source_labels(one)]
         self._keeps_cache = bool(rank) or any(one.reads_cache for one in self._retrievers)
         self._device = bundle.vectors.device
         self._encodes = bool(rank) or any(not isinstance(one, MemoryRetriever) for one in self._retrievers)
         self._allow_N = None if allow_N is None else torch.from_numpy(allow_N).to(self._device)
+        if more:
+            self.labels.append("pin")
         num_reachable = len(bundle.vectors) if allow_N is None else len(allow_N)
         self.k, self.rank = min(k, num_reachable), min(rank, k, num_reachable)
         self.batch_users = batch_users
@@ -119,6 +128,7 @@ class CandidateSearch:
         requests: Requests,
         advance: Callable[[int], None],
         user_UK: NDArray[np.float32] | None = None,
+        user_ids: pl.Series | None = None,
     ) -> CandidateLists:
         """The lists of a shard's requests, in their order.
 
@@ -127,6 +137,7 @@ class CandidateSearch:
             requests: of these users.
             advance: told how many more requests are done.
             user_UK: features of the shard's users, for a model that reads some.
+            user_ids: of the shard's users in the callers' words, for rules that leave something to chance.
         """
         num_requests = len(requests)
         found = CandidateLists(
@@ -134,10 +145,11 @@ class CandidateSearch:
             score_QK=np.full((num_requests, self.k), -np.inf, dtype=np.float32),
             retriever_QK=np.zeros((num_requests, self.k), dtype=np.uint8),
             prob_QCA=np.full((num_requests, self.rank, self._model.config.num_actions), np.nan, dtype=np.float32),
+            propensity_QK=np.ones((num_requests, self.k)) if self._rules is not None and self._rules.explores else None,
         )
         for row_B in length_batches(requests.end, self.batch_users):
             if self.k:
-                self._batch(log, requests.rows(row_B), row_B, found, user_UK)
+                self._batch(log, requests.rows(row_B), row_B, found, user_UK, user_ids)
             advance(len(row_B))
         return found
 
@@ -148,6 +160,7 @@ class CandidateSearch:
         row_B: Ints,
         found: CandidateLists,
         user_UK: NDArray[np.float32] | None,
+        user_ids: pl.Series | None,
     ) -> None:
         histories = [
             log.history(user, end) for user, end in zip(requests.user.tolist(), requests.end.tolist(), strict=True)
@@ -159,6 +172,38 @@ class CandidateSearch:
         else:
             config = self._model.config
             states = RecentItems(recent_positives(histories, config.positive_mask, config.recent).to(self._device))
+        if self._rules is not None:
+            asking = [None] * len(row_B) if user_ids is None else user_ids.gather(requests.user).to_list()
+            chosen = self._rules.choose(states, histories, requests, asking, user_BK, self._probabilities)
+            self._put(chosen, row_B, found)
+        else:
+            self._retrieve(log, requests, row_B, found, histories, user_BK, states)
+        if self.rank:
+            item_BC = found.item_QK[row_B, : self.rank].astype(np.int64)
+            found.prob_QCA[row_B] = self._probabilities(states, item_BC, requests.timestamp, requests.surface)
+
+    def _put(self, chosen: Sequence[Chosen], row_B: Ints, found: CandidateLists) -> None:
+        """Write lists that rules chose into those of the shard."""
+        number = {label: place for place, label in enumerate(self.labels)}
+        for row, one in zip(row_B.tolist(), chosen, strict=True):
+            count = len(one.found)
+            found.item_QK[row, :count] = [item for item, _, _ in one.found]
+            found.score_QK[row, :count] = [score for _, score, _ in one.found]
+            found.retriever_QK[row, :count] = [number[label] for _, _, label in one.found]
+            if found.propensity_QK is not None:
+                found.propensity_QK[row, :count] = one.propensity
+
+    def _retrieve(
+        self,
+        log: EventLog,
+        requests: Requests,
+        row_B: Ints,
+        found: CandidateLists,
+        histories: Sequence[History],
+        user_BK: NDArray[np.float32] | None,
+        states: Any,
+    ) -> None:
+        """Write the lists of a batch as the retrievers, and a reranker, order them."""
         at_B, surface_B = self._tensor(requests.timestamp), self._tensor(requests.surface)
         exclude_BE = self._tensor(_earlier_items(log, requests))
         items, scores, labels = [], [], []
@@ -189,12 +234,14 @@ class CandidateSearch:
         found.retriever_QK[row_B] = label_BK
         found.item_QK[row_B] = item_BK
         found.score_QK[row_B] = score_BK
-        if self.rank:
-            found.prob_QCA[row_B] = self._probabilities(states, item_BK[:, : self.rank], at_B, surface_B)
 
-    def _probabilities(self, states: UserStates, item_BC: Ints, at_B: Tensor, surface_B: Tensor) -> Any:
-        """[B, C, A] of the first hits, from the keys and values that retrieval left; NaN in empty places."""
-        item = self._tensor(item_BC)
+    def _probabilities(self, states: UserStates, item_BC: Ints, time_B: Ints, place_B: Ints) -> Any:
+        """[B, C, A] of some hits, from the keys and values that retrieval left; NaN in empty places.
+
+        Args:
+            time_B: times of the requests. place_B: their surfaces.
+        """
+        item, at_B, surface_B = self._tensor(item_BC), self._tensor(time_B), self._tensor(place_B)
         step = max(1, _RANKED_AT_ONCE.get(self._device.type, 1 << 13) // item_BC.shape[1])
         parts = []
         for low in range(0, len(item), step):

@@ -20,11 +20,13 @@ from recsys.files import atomic_file, sha256_file
 from recsys.past_counts import PastLog
 from recsys.pipelines.candidate_plan import CandidatePlan, open_output, part_name
 from recsys.pipelines.candidate_rerank import ListReorder
+from recsys.pipelines.candidate_rules import ListRules
 from recsys.pipelines.candidate_search import CandidateLists, CandidateSearch
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.id_list import read_ids
 from recsys.pipelines.newer_data import Translation
 from recsys.pipelines.rerank_options import RerankOptions
+from recsys.pipelines.rule_file import read_rules
 from recsys.pipelines.user_shard import UserShard
 from recsys.tokenizers.table_columns import table_rows
 
@@ -45,6 +47,7 @@ def candidates(
     users: Path | None = None,
     allow: Path | None = None,
     exclude: Path | None = None,
+    rules: Path | None = None,
     rerank: str | None = None,
     lm: str | None = None,
     cross_encoder: Path | None = None,
@@ -61,7 +64,9 @@ def candidates(
     Columns: user_id and the parallel lists item_ids, retriever and retrieval_scores; with --rank also rank_scores (the
     sum of the probabilities of the positive actions) and prob_ACTION for every action, null beyond the ranked ones.
     Items of a user's earlier events are never returned. A row is shorter than k where fewer items are left. With
-    --rerank the first items stand in the reranker's order, each with its own scores.
+    --rerank the first items stand in the reranker's order, each with its own scores. With --rules a list is the page
+    that `recsys recommend` gives for the same rules, k and time; where a rule explores, the list propensity says with
+    which probability each item was taken for its place.
 
     Args:
         bundle: what `recsys export` wrote.
@@ -76,6 +81,7 @@ def candidates(
         users: only these: Parquet or CSV with a column user_id, or text with one id per line.
         allow: return only these items: Parquet or CSV with a column item_id, or text with one id per line.
         exclude: never return these items; a file as for --allow.
+        rules: JSON list of business rules, such as [{"rule": "cap", "column": "brand", "n": 2}].
         rerank: put the first items in another order by this method: pointwise, pairwise-all, pairwise-heap,
             pairwise-sliding, listwise, first, full-list, set, embedding-feedback, cross-encoder.
         lm: its language model: a folder, or http(s)://host/v1#model.
@@ -102,10 +108,17 @@ def candidates(
         weight=rerank_weight,
     )  # fmt: skip
     names = list(dict.fromkeys(name.strip() for name in retrievers.split(",")))
+    given = [] if rules is None else read_rules(rules)
     dataset = Dataset.open(data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = Bundle.open(bundle, device)
     newer = _translation(dataset, loaded, split)
+    allow_N, chosen_by = _allowed(loaded, allow, exclude), None
+    if rules is not None:
+        chosen_by = ListRules(rules, given, loaded, names, k=k, rank=rank, allow_N=allow_N)
+        allow_N = chosen_by.allow_N
+        for note in chosen_by.notes():
+            stdout_console().print(f"note: {note}", markup=False)
     reorder = None if options is None else ListReorder(options.chain(loaded, training_only=split != "now"), loaded)
     search = CandidateSearch(
         loaded,
@@ -113,11 +126,12 @@ def candidates(
         k=k,
         rank=rank,
         training_only=split != "now",
-        allow_N=_allowed(loaded, allow, exclude),
+        allow_N=allow_N,
         batch_users=batch_users,
         # Validation and test know what happened before their requests, and nothing else.
         past=PastLog.of(dataset) if rank and split != "now" and loaded.past is not None else None,
         reorder=reorder,
+        rules=chosen_by if chosen_by is not None and chosen_by.chooses else None,
     )
     user_U = _chosen(dataset, split, users)
     plan = CandidatePlan(
@@ -136,6 +150,7 @@ def candidates(
         num_parts=max(1, -(-len(user_U) // shard_users)),
         device=device,
         rerank=None if options is None else options.identity(),
+        rules=None if rules is None else sha256_file(rules),
     )
     done = open_output(output, plan, resume)
     began, num_written = time.perf_counter(), 0
@@ -148,7 +163,7 @@ def candidates(
             shard = UserShard(dataset, part_U)
             requests = shard.requests(split, at=plan.at)
             events = shard.events if newer is None else newer.events(shard.events)
-            lists = search.lists(events, requests, advance, _user_features(shard, loaded))
+            lists = search.lists(events, requests, advance, _user_features(shard, loaded), shard.user_ids)
             if reorder is not None:
                 reorder.check()
             frame = _frame(shard.user_ids.gather(requests.user), lists, loaded, search.labels)
@@ -160,9 +175,9 @@ def candidates(
         f"candidates {output}: {len(user_U):,} users in {plan.num_parts} parts, {num_written:,} of them written now "
         f"in {seconds:.1f} s ({num_written / max(seconds, 1e-9):,.0f} users/s)"
     )
-    if reorder is not None:
-        for line in reorder.report():
-            stdout_console().print(line, markup=False)
+    said = [*(() if chosen_by is None else chosen_by.report()), *(() if reorder is None else reorder.report())]
+    for line in said:
+        stdout_console().print(line, markup=False)
 
 
 def _chosen(dataset: Dataset, split: str, users: Path | None) -> Ints:
@@ -235,6 +250,8 @@ def _frame(user_ids: pl.Series, lists: CandidateLists, bundle: Bundle, names: li
         "retriever": _nested(labels, item_QK),
         "retrieval_scores": _nested(pl.Series(lists.score_QK.reshape(-1)), item_QK),
     }
+    if lists.propensity_QK is not None:
+        columns["propensity"] = _nested(pl.Series(lists.propensity_QK.reshape(-1)), item_QK)
     if lists.prob_QCA.shape[1]:
         positive = bundle.manifest["positives"]
         weight_A = np.array([name in positive for name in bundle.vocabulary.actions], dtype=np.float32)

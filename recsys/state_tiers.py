@@ -66,6 +66,8 @@ class StateTiers:
 
     def __init__(self, pages: Sequence[StatePages]) -> None:
         self._tiers = [_Tier(own) for own in pages]
+        self._sinking: dict[Hashable, KeptState] = {}
+        """On their way to the second tier, where nobody finds them yet; who is forgotten leaves here too."""
         self._lock = threading.Lock()
         self.layout = pages[0].layout
 
@@ -159,7 +161,8 @@ class StateTiers:
     def keys(self) -> list[Hashable]:
         """Keys of all kept states, least recently used first in each tier."""
         with self._lock:
-            return [key for tier in self._tiers for key in tier.kept]
+            kept = (key for tier in self._tiers for key in tier.kept)
+            return list(dict.fromkeys((*kept, *self._sinking)))
 
     def used_bytes(self) -> list[int]:
         """Bytes in use in each tier."""
@@ -231,6 +234,8 @@ class StateTiers:
                     # Nobody finds it from here on, and it is pinned, so that its pages last until it is copied.
                     del tier.kept[state.key]
                     state.listed, state.pins = False, 1
+                    if number + 1 < len(self._tiers):
+                        self._sinking[state.key] = state
             if not leaving:
                 return None, evicted
             evicted += len(leaving)
@@ -239,6 +244,9 @@ class StateTiers:
                     for state in leaving:
                         self._move_down(state)
             finally:
+                with self._lock:
+                    for state in leaving:
+                        self._sinks(state)
                 self.unpin(leaving)
 
     def _oldest(self, tier: _Tier, missing: int) -> list[KeptState]:
@@ -263,17 +271,25 @@ class StateTiers:
             state.key, state.event_hash, state.num_events, state.first, state.num_rows, state.tier + 1, pages
         )
         with self._lock:
-            if any(state.key in tier.kept for tier in self._tiers):  # a newer one came meanwhile
+            if self._sinks(state) and not any(state.key in tier.kept for tier in self._tiers):
+                lower.kept[copy.key] = copy
+            else:  # forgotten, or a newer one came meanwhile
                 copy.listed = False
                 self._let_go(copy)
-            else:
-                lower.kept[copy.key] = copy
+
+    def _sinks(self, state: KeptState) -> bool:
+        """Whether a state was still on its way down; it is not from here on."""
+        found = self._sinking.get(state.key) is state
+        if found:
+            del self._sinking[state.key]
+        return found
 
     def _list(self, state: KeptState) -> None:
         self._unlist(state.key)
         self._tiers[state.tier].kept[state.key] = state
 
     def _unlist(self, key: Hashable) -> None:
+        self._sinking.pop(key, None)
         for tier in self._tiers:
             old = tier.kept.pop(key, None)
             if old is not None:

@@ -26,7 +26,7 @@ from recsys.retrieval.snapshot import Snapshot
 from recsys.retrieval.timings import BatchTimings
 from recsys.user_state import UserStates
 
-__all__ = ["answer", "short_notes"]
+__all__ = ["answer", "of_rows", "padded", "search_lists", "short_notes"]
 
 
 def answer(snapshot: Snapshot, questions: Sequence[Question], timings: BatchTimings | None = None) -> list[Page]:
@@ -47,8 +47,8 @@ def answer(snapshot: Snapshot, questions: Sequence[Question], timings: BatchTimi
         def look(rows: list[int], asked: list[Question]) -> tuple[list[Found], list[Probabilities]]:
             nonlocal rules
             rules.end()
-            mine = _of_rows(snapshot, states, rows)
-            found = _search(snapshot, mine, asked, timings, rows)
+            mine = of_rows(snapshot, states, rows)
+            found = search_lists(snapshot, mine, asked, timings, rows)
             for row, hits in zip(rows, found, strict=True):
                 timings.request_counts[row]["candidates"] = len(hits)
             probability = _rank(snapshot, mine, asked, found, timings, rows)
@@ -102,7 +102,7 @@ def _encode(snapshot: Snapshot, questions: Sequence[Question], timings: BatchTim
     return states
 
 
-def _search(
+def search_lists(
     snapshot: Snapshot,
     states: UserStates,
     questions: Sequence[Question],
@@ -123,11 +123,11 @@ def _search(
             first = group[0]
             try:
                 hits = retriever.search(
-                    _of_rows(snapshot, states, rows),
+                    of_rows(snapshot, states, rows),
                     first.num_wanted,
                     at_B=_tensor(snapshot, [question.at for question in group]),
                     surface_B=_tensor(snapshot, [question.surface for question in group]),
-                    exclude_QE=_tensor(snapshot, _padded([question.exclude_E for question in group])),
+                    exclude_QE=_tensor(snapshot, padded([question.exclude_E for question in group])),
                     allow_N=None if first.allow_N is None else _tensor(snapshot, first.allow_N),
                 )
             except ValueError as error:  # the question is checked, so what is wrong are the numbers of the model
@@ -160,9 +160,9 @@ def _rank(
     if rows and snapshot.actions:
         stage = timings.stage("rank", [batch_rows[row] for row in rows])
         items = [np.array([hit[0] for hit in found[row]], dtype=np.int64) for row in rows]
-        item_BC = _tensor(snapshot, _padded(items))
+        item_BC = _tensor(snapshot, padded(items))
         surface_B = _tensor(snapshot, [questions[row].surface for row in rows])
-        ranked = _of_rows(snapshot, states, rows)
+        ranked = of_rows(snapshot, states, rows)
         at_B = _tensor(snapshot, [questions[row].at for row in rows])
         surface_BC = surface_B[:, None].expand_as(item_BC)
         feature_BCF = bundle.features().of(ranked, item_BC, at_B, surface_BC)
@@ -199,7 +199,7 @@ def short_notes(num_hits: int, k: int, num_reachable: int) -> tuple[str, ...]:
     return (f"the retrievers found {num_hits} of the {k} items asked for; add one that reaches more, such as 'dense'",)
 
 
-def _of_rows(snapshot: Snapshot, states: UserStates, rows: Sequence[int]) -> UserStates:
+def of_rows(snapshot: Snapshot, states: UserStates, rows: Sequence[int]) -> UserStates:
     """States of some rows, which rise; nothing is copied where they are all."""
     return states if len(rows) == states.num_users else states.select(_tensor(snapshot, rows))
 
@@ -208,7 +208,7 @@ def _tensor(snapshot: Snapshot, values: Sequence[int] | Ints) -> Tensor:
     return torch.as_tensor(np.asarray(values, dtype=np.int64), device=snapshot.device)
 
 
-def _padded(parts: Sequence[Ints]) -> Ints:
+def padded(parts: Sequence[Ints]) -> Ints:
     """Rows of different length as one matrix, -1 where there is nothing."""
     matrix = np.full((len(parts), max(len(part) for part in parts)), -1, dtype=np.int64)
     for row, part in zip(matrix, parts, strict=True):

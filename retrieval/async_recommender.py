@@ -278,9 +278,9 @@ class AsyncRecommender:
         loop = self._on_own_loop()
         if self._num_aside >= self.max_queue:
             raise Overloaded(f"{self._num_aside} calls are under way already; try another instance, or again later")
+        running = loop.run_in_executor(self._aside, call)
         self._num_aside += 1
         self._settle()
-        running = loop.run_in_executor(self._aside, call)
         running.add_done_callback(self._finish_aside)
         return await asyncio.shield(running)  # a caller who leaves does not free the thread
 
@@ -315,7 +315,13 @@ class AsyncRecommender:
         self.counts.batches += 1
         self.counts.largest_batch = max(self.counts.largest_batch, len(batch))
         requests = [waiter.request for waiter in batch]
-        results = self._loop.run_in_executor(self._workers, _answers, self.recommender, requests)
+        try:
+            results = self._loop.run_in_executor(self._workers, _answers, self.recommender, requests)
+        except RuntimeError as error:  # no thread can be started; the next batch may find one
+            self._num_busy -= 1
+            for waiter in batch:
+                waiter.page.set_exception(error)
+            return
         results.add_done_callback(lambda done: self._finish(batch, done))
 
     def _finish(self, batch: list[_Waiter], done: asyncio.Future[list[Page | Exception]]) -> None:

@@ -30,7 +30,7 @@ class Limits:
     events: int = 100_000
     """Events given: ``history`` and ``new_events`` together. Stored ones do not count."""
     ids: int = 1_000_000
-    """Ids of ``exclude``, and of ``allow``."""
+    """Ids of ``exclude``, of ``allow``, and of one rule."""
     retrievers: int = 64
     """Names in ``retrievers``."""
     user_features: int = 1_000
@@ -59,9 +59,9 @@ class Limits:
         self._most("retrievers", len(request.retrievers), self.retrievers, "retrievers")
         self._most("rules holds", len(request.rules), self.rules, "rules")
         for rule in request.rules:
-            values = getattr(rule, "values", None)
-            if isinstance(values, Sized):
-                self._most(f"a rule {type(rule).__name__} names", len(values), self.ids, "ids")
+            for named in (getattr(rule, "values", None), getattr(rule, "items", None)):
+                if isinstance(named, Sized):
+                    self._most(f"a rule {type(rule).__name__} names", len(named), self.ids, "ids")
         events = len(request.history or ()) + len(request.new_events)
         self._most("history and new_events hold", events, self.events, "events")
         for name in ("exclude", "allow"):

@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from recsys.retrieval.catalogue_update import CatalogueState, changed_state
 from recsys.retrieval.question import Question, questions_of
 from recsys.retrieval.request import Request
 from recsys.retrieval.snapshot import Snapshot
+from recsys.vocabulary import IdMap
 
 __all__ = ["LiveCatalogue", "UpdateJournal"]
 
@@ -33,13 +35,17 @@ class UpdateJournal:
     """Changes in the caller's words, so that they can be made to another bundle: the last one of every item."""
 
     rows: list[pl.DataFrame] = field(default_factory=list)
+    added: set[str] = field(default_factory=set)
+    """Items that came with a change, by the text of their ids; the others were known when they changed."""
     withdrawn: dict[str, Any] = field(default_factory=dict)
     """Ids by their text, which is how ids are compared."""
     restored: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, rows: GivenRows, withdraw: Iterable[Any], restore: Iterable[Any]) -> None:
-        """Note a change that was made."""
+    def add(self, before: IdMap, rows: GivenRows, withdraw: Iterable[Any], restore: Iterable[Any]) -> None:
+        """Note a change that was made to a catalogue of these ids."""
         self.rows += rows
+        for frame in rows:
+            self.added |= {str(name) for name in frame["item_id"].filter(before.index(frame["item_id"]) < 0)}
         for ids, into, out_of in ((withdraw, self.withdrawn, self.restored), (restore, self.restored, self.withdrawn)):
             for name in ids:
                 out_of.pop(str(name), None)
@@ -48,20 +54,28 @@ class UpdateJournal:
             self.rows = list(self.net())
 
     def net(self) -> GivenRows:
-        """The rows of all changes, one per item, items in the order in which they first came."""
+        """The rows of all changes, one per item, items in the order in which they first came; every value is of the
+        type in which it was given."""
         merged: dict[str, dict[str, Any]] = {}
-        schema: dict[str, Any] = {}
+        types: dict[str, dict[str, pl.DataType]] = {}
         for frame in self.rows:
-            schema |= frame.schema
             for row in frame.iter_rows(named=True):
-                merged.setdefault(str(row["item_id"]), {}).update(row)
-        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        for row in merged.values():
-            groups.setdefault(tuple(sorted(row)), []).append(row)
-        return tuple(
-            pl.DataFrame(rows, schema={name: schema[name] for name in names}, strict=False)
-            for names, rows in groups.items()
-        )
+                name = str(row["item_id"])
+                merged.setdefault(name, {}).update(row)
+                types.setdefault(name, {}).update(frame.schema)
+        groups: dict[tuple[tuple[str, pl.DataType], ...], list[dict[str, Any]]] = {}
+        for name, row in merged.items():
+            groups.setdefault(tuple(sorted(types[name].items(), key=itemgetter(0))), []).append(row)
+        return tuple(pl.DataFrame(rows, schema=dict(schema)) for schema, rows in groups.items())
+
+    def rows_for(self, ids: IdMap) -> GivenRows:
+        """The rows for a catalogue of these ids. What was a change of a known item stays away from one without it: a
+        bundle that leaves an item out means it."""
+        found = []
+        for frame in self.net():
+            known = pl.Series(ids.index(frame["item_id"]) >= 0)
+            found.append(frame.filter(known | frame["item_id"].cast(pl.String).is_in(list(self.added))))
+        return tuple(frame for frame in found if frame.height)
 
 
 class LiveCatalogue:
@@ -87,9 +101,10 @@ class LiveCatalogue:
         gone = withdraw if isinstance(withdraw, (str, bytes)) else list(withdraw)
         back = restore if isinstance(restore, (str, bytes)) else list(restore)
         with self._lock:
+            before = self.snapshot.bundle.vocabulary.items
             after = _changed(self._state, rows, gone, back)
             self._state = after
-            self._journal.add(rows, gone, back)
+            self._journal.add(before, rows, gone, back)
             self._items_came |= bool(rows)
 
     def swap(self, bundle: Path | str | Bundle, keep_updates: bool) -> None:
@@ -110,7 +125,8 @@ class LiveCatalogue:
                 gone = before.bundle.vocabulary.items.take(before.bundle.withdrawn_G)
                 journal.withdrawn |= {str(name): name for name in gone}
                 withdrawn, restored = list(journal.withdrawn.values()), list(journal.restored.values())
-                state = _changed(state, tuple(journal.rows), (), (), lenient=True)  # first, so that all ids are known
+                rows = journal.rows_for(loaded.vocabulary.items)
+                state = _changed(state, rows, (), (), lenient=True)  # first, so that all ids are known
                 state = _changed(state, (), withdrawn, restored, lenient=True)
             _check_answers(state.snapshot)
             self._state, self._journal = state, journal

@@ -32,6 +32,14 @@ class RecentItems:
         """Keep [B, M] int64 items, newest first, -1 padded; see :func:`recsys.recent.recent_positives`."""
         self.recent_BM = recent_BM
 
+    @property
+    def num_users(self) -> int:
+        return len(self.recent_BM)
+
+    def select(self, rows: Tensor) -> RecentItems:
+        """Those of some users, in the order of ``rows``."""
+        return RecentItems(self.recent_BM[rows])
+
 
 class MemoryRetriever:
     """score(i) = Σ_j decay^j Σ_r b_r · f_r(h_j -> i) over the last positive items h_0 (newest), h_1, …

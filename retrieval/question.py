@@ -25,7 +25,18 @@ from recsys.retrieval.snapshot import Snapshot
 from recsys.retrieval.user_features import encoded_user, stored_user
 from recsys.vocabulary import empty_history
 
-__all__ = ["Found", "Ints", "Question", "action_weights", "own_user_id", "question_of", "questions_of", "source_of"]
+__all__ = [
+    "Found",
+    "Ints",
+    "Question",
+    "action_weights",
+    "candidates_wanted",
+    "own_user_id",
+    "question_of",
+    "questions_of",
+    "sorted_ids",
+    "source_of",
+]
 
 Found = list[tuple[int, float, str]]
 """Internal item id, retrieval score, retriever; best first."""
@@ -150,14 +161,14 @@ def question_of(
     if num_strange:
         notes.append(f"{num_strange} events are of items outside the catalogue")
     excluded = words.items.index(request.exclude)
-    exclude_E = _known(np.concatenate([excluded, history.item]) if request.exclude_history else excluded)
+    exclude_E = sorted_ids(np.concatenate([excluded, history.item]) if request.exclude_history else excluded)
     withdrawn_G = bundle.withdrawn_G
     allow_N, num_reachable = None, len(words.items) - len(withdrawn_G) - int((~_among(exclude_E, withdrawn_G)).sum())
     if request.allow is not None:
         asked = words.items.index(request.allow)
         if len(withdrawn_G):
             asked = np.where(_among(asked, withdrawn_G), -1, asked)
-        allow_N = _known(asked)
+        allow_N = sorted_ids(asked)
         num_reachable = len(np.setdiff1d(allow_N, exclude_E, assume_unique=True))
         if (asked < 0).any():
             notes.append(f"{int((asked < 0).sum())} allowed ids are not in the catalogue")
@@ -177,15 +188,20 @@ def question_of(
         rules=rules,
         at=_time(snapshot, request, history, now),
         surface=words.surface_index(request.surface),
-        num_wanted=max(
-            request.k,
-            0 if request.rank_by is None and not rules.needs_pool else request.candidates,
-            0 if request.reranker is None else request.reranker.num_reordered,
-        ),
+        num_wanted=candidates_wanted(request, rules),
         num_reachable=num_reachable,
         notes=notes,
         user_K=user_K,
         state_key=_state_key(snapshot, request) if keep_states else None,
+    )
+
+
+def candidates_wanted(request: Request, rules: RulePlan) -> int:
+    """Candidates that a request retrieves first; more where its rules leave fewer than k of them."""
+    return max(
+        request.k,
+        0 if request.rank_by is None and not rules.needs_pool else request.candidates,
+        0 if request.reranker is None else request.reranker.num_reordered,
     )
 
 
@@ -252,7 +268,7 @@ def _among(index: Ints, sorted_G: Ints) -> NDArray[np.bool_]:
     return found
 
 
-def _known(index: Ints) -> Ints:
-    """Sorted, each once, without unknown ones; ``np.unique`` takes many times as long."""
+def sorted_ids(index: Ints) -> Ints:
+    """Known ones of internal ids, rising, each once; ``np.unique`` takes many times as long."""
     rising = np.sort(index[index >= 0])
     return rising if len(rising) < 2 else rising[np.concatenate([[True], rising[1:] != rising[:-1]])]

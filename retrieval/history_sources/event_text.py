@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from recsys.errors import InputError
-from recsys.events import Event
+from recsys.events import MOST_TIME, Event, is_integer
 
 __all__ = ["MAX_ACTIONS", "MAX_APPEND", "MAX_CHARACTERS", "event_texts", "events_of", "id_text", "plain_id"]
 
@@ -80,8 +80,8 @@ def _event_text(event: Event, where: str) -> str:
         raise InputError(f"{where}: must be an Event, got {_short(event)}")
     item, time = plain_id(event.item_id, f"{where}: item_id"), event.timestamp
     if time is not None:
-        if isinstance(time, bool) or not isinstance(time, (int, np.integer)) or not -(2**63) <= int(time) < 2**63:
-            raise InputError(f"{where} (item {item!r}): timestamp must be an integer of 64 bits, got {_short(time)}")
+        if not is_integer(time) or not abs(int(time)) < MOST_TIME:  # what no request could read again
+            raise InputError(f"{where} (item {item!r}): timestamp must be an integer below 2^62, got {_short(time)}")
         time = int(time)
     if event.surface is not None and not _is_name(event.surface):
         raise InputError(f"{where} (item {item!r}): surface must be a short string, got {_short(event.surface)}")

@@ -21,13 +21,16 @@ PIECE = 20_000
 """Events read of one user at a time: a long history must not keep the server from others."""
 _APPEND = """
 local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
-local place = 0
+local place = tonumber(ARGV[1])
 if last[2] then place = tonumber(last[2]) + 1 end
-for _, body in ipairs(ARGV) do
-    place = place + redis.call('ZADD', KEYS[1], 'NX', place, body)
+for row = 2, #ARGV do
+    place = place + redis.call('ZADD', KEYS[1], 'NX', place, ARGV[row])
 end
 return place
-"""  # scores are 0, 1, 2, … in order of arrival; an equal body is there once
+"""  # scores are n, n + 1, n + 2, … in order of arrival; an equal body is there once
+FIRST_BYTES = 5
+"""Of the score that a new key begins with, drawn at random: events after a deletion have other scores than those before
+it, so that whoever remembers some of these notices. Far below 2^53, up to which scores are exact."""
 _log = logging.getLogger(__name__)
 
 
@@ -101,6 +104,7 @@ class RedisHistories:
         self._check()
         with self._failures("read"):
             found = self._members(keys, [0 if mark is None else mark.place for mark in marks])
+            # Of an earlier event that was removed, the others take the places: another one, or score, stands there.
             continues = [mark is not None and found[row][:1] == [mark.state] for row, mark in enumerate(marks)]
             lost = [row for row, mark in enumerate(marks) if mark is not None and not continues[row]]
             for row, members in zip(lost, self._members([keys[row] for row in lost], [0] * len(lost)), strict=True):
@@ -110,7 +114,7 @@ class RedisHistories:
             for members, mark, same in zip(found, marks, continues, strict=True):
                 begin = mark.place if same and mark is not None else 0
                 last = Mark(begin + len(members) - 1, members[-1]) if members else None
-                tails.append(Tail(events_of(members[int(same) :]), last, same))
+                tails.append(Tail(events_of(body for body, _ in members[int(same) :]), last, same))
             return tails
         except (TypeError, ValueError) as error:
             reason = f"holds events that cannot be read ({error}); restore a copy"
@@ -126,7 +130,7 @@ class RedisHistories:
                 for body, event in zip(bodies, events, strict=True)
             ]  # an event without a time equals no other, yet must be added once if this command is repeated
             with self._failures("written"):
-                self._script(keys=[key], args=members)
+                self._script(keys=[key], args=[int.from_bytes(os.urandom(FIRST_BYTES), "big"), *members])
 
     def forget(self, user_id: Any) -> None:
         """Delete all events of a user.
@@ -150,18 +154,18 @@ class RedisHistories:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _members(self, keys: Sequence[str], begins: Sequence[int]) -> list[list[bytes]]:
-        """What each key holds from a place on; all keys travel together, a long one in several pieces."""
-        members: list[list[bytes]] = [[] for _ in keys]
+    def _members(self, keys: Sequence[str], begins: Sequence[int]) -> list[list[tuple[bytes, float]]]:
+        """What each key holds from a place on, with scores; all keys travel together, a long one in several pieces."""
+        members: list[list[tuple[bytes, float]]] = [[] for _ in keys]
         unread = list(range(len(keys)))
         while unread:
             pipeline = self._client.pipeline(transaction=False)
             for row in unread:
                 begin = begins[row] + len(members[row])
-                pipeline.zrange(keys[row], begin, begin + PIECE - 1)
+                pipeline.zrange(keys[row], begin, begin + PIECE - 1, withscores=True)
             pieces = dict(zip(unread, pipeline.execute(), strict=True))
             for row, piece in pieces.items():
-                members[row] += piece
+                members[row] += [(body, score) for body, score in piece]
             unread = [row for row, piece in pieces.items() if len(piece) == PIECE]
         return members
 

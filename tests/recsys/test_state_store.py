@@ -288,6 +288,23 @@ def test_least_recently_used_states_leave_first_by_way_of_the_second_tier(state_
     assert ask(0).encoded == 1
 
 
+def test_a_state_that_is_forgotten_on_its_way_down_is_gone(state_model, state_history, monkeypatch):
+    store = small_store(state_model(), num_states=2, host_states=2)
+    for user in (0, 1):
+        store.states([user], [state_history(16, user)])
+    lower = store._tiers._tiers[1].pages
+    copy = lower.copy
+
+    def forgotten_meanwhile(*pages: Any) -> None:
+        copy(*pages)
+        store.forget([0])
+
+    monkeypatch.setattr(lower, "copy", forgotten_meanwhile)
+    assert store.states([2], [state_history(16, 2)])[1].evicted == 1
+    assert [key[1] for key in store._tiers.keys()] == [1, 2]
+    assert store.used_bytes == kept_bytes(store)
+
+
 def test_a_pinned_state_is_neither_evicted_nor_overwritten(state_model, state_history, assert_same_states):
     model = state_model()
     store = small_store(model, num_states=2)

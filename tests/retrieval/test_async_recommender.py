@@ -184,6 +184,31 @@ def test_a_recommender_that_answers_too_little_is_an_error_not_a_hang() -> None:
     asyncio.run(ask())
 
 
+def test_a_thread_that_cannot_be_started_fails_its_requests_and_no_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a container allows no more threads."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def ask() -> None:
+        front = AsyncRecommender(Echo(), max_batch=2)
+        async with front:
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", refuse)
+                async with asyncio.timeout(10):
+                    results = await asyncio.gather(*spawn(front, [1, 2, 3]), return_exceptions=True)
+                assert [str(result) for result in results] == ["can't start new thread"] * 3
+                with pytest.raises(RuntimeError, match="can't start new thread"):
+                    await front.similar_items("i1")
+            async with asyncio.timeout(10):
+                assert (await front.recommend(k=7)).item_ids == [7]
+                assert (await front.similar_items("i1", k=3)).item_ids == ["i1"]
+                await front.close()
+        assert (front.counts.failed, front.counts.answered) == (3, 1)
+
+    asyncio.run(ask())
+
+
 # -- batches -------------------------------------------------------------------------------------------------------
 
 

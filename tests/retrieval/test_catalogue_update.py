@@ -365,6 +365,33 @@ def test_a_new_item_that_was_withdrawn_stays_so_in_the_next_bundle(full_world: A
     assert rec.withdrawn == ["i4"]
 
 
+def test_a_changed_item_does_not_come_back_in_a_bundle_that_leaves_it_out(
+    full_world: Any, grown_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Other values of a known item are no new item: they wait for a bundle that knows it."""
+    other = grown_bundle(tmp_path / "other", NEW[:2])
+    rec = Recommender.load(other)
+    rec.update_items([{"item_id": "n0", "title": "second edition", "vec": None}])
+    rec.update_items(NEW[2:3])
+    rec.swap(full_world.bundle)
+    assert "n0" not in rec.items["item_id"] and "n2" in rec.items["item_id"]
+    rec.swap(other)
+    assert rec.items.filter(item_id="n0")["title"].to_list() == ["second edition"]
+
+
+def test_values_keep_their_type_in_the_next_bundle(full_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole number after a broken one makes neither whole, however many changes there were."""
+    given: dict[str, Any] = {"i1": 1.5, "i2": 2, "i3": "3.25", "i4": 7.75}
+    for most in (64, 1):
+        monkeypatch.setattr("recsys.retrieval.live_catalogue._FRAMES_AT_MOST", most)
+        rec = Recommender.load(full_world.bundle)
+        for name, price in given.items():
+            rec.update_items([{"item_id": name, "price": price}])
+        rec.swap(full_world.bundle)
+        prices = dict(rec.items.select("item_id", "price").iter_rows())
+        assert {name: prices[name] for name in given} == {"i1": 1.5, "i2": 2.0, "i3": 3.25, "i4": 7.75}
+
+
 def test_user_states_do_not_outlive_numbers_that_were_given_out(full_world: Any) -> None:
     rec = Recommender.load(full_world.bundle)
     before = rec._snapshot.state_hash

@@ -40,7 +40,7 @@ from recsys.retrieval.history_sources import (
 )
 from recsys.retrieval.history_sources.event_text import MAX_APPEND, MAX_CHARACTERS, event_texts, events_of, id_text
 from recsys.retrieval.history_sources.reader import HistoryReader
-from recsys.retrieval.history_sources.reading import read_histories
+from recsys.retrieval.history_sources.reading import continued_history, read_histories
 from recsys.retrieval.history_sources.source import in_time_order
 from recsys.vocabulary import IdMap, Vocabulary
 
@@ -209,7 +209,8 @@ BAD_EVENTS: list[tuple[Any, str]] = [
     (Event(item_id="x" * (MAX_CHARACTERS + 1)), "at most 4,096 characters"),
     (Event(item_id=2**130), "an id is an integer or a string"),
     (Event(item_id="i1", timestamp=1.5), r"event 1 \(item 'i1'\): timestamp must be an integer"),  # type: ignore[arg-type]
-    (Event(item_id="i1", timestamp=2**63), "timestamp must be an integer of 64 bits"),
+    (Event(item_id="i1", timestamp=2**62), "timestamp must be an integer below 2\\^62"),
+    (Event(item_id="i1", timestamp=-(2**63)), "timestamp must be an integer below 2\\^62"),
     (Event(item_id="i1", actions=[1]), "actions must be a name or at most 64 names"),  # type: ignore[list-item]
     (Event(item_id="i1", unknown=["x"] * 65), "unknown must be a name or at most 64 names"),
     (Event(item_id="i1", surface=3), "surface must be a short string"),  # type: ignore[arg-type]
@@ -252,6 +253,16 @@ def test_a_forgotten_user_is_unknown_and_may_come_back(store: HistorySource) -> 
     assert store.events(["a"]) == [clicks(4, 5)]
     (stored,) = reader.read(["a"])
     assert stored is not None and stored.history.timestamp.tolist() == [4, 5]
+
+
+def test_a_forgotten_user_who_comes_back_brings_nothing_back(store: HistorySource) -> None:
+    """Also where the new events end as the forgotten ones did, and nobody asked in between."""
+    reader, kept = HistoryReader(store, WORDS), getattr(store, "store", store)
+    for first in (3, 4, 5):
+        store.append("zoe", [*clicks(10, item=f"i{first}"), *clicks(20, item="i2")])
+        (found,) = reader.read(["zoe"])
+        assert found is not None and found.history.item.tolist() == [first, 2]
+        kept.forget("zoe")
 
 
 def test_a_closed_source_says_so(store: HistorySource) -> None:
@@ -351,7 +362,7 @@ EVENTS = st.builds(
     Event,
     item_id=IDS,
     actions=st.one_of(NAMES, st.lists(NAMES, max_size=4).map(tuple)),
-    timestamp=st.none() | st.integers(-(2**63), 2**63 - 1),
+    timestamp=st.none() | st.integers(-(2**62) + 1, 2**62 - 1),
     surface=st.none() | NAMES,
     value=st.none() | st.floats(allow_nan=False),
     unknown=st.one_of(NAMES, st.lists(NAMES, max_size=3).map(tuple)),
@@ -365,6 +376,8 @@ def test_any_event_survives_its_text(events: list[Event]) -> None:
     assert events_of(texts) == events
     assert all(text.isascii() for text in texts)
     assert len(set(texts)) == len({repr(event) for event in events})
+    # What a store has taken can be read by a bundle: nothing that is kept keeps a user from being answered.
+    assert len(continued_history(None, in_time_order(events), WORDS).history) <= len(events)
 
 
 @given(one=IDS, other=IDS)

@@ -16,6 +16,7 @@ from recsys.events import Event
 from recsys.retrieval.limits import Limits
 from recsys.retrieval.recommender import Recommender
 from recsys.retrieval.request import Request
+from recsys.retrieval.rules import Boost, Where
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,8 @@ def test_limits_are_set_where_the_recommender_is_made(toy_bundle: Path):
     refused(rec, "Limits.k", user_id="u1", k=4)
     refused(rec, "Limits.events", history=[Event(item_id="i1")] * 3, k=1)
     refused(rec, "Limits.ids", user_id="u1", k=1, exclude=["a", "b"])
+    refused(rec, "a rule Where names 2, .*Limits.ids", user_id="u1", k=1, rules=[Where("title", ["a", "b"])])
+    refused(rec, "a rule Boost names 2, .*Limits.ids", user_id="u1", k=1, rules=[Boost(["i1", "i2"], 1.0)])
     refused(rec, r"event 0: item_id has length 5, .*Limits.text", history=[Event(item_id="i1234")], k=1)
     refused(rec, "Limits.text", user_id="u12345", k=1)
     refused(rec, "Limits.retrievers", user_id="u1", k=1, retrievers=("dense", "memory"))
@@ -179,6 +182,7 @@ def test_many_exclusions_are_answered_in_portions(rec: Recommender, monkeypatch:
     monkeypatch.setattr(module, "MOST_EXCLUSIONS", 40)
     for ours, theirs in zip(rec.recommend_batch(requests), together, strict=True):
         assert ours.item_ids == theirs.item_ids
+        assert ours.timings["batch_size"] < 20 == theirs.timings["batch_size"]
 
 
 def test_quotes_of_odd_values_are_short_lines():

@@ -321,6 +321,13 @@ def test_dates_are_points_in_time():
 # -- chance --------------------------------------------------------------------------------------------------------
 
 
+def test_what_comes_after_the_request_is_new(rec):
+    """Whatever its distance: with a full lift for every item the order stays."""
+    dated, early = Where("born", at_least=0), {"user_id": "u1", "k": 12, "at": AT - 1_300_000}
+    plain = rec.recommend(**early, rules=[dated])
+    assert rec.recommend(**early, rules=[dated, Freshness("born", 4e5, weight=5.0)]).item_ids == plain.item_ids
+
+
 def test_chance_is_that_of_seed_and_user(rec):
     users = [f"u{row}" for row in range(12)]
     for rule in (Explore(3, temperature=0.3), Explore(3, epsilon=0.5)):
