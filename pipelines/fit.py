@@ -27,7 +27,7 @@ from recsys.pipelines.console import stdout_console
 from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.hybrid_choice import ChosenHybrid, add_hybrid_weights
 from recsys.pipelines.item_graphs import chosen_relations
-from recsys.pipelines.last_checkpoint import LastCheckpoint
+from recsys.pipelines.last_checkpoint import LastCheckpoint, WholeCheckpoints
 from recsys.pipelines.memory_weights import ChosenWeights, add_memory_weights
 from recsys.pipelines.model_codes import with_codes
 from recsys.pipelines.ranking_shares import add_ranking_shares
@@ -135,6 +135,8 @@ class _TrainingCLI(LightningCLI):
             kwargs |= {"default_root_dir": str(folder)}
             if trainer["logger"] is None:
                 kwargs["logger"] = [CSVLogger(folder, "logs"), TensorBoardLogger(folder, "tensorboard")]
+            if trainer["plugins"] is None:
+                kwargs["plugins"] = [WholeCheckpoints()]
             kwargs["callbacks"] = [*(trainer["callbacks"] or []), *_callbacks(folder / "checkpoints", data, config)]
         elif checkpoint is None:
             raise InputError("--ckpt_path must name a checkpoint, e.g. RUN/checkpoints/best.ckpt")
