@@ -43,6 +43,8 @@ def report(
     if not run.is_dir():
         raise InputError(f"--run {run} is no folder; give one that `recsys fit` wrote")
     check_file_output(output, "--output")
+    if not any((run / name).exists() for name in ("config.yaml", "logs", "checkpoints")):
+        raise InputError(f"--run {run} holds no run; give a folder that `recsys fit` wrote")
     result = None if evaluation is None else _evaluation(evaluation)
     dataset = None if data is None else Dataset.open(data)
     rec = None if bundle is None else Recommender(Bundle.open(bundle))

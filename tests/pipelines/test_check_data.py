@@ -335,6 +335,16 @@ def test_commands_say_what_the_tables_hold(tmp_path: Path, capsys: pytest.Captur
         prepare(interactions=given["interactions"])
 
 
+def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Markup of the terminal library: a closing tag without an opening one is an error there, a tag disappears.
+    folder = tmp_path / "log [bold]"
+    folder.mkdir()
+    interactions(action=["click [/b]", ":heart: [red]", "none"] * 4).write_parquet(folder / "events.parquet")
+    prepare(interactions=str(folder / "events.parquet"), output=folder / "data")
+    shown = capsys.readouterr().out
+    assert ":heart: [red], click [/b]" in shown and "log [bold]/data" in shown.replace("\n", "")
+
+
 def test_words_of_flags() -> None:
     assert parse_columns("user_id=uid, item_id = asin") == {"user_id": "uid", "item_id": "asin"}
     with pytest.raises(InputError, match="must read ours=theirs"):
