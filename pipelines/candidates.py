@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
+from recsys.events import MOST_TIME
 from recsys.files import atomic_file, sha256_file
 from recsys.past_counts import PastLog
 from recsys.pipelines.candidate_plan import CandidatePlan, open_output, part_name
@@ -101,6 +102,8 @@ def candidates(
             raise InputError(f"{flag} must be at least {least}, got {number}")
     if at is not None and split != "now":
         raise InputError(f"--at sets the time of the split now; the requests of {split} have their targets' times")
+    if at is not None and not abs(at) < MOST_TIME:
+        raise InputError(f"--at {at} is too large; give the time as the timestamps count it")
     if rerank is None and (lm, cross_encoder, feedback, prompt, rerank_weight) != (None,) * 5:
         raise InputError("--lm, --cross-encoder, --feedback, --prompt and --rerank-weight belong to --rerank METHOD")
     options = None if rerank is None else RerankOptions(
@@ -208,6 +211,11 @@ def _translation(dataset: Dataset, bundle: Bundle, split: str) -> Translation | 
     if data_hash == bundle.data_hash:
         return None
     newer = Translation(dataset.vocabulary, bundle.vocabulary)
+    if newer.num_strange_items == dataset.num_items:
+        raise InputError(
+            f"{bundle.path} knows none of the {dataset.num_items:,} items of {dataset.path}; give the dataset that the "
+            "model was trained on, or a later state of it"
+        )
     stdout_console().print(
         f"note: {dataset.path} is not the data that {bundle.path} was made from; ids, actions and surfaces are matched "
         f"by name, and {newer.num_strange_items:,} of {dataset.num_items:,} items are unknown to the bundle"

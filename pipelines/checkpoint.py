@@ -95,6 +95,8 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[UnifiedModel, dic
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, BadZipFile, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # whose advice is to unpickle whatever it is
+            reason = "no file of tensors"
         raise InputError(
             f"{path} cannot be read as a checkpoint ({reason}); train again or resume from another"
         ) from None

@@ -241,6 +241,12 @@ def _run_training(function: Callable[..., object], argv: list[str], example: str
         raise InputError(one_line(str(error), prog=f"recsys {argv[0]}")) from None
 
 
+def _called(words: Sequence[str]) -> str:
+    """What a line of error begins with."""
+    name = named(words)[0] if words else ""
+    return f"recsys {name}" if name in COMMANDS else "recsys"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -248,19 +254,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``recsys``; those of this process where it is None.
 
     Returns:
-        0 on success, 2 on bad input (one line on stderr says what), 130 when interrupted.
+        0 on success, 2 on bad input and where a file may not be written (one line on stderr says what), 130 when
+        interrupted.
     """
     words = sys.argv[1:] if argv is None else argv
     try:
         run_command(words)
     except InputError as error:
-        name = named(words)[0] if words else ""
-        command = f"recsys {name}" if name in COMMANDS else "recsys"
-        sys.stderr.write(f"{command}: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"{_called(words)}: {' '.join(str(error).split())}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("recsys: interrupted\n")
         return 130
+    except Exception as error:
+        from recsys.files import refusal
+
+        line = refusal(error)
+        if line is None:
+            raise
+        sys.stderr.write(f"{_called(words)}: {line}\n")
+        return 2
     return 0
 
 

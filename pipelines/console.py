@@ -14,13 +14,16 @@ __all__ = ["progress_bar", "stderr_console", "stdout_console"]
 
 
 def stdout_console() -> Console:
-    """For results: tables and sentences that a pipe may read; plain ids are never recoloured."""
-    return Console(highlight=False, soft_wrap=True)
+    """For results: tables and sentences that a pipe may read.
+
+    Ids, names and paths of callers are shown as they are: never recoloured, nor read as markup or as names of emoji.
+    """
+    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def stderr_console() -> Console:
     """For progress and remarks."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 class _Speed(ProgressColumn):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from recsys.errors import InputError
@@ -54,10 +53,10 @@ def demo(output: Path = Path("demo"), users: int = 1000, items: int = 600, seed:
     _start(output)
     with _baselines_kept_in(output / "cache"):
         for words in _commands(output, users, items, seed):
-            console.print(f"\n[bold]$ recsys {escape(shlex.join(words))}[/bold]")
+            console.print(f"\n$ recsys {shlex.join(words)}", style="bold")
             step_began = time.perf_counter()
             run_command(words)
-            console.print(f"[dim]{time.perf_counter() - step_began:.1f} s[/dim]")
+            console.print(f"{time.perf_counter() - step_began:.1f} s", style="dim")
     evaluation = read_json(output / "eval.json")
     ceilings = read_json(output / "raw" / "truth" / "ceilings.json")["test"]
     console.print()

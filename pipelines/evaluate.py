@@ -11,7 +11,7 @@ import numpy as np
 from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
-from recsys.files import write_json
+from recsys.files import check_file_output, write_json
 from recsys.pipelines.baselines import RANKING
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.evaluation_baselines import BaselineRuns, baseline_names
@@ -99,6 +99,8 @@ def evaluate(
     )  # fmt: skip
     if lists is not None and all_positives:
         raise InputError("--all-positives needs a list after every event; leave it out with --lists")
+    if json is not None:
+        check_file_output(json, "--json")
     dataset = Dataset.open(data)
     if bundle is not None:
         names = None if retrievers is None else [name.strip() for name in retrievers.split(",") if name.strip()]

@@ -16,6 +16,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recsys.dataset import Dataset
 from recsys.errors import InputError
@@ -27,7 +28,7 @@ from recsys.pipelines.console import stdout_console
 from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.hybrid_choice import ChosenHybrid, add_hybrid_weights
 from recsys.pipelines.item_graphs import chosen_relations
-from recsys.pipelines.last_checkpoint import LastCheckpoint
+from recsys.pipelines.last_checkpoint import LastCheckpoint, WholeCheckpoints
 from recsys.pipelines.memory_weights import ChosenWeights, add_memory_weights
 from recsys.pipelines.model_codes import with_codes
 from recsys.pipelines.ranking_shares import add_ranking_shares
@@ -110,6 +111,9 @@ class _TrainingCLI(LightningCLI):
         parser.add_argument("--init_from", "--init-from", type=str, default=None, help="start from the weights of FILE")
         parser.add_argument("--last_every_n_steps", type=int, default=100, help="steps between writes of last.ckpt")
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would unpack the checkpoint here to look for settings; ours are read, and checked, later."""
+
     def before_instantiate_classes(self) -> None:
         """Lightning's own flag for the seed is the seed of the data module, which decides all that is drawn."""
         config = self.config[self.subcommand]
@@ -135,6 +139,8 @@ class _TrainingCLI(LightningCLI):
             kwargs |= {"default_root_dir": str(folder)}
             if trainer["logger"] is None:
                 kwargs["logger"] = [CSVLogger(folder, "logs"), TensorBoardLogger(folder, "tensorboard")]
+            if trainer["plugins"] is None:
+                kwargs["plugins"] = [WholeCheckpoints()]
             kwargs["callbacks"] = [*(trainer["callbacks"] or []), *_callbacks(folder / "checkpoints", data, config)]
         elif checkpoint is None:
             raise InputError("--ckpt_path must name a checkpoint, e.g. RUN/checkpoints/best.ckpt")
@@ -149,7 +155,13 @@ class _TrainingCLI(LightningCLI):
         module.codes_settled = config.get("init_from") is not None
         if checkpoint is not None:
             _take_over(module, data, Path(checkpoint), trained=self.subcommand != "fit")
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except InputError:
+            raise
+        except (MisconfigurationException, ValueError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise InputError(f"the --trainer.… flags cannot be followed ({line}); change them") from error
 
     def before_fit(self) -> None:
         assert isinstance(self.datamodule, PreparedData) and isinstance(self.model, UnifiedModule)
@@ -297,11 +309,14 @@ def main(argv: list[str]) -> None:
 
         predict(argv[1:])
         return
+    data = _flag(argv, "--data")
+    if data is not None and Path(data).is_dir():  # the flag of most other commands; here it takes a YAML file
+        raise InputError(f"--data must be --data.path here, as in `recsys {argv[0]} --data.path {data}`")
     _run(argv)
 
 
 def _run(argv: list[str], watchers: Sequence[L.Callback] = ()) -> _TrainingCLI:
-    quiet = {"exit_on_error": False}
+    quiet = {"exit_on_error": False, "allow_abbrev": False}
     resumed = _resumed(argv)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():

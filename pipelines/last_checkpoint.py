@@ -1,4 +1,4 @@
-"""The checkpoint that a killed job goes on from."""
+"""How checkpoints are written: whole or not at all, and one that a killed job goes on from."""
 
 from __future__ import annotations
 
@@ -6,8 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.plugins import TorchCheckpointIO
 
-__all__ = ["LastCheckpoint"]
+from recsys.files import atomic_file
+
+__all__ = ["LastCheckpoint", "WholeCheckpoints"]
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes beside the checkpoint and renames.
+
+    Lightning's own way writes to the folder of temporary files and moves from there, which is a copy, half-written
+    when it is killed, where that is another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with atomic_file(Path(path)) as partial:
+            torch.save(checkpoint, partial)
 
 
 class LastCheckpoint(L.Callback):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from recsys.files import write_json
@@ -99,11 +98,11 @@ def _quoted(title: str | None) -> str:
 def _show(rec: Recommender, page: Page, about: str, reasons: list[list[EventEffect]] | None = None) -> None:
     titles = _titles(rec, page.item_ids)
     actions = list(page[0].actions) if len(page) else []
-    table = Table(title=escape(about), title_justify="left")
+    table = Table(title=about, title_justify="left")
     for name in ("", "item", *(["title"] if any(titles) else []), "score", *actions, "retriever"):
         table.add_column(name, justify="left" if name in ("item", "title", "retriever") else "right", overflow="fold")
     for place, (hit, title) in enumerate(zip(page, titles, strict=True), start=1):
-        cells = [str(place), escape(str(hit.item_id)), *([escape(title or "")] if any(titles) else [])]
+        cells = [str(place), str(hit.item_id), *([title or ""] if any(titles) else [])]
         cells += [f"{hit.score:.3f}", *(f"{hit.actions[name]:.3f}" for name in actions), hit.retriever]
         table.add_row(*cells)
     console = stdout_console()

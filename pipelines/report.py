@@ -9,7 +9,7 @@ import recsys
 from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
-from recsys.files import atomic_file, read_json
+from recsys.files import atomic_file, check_file_output, read_json
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.report_codes import codes_section
 from recsys.pipelines.report_examples import examples_section
@@ -42,8 +42,9 @@ def report(
     """
     if not run.is_dir():
         raise InputError(f"--run {run} is no folder; give one that `recsys fit` wrote")
-    if output.is_dir():
-        raise InputError(f"--output {output} is a folder; give the HTML file to write, such as report.html")
+    check_file_output(output, "--output")
+    if not any((run / name).exists() for name in ("config.yaml", "logs", "checkpoints")):
+        raise InputError(f"--run {run} holds no run; give a folder that `recsys fit` wrote")
     result = None if evaluation is None else _evaluation(evaluation)
     dataset = None if data is None else Dataset.open(data)
     rec = None if bundle is None else Recommender(Bundle.open(bundle))

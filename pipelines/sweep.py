@@ -20,7 +20,7 @@ from rich.table import Table
 
 from recsys.dataset import Dataset
 from recsys.errors import InputError
-from recsys.files import write_json
+from recsys.files import check_file_output, write_json
 from recsys.pipelines.command_parser import CommandParser, one_line
 from recsys.pipelines.console import stderr_console, stdout_console
 
@@ -81,6 +81,8 @@ def sweep(
     for flag, value in (("--trials", trials), ("--hours", hours), ("--epochs", epochs)):
         if value is not None and not value > 0:
             raise InputError(f"{flag} must be positive, got {value}")
+    if json is not None:
+        check_file_output(json, "--json")
     given = _as_mapping(fixed)
     prepared = PreparedData(str(data))
     dataset = prepared.dataset

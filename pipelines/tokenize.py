@@ -11,7 +11,7 @@ from rich.table import Table
 
 from recsys.dataset import Dataset
 from recsys.errors import InputError
-from recsys.files import atomic_folder, read_json, write_json
+from recsys.files import atomic_folder, check_file_output, read_json, write_json
 from recsys.pipelines.code_settings import KINDS, CodeSettings
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.made_codes import SIDS_FILE, MadeCodes, make_codes
@@ -62,6 +62,8 @@ def tokenize(
         seed: of everything that is drawn.
         json: write the figures to this file too.
     """
+    if json is not None:
+        check_file_output(json, "--json")
     began = time.perf_counter()
     settings = CodeSettings(
         seed=seed,

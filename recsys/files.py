@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +17,63 @@ from typing import Any
 from recsys.errors import InputError
 from recsys.index.stored_checks import strict_json
 
-__all__ = ["atomic_file", "atomic_folder", "read_json", "sha256_file", "write_json"]
+__all__ = ["atomic_file", "atomic_folder", "check_file_output", "read_json", "refusal", "sha256_file", "write_json"]
+
+_ELSEWHERE = "write somewhere else"
+_REFUSALS = {
+    errno.ENOSPC: ("no space is left", "free some, or write to another disk"),
+    errno.EDQUOT: ("the quota of the disk is used up", "free some space, or write to another disk"),
+    errno.EROFS: ("the file system is read-only", _ELSEWHERE),
+    errno.EACCES: ("permission is denied", "change the permissions, or choose another path"),
+    errno.EPERM: ("permission is denied", "change the permissions, or choose another path"),
+    errno.ENOTDIR: ("a file stands where a folder should be", "choose another path"),
+    errno.EEXIST: ("a file stands where a folder should be", "choose another path"),
+    errno.EISDIR: ("a folder stands where a file should be", "choose another path"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+}
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How polars and safetensors report what the system refused."""
+
+
+def refusal(error: BaseException) -> str | None:
+    """One line for a file that the system would not let anybody write or read; None for any other error.
+
+    >>> refusal(OSError(errno.ENOSPC, "No space left on device", "runs/1/logs"))
+    'runs/1/logs: no space is left; free some, or write to another disk'
+    >>> refusal(ValueError("our own mistake")) is None
+    True
+    """
+    code, where = None, ""
+    if isinstance(error, OSError):
+        code, name = error.errno, error.filename2 or error.filename
+        if isinstance(name, str):
+            path = Path(name)
+            where = f"{path.parent if path.name.endswith('.partial') else path}: "
+    if code is None:
+        found = _RUST_ERROR.search(str(error))
+        # torch says that a file could not be written, not why.
+        code = int(found[1]) if found else errno.ENOSPC if "PytorchStreamWriter failed writing" in str(error) else None
+    if code not in _REFUSALS:
+        return None
+    what, remedy = _REFUSALS[code]
+    return f"{where}{what}; {remedy}"
+
+
+def check_file_output(path: Path, flag: str) -> None:
+    """Check before long work that a file can be written at the end of it.
+
+    Raises:
+        InputError: it is a folder, or its folder cannot be made or written.
+    """
+    if path.is_dir():
+        raise InputError(f"{flag} {path} is a folder; give a file")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"{flag} {path}: {folder} is a file, not a folder; choose another path")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{flag} {path}: {folder} may not be written; choose another path")
 
 
 def sha256_file(path: Path) -> str:

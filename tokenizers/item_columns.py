@@ -204,6 +204,6 @@ def _vectors(column: pl.Series, ids: pl.Series, dim: int | None) -> tuple[Double
     broken_I[np.repeat(np.flatnonzero(given_I), length_I[given_I])[unfit]] = True
     if broken_I.any():
         raise ValueError(
-            f"row {ids[int(broken_I.argmax())]!r}: a vector must hold {dim} finite numbers; mend it or leave it empty"
+            f"id {ids[int(broken_I.argmax())]!r}: a vector must hold {dim} finite numbers; mend it or leave it empty"
         )
     return flat.astype(np.float64).reshape(-1, dim) if len(flat) else np.zeros((0, dim)), given_I

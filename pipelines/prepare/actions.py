@@ -14,7 +14,7 @@ from recsys.pipelines.prepare.reading import Table
 from recsys.pipelines.prepare.settings import DEFAULT_NEGATIVES, PrepareSettings
 from recsys.vocabulary import EXPOSURE_NAMES
 
-__all__ = ["MAX_ACTIONS", "ActionVocabulary", "action_key", "find_actions", "key_names"]
+__all__ = ["MAX_ACTIONS", "ActionVocabulary", "action_key", "find_actions", "key_names", "names_of"]
 
 MAX_ACTIONS = 32
 
@@ -48,6 +48,11 @@ def key_names(key: str | None) -> tuple[str, ...]:
             pass  # an action whose name happens to stand in brackets
     names = (part.strip() for part in parts)
     return tuple(dict.fromkeys(name for name in names if name.lower() not in EXPOSURE_NAMES))
+
+
+def names_of(keys: Iterable[pl.Series]) -> set[str]:
+    """The names in columns of keys."""
+    return {name for series in keys for key in series.drop_nulls().unique().to_list() for name in key_names(key)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +90,7 @@ def find_actions(keys: Iterable[pl.Series], settings: PrepareSettings) -> Action
         InputError: nothing happened at all, too much did, a flag names an action that never occurs, or no positive
             is left.
     """
-    seen: set[str] = set()
-    for series in keys:
-        for key in series.drop_nulls().unique().to_list():
-            seen.update(key_names(key))
+    seen = names_of(keys)
     names = tuple(sorted(seen))
     if not names:
         raise InputError(

@@ -5,6 +5,7 @@ Suffixes: N = events, U = users, I = items.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,11 +13,11 @@ import numpy as np
 import polars as pl
 
 from recsys.errors import InputError
-from recsys.pipelines.prepare.actions import ActionVocabulary, find_actions
+from recsys.pipelines.prepare.actions import ActionVocabulary, find_actions, names_of
 from recsys.pipelines.prepare.bad_rows import BadRows
 from recsys.pipelines.prepare.catalogue import clean_entities, numbered, vocabulary_of
 from recsys.pipelines.prepare.columns import common_id_type
-from recsys.pipelines.prepare.interactions import ACTION, clean_interactions, unite, with_masks
+from recsys.pipelines.prepare.interactions import ACTION, UNKNOWN, clean_interactions, unite, with_masks
 from recsys.pipelines.prepare.reading import Table, map_columns
 from recsys.pipelines.prepare.settings import PrepareSettings
 from recsys.pipelines.prepare.slates import clean_slates
@@ -26,6 +27,9 @@ __all__ = ["Clean", "clean_tables"]
 
 ORDER_CLOCK_BELOW = 300_000_000
 """A median timestamp below this (July 1979) counts places, not seconds."""
+
+_BEFORE = "__before"
+"""Numbers of users or items before rare ones are left out."""
 
 _MILLISECONDS_ABOVE = 100_000_000_000  # as seconds, the year 5138
 
@@ -65,6 +69,10 @@ def clean_tables(given: Mapping[str, Table], settings: PrepareSettings) -> Clean
     Raises:
         InputError: the first thing that is wrong.
     """
+    for asked, name in ((settings.item_features, "items"), (settings.user_features, "users")):
+        if asked and name not in given:
+            flag = f"--{name.removesuffix('s')}-features {','.join(asked)}"
+            raise InputError(f"{flag}: there is no {name} table; give one with --{name} FILE")
     tables = map_columns(given, settings.columns)
     bad = BadRows(settings.bad_rows)
     events = clean_interactions(tables["interactions"], bad)
@@ -74,7 +82,9 @@ def clean_tables(given: Mapping[str, Table], settings: PrepareSettings) -> Clean
     users = clean_entities(tables["users"], "user_id", bad) if "users" in tables else None
     flat, slate_columns = clean_slates(tables["impressions"], bad) if "impressions" in tables else (None, None)
 
-    actions = find_actions([frame[ACTION] for frame in (events, flat) if frame is not None], settings)
+    logs = [frame for frame in (events, flat) if frame is not None]
+    actions = find_actions([frame[ACTION] for frame in logs], settings)
+    strange = names_of(frame[UNKNOWN] for frame in logs if UNKNOWN in frame.columns) - set(actions.names)
     events = with_masks(events, actions)
     flat = with_masks(flat, actions) if flat is not None else None
     item_ids, user_ids = _vocabularies(tables, events, items, users, flat)
@@ -96,6 +106,8 @@ def clean_tables(given: Mapping[str, Table], settings: PrepareSettings) -> Clean
         dropped=dict(bad.dropped),
     )
     assert num_rows == events.height + num_united
+    if strange:
+        clean.notes.append(f"The column unknown names what is never an action: {', '.join(sorted(strange)[:4])}.")
     _leave_out_rare(clean, settings)
     _look(clean, settings)
     return clean
@@ -164,12 +176,9 @@ def _leave_out_rare(clean: Clean, settings: PrepareSettings) -> None:
     kept_users, kept_items = pl.Series("user", np.flatnonzero(user_U)), pl.Series("item", np.flatnonzero(item_I))
 
     def renumbered(frame: pl.DataFrame) -> pl.DataFrame:
-        return numbered(
-            numbered(frame.rename({"user": "_user", "item": "_item"}), "_user", kept_users.cast(pl.UInt32), "user"),
-            "_item",
-            kept_items.cast(pl.UInt32),
-            "item",
-        ).drop_nulls(["user", "item"])
+        for name, kept in (("user", kept_users), ("item", kept_items)):
+            frame = numbered(frame.rename({name: _BEFORE}), _BEFORE, kept.cast(pl.UInt32), name)
+        return frame.drop_nulls(["user", "item"])
 
     clean.events = renumbered(clean.events)
     clean.user_ids = clean.user_ids.gather(kept_users)
@@ -201,7 +210,13 @@ def _look(clean: Clean, settings: PrepareSettings) -> None:
         why = f"their median is {median:.0f}" if settings.clock == "auto" else "as asked for"
         clean.notes.append(f"Timestamps only count ({why}): there are no gaps between events and no time of day.")
     elif median > _MILLISECONDS_ABOVE:
-        clean.notes.append(f"Timestamps look like milliseconds (median {median:.0f}) but count as seconds.")
+        # Each finer unit counts a thousand times as far.
+        thousands = min(int(math.log(median / _MILLISECONDS_ABOVE, 1000)) + 1, 3)
+        unit = ("milliseconds", "microseconds", "nanoseconds")[thousands - 1]
+        clean.notes.append(
+            f"Timestamps look like {unit} (median {median:.0f}) but count as seconds; "
+            f"divide them by {1000**thousands:,}, or make them datetimes."
+        )
     bare = int((events["yes"] == 0).sum())
     clean.counts["bare_exposures"] = bare
     if len(clean.actions.names) == 1:
@@ -219,6 +234,12 @@ def _look(clean: Clean, settings: PrepareSettings) -> None:
             clean.counts[f"{label}_without_row"] = len(ids) - known
             if label == "users":
                 clean.counts["user_rows_without_events"] = table.height - known
+            met = ids.gather(events[label.removesuffix("s")].unique().sort())
+            if not met.is_in(given[column].implode()).any():
+                clean.notes.append(
+                    f"None of the {label} in the events has a row in the {label} table (an id here is {met[0]!r}, "
+                    f"there {table[column][0]!r}): are the ids written alike?"
+                )
     user_readings(settings.user_features, clean.users)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from recsys.events import MOST_TIME
 from recsys.pipelines.prepare.bad_rows import BadRows
 from recsys.pipelines.prepare.reading import Table
 
@@ -88,7 +89,8 @@ def clean_time(frame: pl.DataFrame, table: Table, column: str, bad: BadRows, *, 
         return frame.with_columns(pl.col(column).alias(into), pl.col(column).floor().cast(pl.Int64))
     if kind.is_integer():
         fits = pl.col(column).cast(pl.Int64, strict=False)
-        frame = bad.keep(frame, table.file, column, fits.is_null(), "the time does not fit 64 bits", advice)
+        small = fits.is_between(-MOST_TIME, MOST_TIME, closed="none")
+        frame = bad.keep(frame, table.file, column, ~small, "the time is too large", advice)
         return frame.with_columns(fits.alias(into), fits)
     fine = pl.col(column).cast(pl.Int64) if kind == pl.Datetime else pl.col(column).dt.epoch("s")
     return frame.with_columns(fine.alias(into), pl.col(column).dt.epoch("s").cast(pl.Int64).alias(column))

@@ -7,7 +7,7 @@ import polars as pl
 from recsys.pipelines.prepare.actions import ActionVocabulary, action_key
 from recsys.pipelines.prepare.bad_rows import ROW, BadRows
 from recsys.pipelines.prepare.columns import TIME, clean_flag, clean_ids, clean_number, clean_text, clean_time
-from recsys.pipelines.prepare.reading import Table, typed
+from recsys.pipelines.prepare.reading import Table, renamed, typed
 
 __all__ = ["ACTION", "UNKNOWN", "clean_interactions", "packed_events", "unite", "with_masks"]
 
@@ -42,7 +42,7 @@ def clean_interactions(table: Table, bad: BadRows) -> pl.DataFrame:
     if "surface" in frame.columns:
         frame = clean_text(frame, table, "surface")
     # Names that the packed table uses itself.
-    return frame.rename({name: f"input_{name}" for name in extra if name in _PACKED})
+    return frame.rename(renamed(extra, _PACKED, "input_"))
 
 
 def with_masks(frame: pl.DataFrame, actions: ActionVocabulary) -> pl.DataFrame:

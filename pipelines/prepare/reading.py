@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import polars as pl
 from recsys.errors import InputError
 from recsys.pipelines.prepare.bad_rows import ROW
 
-__all__ = ["Table", "as_frame", "map_columns", "read_table"]
+__all__ = ["Table", "as_frame", "map_columns", "read_table", "renamed", "typed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Table:
         """
         for column in columns:
             if column not in self.frame.columns:
-                there = ", ".join(name for name in self.frame.columns if name != ROW)
+                there = ", ".join(_quoted(name) for name in self.frame.columns if name != ROW)
                 raise InputError(
                     f"{self.file}: column {column} is missing (there are: {there}); "
                     f"add it, or name it with --columns {column}=THEIRS"
@@ -50,6 +50,11 @@ class Table:
         )
 
 
+def _quoted(name: str) -> str:
+    """A column's name, in quotes where blanks around it or odd characters would not be seen."""
+    return name if name == name.strip() and name.isprintable() else repr(name)
+
+
 def _number(file: str, frame: pl.DataFrame, from_text: bool) -> Table:
     if frame.width == 0 or frame.height == 0:
         raise InputError(f"{file} is empty, row 1 is missing; give a table with at least one row of data")
@@ -59,15 +64,25 @@ def _number(file: str, frame: pl.DataFrame, from_text: bool) -> Table:
 
 
 def read_table(path: str | Path) -> Table:
-    """Read a Parquet or CSV file; a URL (``s3://…``) goes through fsspec.
+    """Read a Parquet or CSV file, or a folder of Parquet files; the URL of a file (``s3://…``) goes through fsspec.
+
+    Files of a folder are read in the order of their names; values in the names of its folders (``day=2024-05-01``)
+    are columns.
 
     Raises:
         InputError: it is missing, empty, of another kind, or broken.
     """
     text, name = str(path), Path(str(path)).name
+    if "://" not in text:
+        if Path(text).is_dir():
+            return _read_folder(Path(text))
+        if not Path(text).is_file():
+            raise InputError(f"{text} does not exist; check the path")
     kind = name.lower().removesuffix(".gz").rsplit(".", 1)[-1]
     if kind not in ("parquet", "csv"):
-        raise InputError(f"{text}: only .parquet and .csv files can be read; convert the table")
+        raise InputError(
+            f"{text}: only .parquet and .csv files, and folders of .parquet files, can be read; convert it"
+        )
     source: Any = Path(text)
     if "://" in text:
         import fsspec
@@ -77,18 +92,52 @@ def read_table(path: str | Path) -> Table:
                 source = io.BytesIO(stream.read())
         except (OSError, ImportError, ValueError) as error:
             raise InputError(f"{text} cannot be opened ({_first_line(error)}); check the address") from None
-    elif not source.is_file():
-        raise InputError(f"{text} does not exist; check the path")
     try:
         if kind == "parquet":
-            return _number(name, pl.read_parquet(source), False)
+            return _number(name, pl.read_parquet(source, glob=False), False)
         # Every value as text: types are found column by column, so that a bad value can be named with its row.
-        return _number(name, pl.read_csv(source, infer_schema=False, glob=False), True)
+        return _csv_table(text, name, pl.read_csv(source, infer_schema=False, glob=False))
     except pl.exceptions.NoDataError:
         raise InputError(f"{text} is empty, row 1 is missing; give a table with at least one row of data") from None
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
         where = _ragged_line(source) if kind == "csv" and isinstance(source, Path) else ""
-        raise InputError(f"{text}{where} cannot be read ({_first_line(error)}); write the file again") from None
+        remedy = "save it as UTF-8" if kind == "csv" and "utf-8" in str(error).lower() else "write the file again"
+        raise InputError(f"{text}{where} cannot be read ({_first_line(error)}); {remedy}") from None
+
+
+def _read_folder(folder: Path) -> Table:
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith(("_", ".")))
+    other = next((file for file in files if file.suffix != ".parquet"), None)
+    if not files or other is not None:
+        holds = "is empty" if other is None else f"holds {other.relative_to(folder)}"
+        raise InputError(f"{folder} is a folder and {holds}; give a file, or a folder of .parquet files and no others")
+    try:
+        rows = pl.scan_parquet(folder, glob=False, hive_partitioning=True).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(
+            f"{folder} cannot be read as one table ({_first_line(error)}); write it with one schema"
+        ) from None
+    return _number(folder.name or str(folder), rows, False)
+
+
+def _csv_table(path: str, name: str, frame: pl.DataFrame) -> Table:
+    """A CSV's table, rows numbered as they are in the file, empty lines left out.
+
+    Raises:
+        InputError: its values are not separated by commas, a column's name occurs twice, or it holds no data.
+    """
+    if frame.width == 1:
+        for mark, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
+            if mark in frame.columns[0]:
+                raise InputError(f"{path}: its values are separated by {called}; write it with commas")
+    for column in frame.columns:
+        if f"{column}_duplicated_0" in frame.columns:  # what polars calls the second one
+            raise InputError(f"{path}: two columns are called {column}; rename or remove one")
+    table = _number(name, frame, True)
+    filled = table.frame.filter(~pl.all_horizontal(pl.exclude(ROW).is_null()))
+    if filled.height == 0:
+        raise InputError(f"{path} holds nothing but empty lines; give a table with at least one row of data")
+    return replace(table, frame=filled)
 
 
 def _first_line(error: BaseException) -> str:
@@ -150,10 +199,26 @@ def map_columns(tables: Mapping[str, Table], columns: Mapping[str, str]) -> dict
             raise InputError(f"--columns {ours}={theirs}: no column {theirs!r} in {files}; check the name")
         for key in holders:
             frame = mapped[key].frame
-            if ours != theirs and ours in frame.columns:
-                frame = frame.rename({ours: f"original_{ours}"})
+            if ours != theirs:
+                frame = frame.rename(renamed(frame.columns, [ours], "original_"))
             mapped[key] = replace(mapped[key], frame=frame.rename({theirs: ours}))
     return mapped
+
+
+def renamed(columns: Sequence[str], ours: Collection[str], prefix: str) -> dict[str, str]:
+    """New names of the callers' columns that have one of ours: the prefix before it, until no column has the name.
+
+    >>> renamed(["user", "input_user", "age"], ["user", "item"], "input_")
+    {'user': 'input_input_user'}
+    """
+    names: dict[str, str] = {}
+    for column in columns:
+        if column in ours:
+            name = prefix + column
+            while name in columns:
+                name = prefix + name
+            names[column] = name
+    return names
 
 
 def typed(frame: pl.DataFrame) -> pl.DataFrame:

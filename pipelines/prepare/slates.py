@@ -14,7 +14,7 @@ from recsys.pipelines.prepare.actions import action_key
 from recsys.pipelines.prepare.bad_rows import ROW, BadRows
 from recsys.pipelines.prepare.columns import clean_ids, clean_number, clean_text, clean_time, is_text
 from recsys.pipelines.prepare.interactions import ACTION, UNKNOWN
-from recsys.pipelines.prepare.reading import Table, typed
+from recsys.pipelines.prepare.reading import Table, renamed, typed
 
 __all__ = [
     "NO_SPLIT",
@@ -53,8 +53,8 @@ def clean_slates(table: Table, bad: BadRows) -> tuple[pl.DataFrame, pl.DataFrame
     extra = [name for name in frame.columns if name not in _OURS]
     if table.from_text and extra:
         frame = frame.with_columns(typed(frame.select(extra)))
-    frame = frame.rename({name: f"input_{name}" for name in extra if name in _PACKED})
-    extra = [f"input_{name}" if name in _PACKED else name for name in extra]
+    names = renamed(extra, _PACKED, "input_")
+    frame, extra = frame.rename(names), [names.get(name, name) for name in extra]
     if "unknown" in frame.columns:
         frame = frame.with_columns(action_key(table, "unknown").alias(UNKNOWN))
     for column in ("slate_id", "user_id"):
@@ -126,30 +126,30 @@ def _flat(frame: pl.DataFrame, table: Table, lists: list[str], bad: BadRows) -> 
         pl.when(pl.col(name).is_null())
         .then(pl.lit(None, dtype=_entry(frame.schema[name])).repeat_by(length))
         .otherwise(pl.col(name))
-        .alias(_LISTS[name])
+        .alias(name)
         for name in lists
     ]
-    flat = frame.select(*slate, pl.int_ranges(length).alias(_RANK), *padded).explode(
-        _RANK, *(_LISTS[name] for name in lists)
-    )
+    flat = frame.select(*slate, pl.int_ranges(length).alias(_RANK), *padded).explode(_RANK, *lists)
+    # Entries keep the names of their lists while they are checked, so that messages say these.
     rows = Table(table.file, flat, table.from_text)
-    flat = flat.with_columns(action_key(rows, "action").alias(ACTION)).drop("action")
+    flat = flat.with_columns(action_key(rows, "actions").alias(ACTION)).drop("actions")
     known = flat
-    flat = clean_ids(flat, rows, "item_id", bad)
-    if "value" in flat.columns:
-        flat = clean_number(flat, rows, "value", bad)
-    if "surface" in flat.columns:
-        flat = clean_text(flat, rows, "surface")
-    if "time" in flat.columns:
-        if flat.schema["time"] in (pl.Null, pl.String) and flat["time"].null_count() == len(flat):
-            flat = flat.with_columns(pl.col("timestamp").alias("time"))
+    flat = clean_ids(flat, rows, "item_ids", bad)
+    if "values" in flat.columns:
+        flat = clean_number(flat, rows, "values", bad)
+    if "surfaces" in flat.columns:
+        flat = clean_text(flat, rows, "surfaces")
+    if "times" in flat.columns:
+        if flat.schema["times"] in (pl.Null, pl.String) and flat["times"].null_count() == len(flat):
+            flat = flat.with_columns(pl.col("timestamp").alias("times"))
         else:
-            timed = flat.filter(pl.col("time").is_not_null())
-            timed = clean_time(timed, rows, "time", bad, into="__fine").drop("__fine")
-            silent = flat.filter(pl.col("time").is_null()).with_columns(pl.col("timestamp").alias("time"))
+            timed = flat.filter(pl.col("times").is_not_null())
+            timed = clean_time(timed, rows, "times", bad, into="__fine").drop("__fine")
+            silent = flat.filter(pl.col("times").is_null()).with_columns(pl.col("timestamp").alias("times"))
             flat = pl.concat([timed, silent.select(timed.columns)]).sort(ROW, _RANK)
     else:
-        flat = flat.with_columns(pl.col("timestamp").alias("time"))
+        flat = flat.with_columns(pl.col("timestamp").alias("times"))
+    flat = flat.rename({name: _LISTS[name] for name in (*lists, "times") if name in flat.columns})
     for name, kind in (("value", pl.Float32), ("surface", pl.String)):
         if name not in flat.columns:
             flat = flat.with_columns(pl.lit(None, dtype=kind).alias(name))

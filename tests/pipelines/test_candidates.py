@@ -217,6 +217,12 @@ def test_newer_data_is_matched_by_name(toy_bundle: Path, toy_dataset: Dataset, t
         assert close is not None and close < 1e-5
     with pytest.raises(InputError, match="is not the dataset of bundle"):
         candidates(toy_bundle, newer.path, tmp_path / "test", split="test")
+    other = prepare_frames(first.with_columns(timestamp=1_700_000_000), output=tmp_path / "other")
+    with pytest.raises(InputError, match="knows none of the 1 items of .*other; give the dataset that"):
+        candidates(toy_bundle, other.path, tmp_path / "lists")
+    with pytest.raises(InputError, match="--at 4611686018427387904 is too large"):
+        candidates(toy_bundle, toy_dataset.path, tmp_path / "lists", at=2**62)
+    assert not (tmp_path / "lists").exists()
 
 
 def test_a_shard_reads_its_users_only(toy_dataset: Dataset) -> None:

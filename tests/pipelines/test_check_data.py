@@ -54,6 +54,7 @@ BAD_EVENTS = [
     (with_value("timestamp", 2, None), "column timestamp, row 2: the time is missing"),
     (interactions(timestamp=[1.0] * 8 + [math.nan] * 4), r"timestamp, row 9: the time is no finite .*\(4 such rows\)"),
     (interactions(timestamp=[1.0] * 8 + [math.inf] * 4), "column timestamp, row 9: the time is no finite number"),
+    (interactions(timestamp=[5] * 8 + [-(2**63), 2**62, -1, 6]), r"timestamp, row 9: the time is too large .*\(2 such"),
     (interactions(value=[1.0, math.nan] * 6), "column value, row 2: not a finite number"),
     (interactions(time_known=[0, 1, 2] * 4), r"column time_known, row 3: neither 0 nor 1 \(2\)"),
 ]
@@ -111,11 +112,12 @@ BAD_SLATES = [
     (slates(user_id=[None, "u1", "u2"]), "column user_id, row 1: the id is missing"),
     (slates(timestamp=[1, None, 3]), "column timestamp, row 2: the time is missing"),
     (slates(item_ids=[["i0", "i1"], [], ["i3", "i4", "i0"]]), "column item_ids, row 2: the slate is empty"),
-    (slates(item_ids=[["i0", None], ["i2"], ["i3", "i4", "i0"]]), "column item_id, row 1: the id is missing"),
+    (slates(item_ids=[["i0", None], ["i2"], ["i3", "i4", "i0"]]), "column item_ids, row 1: the id is missing"),
     (slates(actions=[["click", "none"], ["buy"], ["none"]]), "actions, row 3: its length is not that of item_ids"),
     (slates(actions=[["click", "none"], None, ["none"] * 3]), "actions, row 2: its length is not that of item_ids"),
     (slates(times=[[1, 2], [3, 4], [5, 6, 7]]), "column times, row 2: its length is not that of item_ids"),
-    (slates(values=[[1.0, math.nan], [1.0], [1.0] * 3]), "column value, row 1: not a finite number"),
+    (slates(values=[[1.0, math.nan], [1.0], [1.0] * 3]), "column values, row 1: not a finite number"),
+    (slates(times=[[1, 2], [3], [5, 6, 2**62]]), "column times, row 3: the time is too large"),
 ]
 
 
@@ -171,8 +173,8 @@ def test_bad_items(items: pl.DataFrame, message: str, tmp_path: Path) -> None:
         ({"bad_rows": "mend"}, "--bad-rows mend is not known"),
         ({"min_user_events": -1}, "--min-user-events must not be negative"),
         ({"min_user_events": 99}, "no event is left with --min-user-events 99"),
-        ({"item_features": ("price",)}, "--item-features price: .* has no such column"),
-        ({"user_features": ("age",)}, "--user-features age: the users table has no such column"),
+        ({"item_features": ("price",)}, "--item-features price: there is no items table"),
+        ({"user_features": ("age",)}, "--user-features age: there is no users table"),
         ({"text_encoder": "/nowhere"}, "--text-encoder: .* has no text to encode"),
     ],
 )
@@ -217,6 +219,13 @@ def write_csv(path: Path, text: str) -> Path:
             r"bad.csv, column value, row 1: not a number \('x'\)",
         ),
         (
+            "user_id;item_id;timestamp;action\n1;2;3;click\n",
+            "its values are separated by semicolons; write it with commas",
+        ),
+        ("user_id,item_id,item_id,timestamp,action\n1,2,3,4,click\n", "two columns are called item_id"),
+        ("user_id, item_id,timestamp,action\n1,2,3,click\n", "item_id is missing .there are: user_id, ' item_id'"),
+        ("user_id,item_id,timestamp,action\n\n\n", "nothing but empty lines"),
+        (
             "user_id,item_id,timestamp,action,time_known\n1,2,3,click,maybe\n",
             "time_known, row 1: neither true nor false",
         ),
@@ -235,10 +244,65 @@ def test_broken_and_missing_files(tmp_path: Path) -> None:
         read_table(tmp_path / "bad.parquet")
     with pytest.raises(InputError, match="none.csv does not exist"):
         read_table(tmp_path / "none.csv")
+    (tmp_path / "table.xlsx").touch()
     with pytest.raises(InputError, match=r"only \.parquet and \.csv"):
         read_table(tmp_path / "table.xlsx")
+    (tmp_path / "latin.csv").write_bytes("user_id\nJosé\n".encode("latin-1"))
+    with pytest.raises(InputError, match="save it as UTF-8"):
+        read_table(tmp_path / "latin.csv")
     with pytest.raises(InputError, match="interactions is a list; give a polars or pandas frame"):
         as_frame([1, 2], "interactions")
+
+
+def test_empty_lines_of_a_csv_are_no_rows(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "log.csv", "user_id,item_id,timestamp,action\n\n1,2,3,click\n1,3,soon,click\n\n")
+    assert read_table(path).frame["user_id"].to_list() == ["1", "1"]
+    with pytest.raises(InputError, match="row 3: .*'soon'"):  # as an editor counts lines, less the names
+        check_data(interactions=str(path))
+
+
+def test_a_folder_of_parquet_files_is_one_table(tmp_path: Path) -> None:
+    folder = tmp_path / "run=7" / "log.parquet"
+
+    def part(day: int, kind: Any = pl.Int64) -> None:
+        (folder / f"day={day}").mkdir(parents=True)
+        frame = pl.DataFrame({"user_id": [day, day], "item_id": ["a", "b"], "timestamp": [day, 2], "action": "click"})
+        frame.cast({"user_id": kind}).write_parquet(folder / f"day={day}" / "part-0.parquet")
+
+    part(2)
+    part(1)
+    (folder / "_SUCCESS").touch()
+    table = read_table(folder)
+    assert table.frame.columns == ["__row", "user_id", "item_id", "timestamp", "action", "day"]
+    assert table.frame["day"].to_list() == table.frame["user_id"].to_list() == [1, 1, 2, 2]
+    assert prepare_frames(table.frame, output=tmp_path / "data").num_events == 4
+    part(3, pl.String)
+    with pytest.raises(InputError, match=r"log.parquet cannot be read as one table \(.*user_id"):
+        read_table(folder)
+    (folder / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"is a folder and holds notes\.txt; give a file, or"):
+        read_table(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty is a folder and is empty"):
+        read_table(tmp_path / "empty")
+
+
+def test_names_of_files_are_no_patterns(tmp_path: Path) -> None:
+    interactions().write_parquet(tmp_path / "log[1].parquet")
+    assert read_table(tmp_path / "log[1].parquet").frame.height == ROWS
+
+
+def test_what_is_probably_meant_otherwise_is_noted(tmp_path: Path) -> None:
+    items = pl.DataFrame({"item_id": ["0", "1"], "title": ["a red thing", "a blue thing"]})
+    table = interactions(timestamp=[1_700_000_000_000_000 + row for row in range(ROWS)], unknown=["clicks", None] * 6)
+    notes = " ".join(prepare_frames(table, items, output=tmp_path / "data").manifest.notes)
+    assert "look like microseconds" in notes and "divide them by 1,000,000" in notes
+    assert "None of the items in the events has a row in the items table (an id here is 'i0', there '0')" in notes
+    assert "The column unknown names what is never an action: clicks." in notes
+    whole = prepare_frames(
+        interactions(unknown="buy"), items.with_columns(item_id="i" + pl.col("item_id")), output=tmp_path / "b"
+    )
+    assert not whole.manifest.notes
 
 
 def test_nothing_of_a_failed_preparation_replaces_an_earlier_one(tmp_path: Path) -> None:
@@ -269,6 +333,16 @@ def test_commands_say_what_the_tables_hold(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "data" / "manifest.json").is_file()
     with pytest.raises(InputError, match="prepare needs --output"):
         prepare(interactions=given["interactions"])
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Markup of the terminal library: a closing tag without an opening one is an error there, a tag disappears.
+    folder = tmp_path / "log [bold]"
+    folder.mkdir()
+    interactions(action=["click [/b]", ":heart: [red]", "none"] * 4).write_parquet(folder / "events.parquet")
+    prepare(interactions=str(folder / "events.parquet"), output=folder / "data")
+    shown = capsys.readouterr().out
+    assert ":heart: [red], click [/b]" in shown and "log [bold]/data" in shown.replace("\n", "")
 
 
 def test_words_of_flags() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import subprocess
 import sys
 import types
@@ -14,6 +15,9 @@ import pytest
 from recsys.errors import InputError
 from recsys.pipelines import cli
 from recsys.pipelines.command_parser import one_line, parse_call
+from recsys.pipelines.evaluate import evaluate
+from recsys.pipelines.report import report
+from recsys.pipelines.tokenize import tokenize
 
 CALLS: list[dict[str, object]] = []
 
@@ -167,6 +171,51 @@ def test_a_terminated_training_does_not_look_like_success(capsys: pytest.Capture
         cli.main(["train", "--terminated"])
     assert stop.value.code == 143
     assert capsys.readouterr().err == "recsys train: terminated before its end\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "runs/1/logs"), "runs/1/logs: no space is left; free some, or write"),
+        (OSError(errno.EROFS, "Read-only", "out/.data.7f.partial"), "out: the file system is read-only; write somewh"),
+        (FileExistsError(errno.EEXIST, "File exists", "log.csv"), "log.csv: a file stands where a folder should be;"),
+        (IsADirectoryError(errno.EISDIR, "", "a", None, "b"), "b: a folder stands where a file should be; choose"),
+        (RuntimeError("parquet: underlying IO error: No space left on device (os error 28)"), "no space is left; free"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/2: file write failed"), "no space is left; free"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_too(
+    error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused() -> None:
+        raise error
+
+    monkeypatch.setattr(cli.Command, "load", lambda command: refused)
+    assert cli.main(["sample"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"recsys sample: {line}") and err.count("\n") == 1
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise OSError("something else")
+
+    monkeypatch.setattr(cli.Command, "load", lambda command: broken)
+    with pytest.raises(OSError, match="something else"):
+        cli.main(["sample"])
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    none = tmp_path / "none"
+    for path, why in ((tmp_path, "is a folder; give a file"), (tmp_path / "log" / "x", "log is a file, not a folder")):
+        with pytest.raises(InputError, match=f"--json .*{why}"):
+            evaluate(data=none, bundle=none, json=path)
+        with pytest.raises(InputError, match=f"--json .*{why}"):
+            tokenize(data=none, output=none, json=path)
+        with pytest.raises(InputError, match=f"--output .*{why}"):
+            report(run=tmp_path, output=path)
+    assert [file.name for file in tmp_path.iterdir()] == ["log"]
 
 
 def test_unknown_command_names_the_closest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,7 +134,7 @@ def test_new_items_may_lack_columns_and_texts(data: Dataset) -> None:
     assert rows.content_IC.shape == (3, data.content.shape[1])
     assert rows.content_IC[0].any() and not rows.content_IC[1:].any()
     assert not rows.vectors["vec"].any()
-    with pytest.raises(ValueError, match="column vec: row 'n0': a vector must hold 3 finite numbers"):
+    with pytest.raises(ValueError, match="column vec: id 'n0': a vector must hold 3 finite numbers"):
         ItemContent.load(data.path).encode(new.with_columns(vec=pl.lit([1.0])))
 
 

@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.last_checkpoint import WholeCheckpoints
 
 FLAGS = (
     "--trainer.max_epochs=3 --trainer.accelerator=cpu --last_every_n_steps=3 --patience=9 --data.batch_tokens=10"
@@ -83,12 +85,20 @@ def test_killed_three_times_ends_bit_equal(toy_dataset, tmp_path):
 def test_bad_training_flags_are_one_line(toy_dataset, tmp_path, capsys):
     from recsys.pipelines.cli import main
 
-    absent = str(tmp_path / "absent")
+    absent, broken = str(tmp_path / "absent"), tmp_path / "broken.ckpt"
+    broken.write_bytes(b"PAR1 not a checkpoint")
     for flags, words in (
         (["--data.path", str(tmp_path / "nothing")], "not a prepared dataset"),
         (["--data.path", str(toy_dataset.path), "--model.dim", "15"], "must be a multiple of model.num_heads"),
         (["--data.path", str(toy_dataset.path), "--model.dimm", "16"], "dimm"),
         (["--data.path", str(toy_dataset.path), "--model.block", "lstm"], "block"),
+        (["--data.path", str(toy_dataset.path), "--trainer.max_epoch", "1"], "unknown flag --trainer.max_epoch"),
+        (["--data.path", str(toy_dataset.path), "--trainer.devices=0"], "the --trainer.… flags cannot be followed"),
+        (["--data.path", str(toy_dataset.path), "--ckpt_path", str(broken)], "cannot be read as a checkpoint (no file"),
+        (
+            ["--data", str(toy_dataset.path)],
+            f"must be --data.path here, as in `recsys fit --data.path {toy_dataset.path}`",
+        ),
         (["--data.path", str(toy_dataset.path), "--ckpt_path=last", "--trainer.default_root_dir", absent], "absent"),
     ):
         code = main(["fit", *flags, "--trainer.accelerator=cpu"])
@@ -107,11 +117,28 @@ def test_foreign_or_broken_checkpoint_is_one_line(tmp_path):
     shutil.rmtree(tmp_path)
 
 
+def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path):
+    whole = WholeCheckpoints()
+    whole.save_checkpoint({"step": 1}, tmp_path / "deep" / "best.ckpt")
+    with pytest.raises(AttributeError):  # a local function cannot be pickled, which shows when half is written
+        whole.save_checkpoint({"step": 2, "not": lambda: None}, str(tmp_path / "deep" / "best.ckpt"))
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["best.ckpt"]
+    assert torch.load(tmp_path / "deep" / "best.ckpt", weights_only=True) == {"step": 1}
+
+
 def test_a_run_without_validation_still_leaves_a_checkpoint(toy_dataset, tmp_path):
     from recsys.pipelines.fit import fit_dataset
 
+    writers = []
+
+    class Watch(L.Callback):
+        def on_fit_end(self, trainer, pl_module):
+            writers.append(trainer.strategy.checkpoint_io)
+
     for number, settings in enumerate(({"max_steps": 1}, {"max_epochs": 1, "limit_val_batches": 0})):
         best = fit_dataset(
-            toy_dataset, tmp_path / str(number), quiet=True, enable_progress_bar=False, accelerator="cpu", **settings
-        )
+            toy_dataset, tmp_path / str(number), watchers=[Watch()], quiet=True, enable_progress_bar=False,
+            accelerator="cpu", **settings,
+        )  # fmt: skip
+        assert isinstance(writers.pop(), WholeCheckpoints)
         assert load_model(best)[1]["data_hash"] == toy_dataset.manifest.data_hash

@@ -130,7 +130,7 @@ def test_vector_columns_are_centred_directions(tmp_path: Path) -> None:
         (rows[[0, 1, 3]] * centred).sum(1), math.sqrt(2) * np.linalg.norm(centred, axis=1), rtol=1e-5
     )
     for broken in ([1.0], [math.nan, 0.0], [1.0, None], [math.inf, 1.0]):
-        with pytest.raises(InputError, match="items, column vec: row 'b': a vector must hold 2 finite numbers"):
+        with pytest.raises(InputError, match="items, column vec: id 'b': a vector must hold 2 finite numbers"):
             made(tmp_path, ITEMS.with_columns(vec=pl.Series([[1.0, 0.0], broken, None, None])), item_features=("vec",))
 
 

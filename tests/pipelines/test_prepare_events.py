@@ -225,6 +225,17 @@ def test_unknown_columns_are_kept(tmp_path: Path) -> None:
     assert kept.columns[:8] == ["user", "item", "timestamp", "yes", "known", "surface", "value", "time_known"]
 
 
+def test_columns_named_as_ours_are_kept_under_names_of_their_own(tmp_path: Path) -> None:
+    table = frame(*[("u", item, at, "click") for at, item in enumerate("abab")], ("v", "c", 1, "click")).with_columns(
+        user=pl.lit(1), input_user=pl.lit(2), _user=pl.lit(3), _item=pl.lit(4),
+        original_value=pl.lit(5), value=pl.lit(6.0), worth=pl.lit(7.0),
+    )  # fmt: skip
+    data = prepare_frames(table, output=tmp_path / "data", columns={"value": "worth"}, min_user_events=2)
+    kept = pl.read_parquet(data.path / "events.parquet").row(0, named=True)
+    assert (kept["input_input_user"], kept["input_user"], kept["_user"], kept["_item"]) == (1, 2, 3, 4)
+    assert (kept["original_value"], kept["original_original_value"], kept["value"]) == (5, 6.0, 7.0)
+
+
 def test_columns_are_renamed_in_every_table(tmp_path: Path) -> None:
     table = pl.DataFrame({"uid": ["u", "u"], "asin": ["a", "b"], "ts": [1, 2], "timestamp": [9, 8], "action": "click"})
     items = pl.DataFrame({"asin": ["b", "a"], "shelf": [1, 2]})

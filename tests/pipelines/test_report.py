@@ -176,6 +176,9 @@ def test_only_a_run(run: Path, tmp_path: Path) -> None:
 
 def test_a_run_without_logs_and_an_evaluation_without_slates(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
+    with pytest.raises(InputError, match="run holds no run"):
+        report(run=tmp_path / "run", output=tmp_path / "report.html")
+    (tmp_path / "run" / "checkpoints").mkdir()
     result = evaluation("any")
     del result["ranking"], result["segments"], result["baselines"], result["all_positives"]
     (tmp_path / "eval.json").write_text(json.dumps(result))

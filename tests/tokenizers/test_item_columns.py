@@ -120,9 +120,9 @@ def test_vectors_are_centred_directions() -> None:
 @pytest.mark.parametrize("broken", [[1.0], [1.0, 2.0, 3.0], [1.0, None], [math.nan, 0.0], [math.inf, 0.0]])
 def test_a_broken_vector_is_named(broken: list[Any]) -> None:
     block, _ = fitted([[1.0, 0.0], [0.0, 1.0]])
-    with pytest.raises(ValueError, match="row 'new1': a vector must hold 2 finite numbers; mend it or leave it empty"):
+    with pytest.raises(ValueError, match="id 'new1': a vector must hold 2 finite numbers; mend it or leave it empty"):
         later(block, [None, broken])
-    with pytest.raises(ValueError, match="row 'i[01]': a vector must hold [23] finite numbers"):
+    with pytest.raises(ValueError, match="id 'i[01]': a vector must hold [23] finite numbers"):
         fitted([[0.0, 1.0], broken])
 
 
