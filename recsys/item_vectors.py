@@ -5,6 +5,8 @@ Suffixes: I = items, C = content features, D = model width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,9 @@ from recsys.embedding_table import EmbeddingTable
 from recsys.model_config import ModelConfig
 
 __all__ = ["ItemVectors"]
+
+_PRIME = 2**31 - 1
+"""Items have smaller numbers, and products of two numbers below it fit into int64."""
 
 
 class ItemVectors(nn.Module):
@@ -61,9 +66,29 @@ class ItemVectors(nn.Module):
 
     def rows(self, items: Tensor) -> Tensor:
         """Vectors of some items, ids of any shape; the same numbers as ``table()[items]`` without dropout."""
+        return self._rows(items, None)
+
+    def rows_of_step(self) -> Callable[[Tensor], Tensor]:
+        """:meth:`rows` for one training step: as in :meth:`table`, an item loses its id wherever it occurs or nowhere.
+
+        Which ones do is a hash of their numbers with two that are drawn here (Carter and Wegman, 1979), so that a step
+        draws nothing for items that it does not read.
+        """
+        if not (self.training and self.id_dropout):
+            return self.rows
+        factor, shift = torch.randint(1, _PRIME, (2,), device=self.has_id_I.device).unbind()
+
+        def rows(items: Tensor) -> Tensor:
+            keeps = (items.clamp_min(0) * factor + shift) % _PRIME >= self.id_dropout * _PRIME
+            return self._rows(items, keeps)
+
+        return rows
+
+    def _rows(self, items: Tensor, keeps_id: Tensor | None) -> Tensor:
         known = items >= 0
         at = items.clamp_min(0)
-        vectors = self.ids(at) * (self.has_id_I[at] & known)[..., None]
+        has_id = self.has_id_I[at] & known
+        vectors = self.ids(at) * (has_id if keeps_id is None else has_id & keeps_id)[..., None]
         if self.project is not None:
             vectors = vectors + self.project(self.content_IC[at]) * known[..., None]
         return vectors

@@ -73,8 +73,7 @@ class ModelConfig:
     """Share of history actions hidden in training (masked action modelling; UniPinRec, arXiv 2606.00422)."""
     dropout: float = 0.3
     id_dropout: float = 0.1
-    """Share of items whose id embedding is dropped in a training step, so that content carries weight too; with the
-    full softmax alone, which makes the vectors of all items in every step."""
+    """Share of items whose id embedding is dropped in a training step, so that content carries weight too."""
     surface_dropout: float = 0.1
     """Share of training requests whose surface is hidden, so that a request may leave it out."""
     user_dropout: float = 0.1

@@ -5,6 +5,7 @@ Suffixes: T = packed events, N = rows of one kind, D = width, I = items, A = act
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -87,10 +88,11 @@ class Objective:
         model, config, events = self.model, self.model.config, batch.events
         full = config.retrieval_loss == "full"
         table_I1D = model.items.table() if full else None
+        rows_of_step = model.items.rows if full else model.items.rows_of_step()
 
         def lookup(items: Tensor) -> Tensor:
             if table_I1D is None:
-                return model.items.rows(items)
+                return rows_of_step(items)
             return F.embedding(items % len(table_I1D), table_I1D)
 
         hides = config.use_actions and model.layout.hides_actions
@@ -104,7 +106,7 @@ class Objective:
         num_targets = len(target_N)
         item = z_RD.sum() * 0.0
         if num_targets:
-            item = self._item_loss(query_ND, target_N, table_I1D) / num_targets
+            item = self._item_loss(query_ND, target_N, table_I1D, lookup) / num_targets
         action = z_RD.new_zeros(())
         if model.action_head is not None:
             action = self._history_action_loss(batch, z_RD, hidden_T, lookup)
@@ -242,8 +244,10 @@ class Objective:
         shown_N = torch.rand(len(sequence_N), device=vector_ND.device) >= config.user_dropout
         return vector_ND * shown_N[:, None]
 
-    def _item_loss(self, query_ND: Tensor, target_N: Tensor, table_I1D: Tensor | None) -> Tensor:
-        items, config, item_side = self.model.items, self.model.config, self.model.query_head.item_side
+    def _item_loss(
+        self, query_ND: Tensor, target_N: Tensor, table_I1D: Tensor | None, lookup: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        config, item_side = self.model.config, self.model.query_head.item_side
         if table_I1D is not None:
             vectors_JD = table_I1D[:-1] if self.all_trained else table_I1D.index_select(0, self.trained_J)
             label_NK, weight_NK = (target_N, None) if self.neighbours is None else self.neighbours.labels(target_N)
@@ -264,7 +268,7 @@ class Objective:
             return torch.log(num_random / num_trained + num_shared * self.log_share_I[rows].exp())
 
         return sampled_softmax_loss_sum(
-            query_ND, item_side(items.rows(target_N)), target_N, item_side(items.rows(negative_M)), negative_M,
+            query_ND, item_side(lookup(target_N)), target_N, item_side(lookup(negative_M)), negative_M,
             log_expected(target_N), log_expected(negative_M), config.label_smoothing,
         )  # fmt: skip
 

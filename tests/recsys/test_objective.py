@@ -11,6 +11,7 @@ import torch
 
 from recsys.losses import action_loss, full_softmax_loss_sum, pairwise_loss, sampled_softmax_loss_sum
 from recsys.model import UnifiedModel
+from recsys.model_config import ModelConfig
 from recsys.objective import Objective
 from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.unified_module import build_network
@@ -232,7 +233,7 @@ def test_the_sampler_draws_as_often_as_the_correction_says(toy_model, monkeypatc
     torch.manual_seed(0)
     for _ in range(200):
         target_N = torch.multinomial(counts.float(), 16, replacement=True)
-        objective._item_loss(torch.zeros(16, model.config.dim), target_N, None)
+        objective._item_loss(torch.zeros(16, model.config.dim), target_N, None, model.items.rows)
     assert not drawn[0] and set(said) == set(range(1, len(counts)))
     expected = torch.tensor([said[item] for item in range(1, len(counts))]).exp()
     assert float(expected.sum()) == pytest.approx(24 + 16, rel=1e-4)
@@ -262,6 +263,47 @@ def test_some_requests_of_training_do_not_say_their_surface(toy_model):
 def test_dropout_of_ids_needs_content(toy_model):
     config = replace(toy_model.config, content_dim=0, id_dropout=0.9)
     assert UnifiedModel(config).items.id_dropout == 0.0
+
+
+def test_an_item_of_a_step_loses_its_id_everywhere_or_nowhere():
+    sizes = {"num_items": 5000, "num_actions": 1, "num_surfaces": 1, "positive_mask": 1, "content_dim": 4, "dim": 8}
+    model = UnifiedModel(ModelConfig(**sizes, id_dropout=0.3))
+    torch.nn.init.normal_(model.items.content_IC)
+    every = torch.arange(-1, 5000)
+    assert model.items.eval().rows_of_step()(every).equal(model.items.rows(every))
+    whole, content = model.items.rows(every), torch.cat([torch.zeros(1, 8), model.items.content_part()])
+    lost = []
+    for _ in range(20):
+        rows = model.items.train().rows_of_step()
+        found = rows(every)
+        dropped = (found == content).all(1)
+        assert torch.equal(torch.where(dropped[:, None], content, whole), found) and dropped[0]
+        some = torch.randint(-1, 5000, (7, 3))
+        assert torch.equal(rows(some), found[some + 1])
+        lost.append(dropped[1:])
+    share = torch.stack(lost).float()
+    assert float(share.mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(share.mean(0).std()) == pytest.approx((0.3 * 0.7 / 20) ** 0.5, rel=0.2)  # others in every step
+
+
+@pytest.mark.parametrize("loss", ["full", "sampled"])
+def test_training_drops_ids_with_either_softmax(toy_dataset, loss):
+    """Without any id the loss is that of a model whose ids are zero."""
+    data = PreparedData(str(toy_dataset.path))
+    settings = {"dim": 16, "dropout": 0.0, "mask_prob": 0.0, "surface_dropout": 0.0, "retrieval_loss": loss}
+    model = build_network(data, settings).train()
+    objective = Objective(model, torch.from_numpy(toy_dataset.train_item_counts()))
+    batch = data.examples(model.config).batch(0)
+
+    def loss_of(dropout: float) -> float:
+        model.items.id_dropout = dropout
+        torch.manual_seed(0)
+        return float(objective(batch).item)
+
+    found, plain = loss_of(1.0), loss_of(0.0)
+    torch.nn.init.zeros_(model.items.ids.weight)
+    assert found == pytest.approx(loss_of(1.0), rel=1e-6)
+    assert abs(found - plain) > 1e-3
 
 
 def test_item_of_which_nothing_is_known_scores_as_the_average_item(toy_model):
