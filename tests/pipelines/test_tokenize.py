@@ -96,7 +96,7 @@ def test_block_weights_are_parsed() -> None:
         (["--append-to", "a", "--align-to", "b"], "give one of them"),
         (["--append-to", "a", "--levels", "4"], "--append-to takes the old codebooks as they are"),
         (["--checkpoint", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
-        (["--text-encoder", "nowhere"], "--text-encoder: nowhere holds no modules.json"),
+        (["--text-encoder", "nowhere"], "nowhere is no folder; give the folder of a sentence-transformers model"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -290,7 +290,7 @@ def test_a_change_is_one_assignment_of_parts_that_belong_together(loaded: Callab
         ({"items": NEW.drop("vec")}, r"new item 'n0' has no column vec, a vector"),
         ({"items": NEW.drop("item_id")}, r"the column item_id is missing"),
         ({"items": [{"item_id": None, "vec": None}]}, r"row 1 has no item_id"),
-        ({"items": [{"item_id": "n0", "vec": [1.0, 2.0]}]}, r"column vec: row 'n0': a vector must hold 4 finite"),
+        ({"items": [{"item_id": "n0", "vec": [1.0, 2.0]}]}, r"column vec: id 'n0': a vector must hold 4 finite"),
         ({"items": [{"item_id": "n0", "vec": [1.0, float("nan"), 0.0, 1.0]}]}, r"a vector must hold 4 finite"),
         ({"items": [{"item_id": "i3", "price": "cheap"}]}, r"column price: its values are no Float64"),
         ({"items": [{"item_id": "n0", "vec": None, "codes": [1]}]}, r"column codes: item 'n0' needs 3 integers"),
