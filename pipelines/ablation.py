@@ -145,6 +145,8 @@ def ablation(
     if any(row.get("out of time") for row in rows):
         notes.append("* ended by the clock, before its last epoch or its patience did.")
     command = "python -P -m recsys.pipelines.ablation --data.path DATA --name " + name
+    command += "" if epochs is None else f" --epochs {epochs}"
+    command += "" if options is None else " --options …"
     title = f"One option of fit at a time: {name}"
     path = record(
         f"ablation-{name}", title, command, rows, columns, data_hash=dataset.manifest.data_hash, notes=notes, root=root
