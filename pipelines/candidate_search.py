@@ -119,6 +119,8 @@ class CandidateSearch:
             self.labels.append("pin")
         num_reachable = len(bundle.vectors) if allow_N is None else len(allow_N)
         self.k, self.rank = min(k, num_reachable), min(rank, k, num_reachable)
+        depth = 0 if reorder is None else reorder.chain.num_reordered
+        self._wanted = max(self.k, min(depth, num_reachable))
         self.batch_users = batch_users
 
     @torch.inference_mode()
@@ -210,7 +212,7 @@ class CandidateSearch:
         first_label = 0
         for retriever in self._retrievers:
             hits = retriever.search(
-                states, self.k, at_B=at_B, surface_B=surface_B, exclude_QE=exclude_BE, allow_N=self._allow_N
+                states, self._wanted, at_B=at_B, surface_B=surface_B, exclude_QE=exclude_BE, allow_N=self._allow_N
             )
             items.append(hits.ids_QK.cpu().numpy())
             scores.append(hits.scores_QK.cpu().numpy())
@@ -222,7 +224,7 @@ class CandidateSearch:
         if len(items) == 1:
             item_BK, score_BK, label_BK = items[0], scores[0], labels[0]
         else:
-            item_BK, place_BK = _take_turns(items, self.k)
+            item_BK, place_BK = _take_turns(items, self._wanted)
             flat_BM = [np.stack(parts, 2).reshape(len(row_B), -1) for parts in (scores, labels)]
             score_BK = np.take_along_axis(flat_BM[0], place_BK, 1)
             label_BK = np.take_along_axis(flat_BM[1], place_BK, 1)
@@ -231,9 +233,9 @@ class CandidateSearch:
             item_BK, score_BK, label_BK = (
                 np.take_along_axis(rows, place_BK, 1) for rows in (item_BK, score_BK, label_BK)
             )
-        found.retriever_QK[row_B] = label_BK
-        found.item_QK[row_B] = item_BK
-        found.score_QK[row_B] = score_BK
+        found.retriever_QK[row_B] = label_BK[:, : self.k]
+        found.item_QK[row_B] = item_BK[:, : self.k]
+        found.score_QK[row_B] = score_BK[:, : self.k]
 
     def _probabilities(self, states: UserStates, item_BC: Ints, time_B: Ints, place_B: Ints) -> Any:
         """[B, C, A] of some hits, from the keys and values that retrieval left; NaN in empty places.

@@ -193,6 +193,16 @@ class Backwards:
         return [Reordered(places=range(len(one.row_C))[::-1]) for one in lists]
 
 
+@pytest.mark.parametrize("k", [3, 6])
+def test_a_reranker_looks_as_deep_as_for_a_request(
+    k: int, bundle: Path, toy_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of the five that it puts in order, not the first three in order."""
+    monkeypatch.setattr(RerankOptions, "chain", lambda *_, **__: Backwards())
+    candidates(bundle, toy_dataset.path, tmp_path / "out", k=k, rerank="first", lm="none")
+    same_as_recommended(bundle, toy_dataset, tmp_path / "out", written(tmp_path / "none", []), k, reranker=Backwards())
+
+
 def test_rules_choose_among_what_a_reranker_ordered(
     bundle: Path, toy_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -242,9 +242,8 @@ def test_candidates_of_several_retrievers_take_turns_before_they_are_reranked(
     users.write_text("u1\nu2")
     words = ("--users", users, "--retrievers", "dense,memory")
     plain = candidates(toy_bundle, toy_dataset, tmp_path / "plain", *words)
-    found = candidates(
-        toy_bundle, toy_dataset, tmp_path / "new", *words, "--rerank", "first", "--lm", lm, "--rerank-weight", 0.5
-    )
+    rerank = ("--rerank", "first", "--lm", lm, "--rerank-weight", 0.5, "--rerank-top", 9)
+    found = candidates(toy_bundle, toy_dataset, tmp_path / "new", *words, *rerank)
     for before, row in zip(plain.iter_rows(named=True), found.iter_rows(named=True), strict=True):
         assert sorted(before["item_ids"]) == sorted(row["item_ids"])
         label: dict[Any, Any] = dict(zip(before["item_ids"], before["retriever"], strict=True))
