@@ -107,7 +107,7 @@ def check_words(manifest: dict[str, Any]) -> None:
             raise ValueError("user_content must be blocks of columns, one after the other")
         stop = block["stop"]
     for name in ("memory_weights", "hybrid_weights"):
-        if not isinstance(manifest.get(name) or {}, dict):
+        if not isinstance(manifest.get(name), dict | None):
             raise ValueError(f"{name} must be an object")
     if manifest.get("clock") not in ("real", "order"):
         raise ValueError(f"clock must be 'real' or 'order', got {manifest.get('clock')!r}")

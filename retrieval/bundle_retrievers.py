@@ -103,6 +103,10 @@ def bundle_retrievers(
     """
     wanted = bundle.retrievers if names is None else tuple(dict.fromkeys(names))
     stored = bundle.manifest.get("hybrid_weights")
+    try:
+        hybrid_weights = None if stored is None else HybridWeights.from_dict(stored)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{bundle.path}: hybrid_weights cannot be read ({error!r:.100}); export it again") from None
     parts = RetrieverParts(
         model=bundle.model,
         vectors_ID=bundle.vectors,
@@ -110,7 +114,7 @@ def bundle_retrievers(
         graph=bundle.graph_train if training_only else bundle.graph_now,
         memory_weights=bundle.memory_weights,
         trie=bundle.trie,
-        hybrid_weights=None if stored is None else HybridWeights.from_dict(stored),
+        hybrid_weights=hybrid_weights,
         gone_I=bundle.index.gone_I,
         neighbours=bundle.neighbours,
     )

@@ -7,6 +7,7 @@ come back. A module of helpers, loaded by path.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -293,11 +294,11 @@ def _change(choices: Choices, value: Any) -> None:
     if kind == 0 and isinstance(parent, dict):
         del parent[key]
     elif kind == 1 and isinstance(parent, list):
-        parent.append(parent[key])
+        parent.append(copy.deepcopy(parent[key]))
     elif kind == 2 and isinstance(parent[key], int):
         parent[key] += pick(choices, [1, -1, 10**9])
     else:
-        parent[key] = pick(choices, ODD_JSON)
+        parent[key] = copy.deepcopy(pick(choices, ODD_JSON))
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:

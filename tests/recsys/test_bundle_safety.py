@@ -20,6 +20,7 @@ from recsys.bundle import Bundle, _checksum
 from recsys.errors import InputError
 from recsys.files import read_json, sha256_file
 from recsys.index.parts import write_parts
+from recsys.retrieval.bundle_retrievers import bundle_retrievers
 
 
 @pytest.fixture
@@ -217,3 +218,18 @@ def test_a_pickle_is_never_loaded(copy: Path, tmp_path: Path):
             Bundle.open(copy)
         file.write_bytes(good)
     assert not done.exists()
+
+
+@pytest.mark.parametrize("name", ["memory_weights", "hybrid_weights"])
+@pytest.mark.parametrize("value", [0, [], "", False])
+def test_weights_that_are_no_object_are_refused(copy: Path, name: str, value: Any):
+    """Also those that count as nothing."""
+    sign(copy, lambda manifest: manifest.update({name: value}))
+    refused(copy, f"{name} must be an object")
+
+
+def test_hybrid_weights_without_their_parts_are_one_line(copy: Path):
+    sign(copy, lambda manifest: manifest.update({"hybrid_weights": {"codes": 3}}))
+    with pytest.raises(InputError, match="hybrid_weights cannot be read") as error:
+        bundle_retrievers(Bundle.open(copy), ["dense"])
+    assert "\n" not in str(error.value)
