@@ -16,6 +16,7 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import read_json
 from recsys.pipelines import ablation as runner
+from recsys.pipelines import fit
 from recsys.pipelines.ablation import Job, ablation, main, train_apart
 from recsys.pipelines.ablation_options import OPTIONS, chosen_options
 from recsys.pipelines.ablation_run import code_hash
@@ -158,10 +159,18 @@ def test_the_runner_looks_at_validation_alone(toy_dataset, tmp_path, monkeypatch
         return requests(self, split, **more)
 
     monkeypatch.setattr(Dataset, "requests", watched)
+    monkeypatch.setattr(fit, "add_code_heads", lambda *_, **__: pytest.fail("no figure here is of semantic IDs"))
     flags = {"--model.dim": "8", "--model.num_blocks": "1", "--model.window": "8"}
     job = {"data": toy_dataset.path, "flags": flags, "seed": 0, "minutes": 1.0, "epochs": 1}
     one_training(job, tmp_path / "run")
     assert asked == {"validation"}
+
+
+def test_slates_make_the_model_wider(toy_dataset, small_world):
+    assert (chosen_recipe(toy_dataset).model.dim, chosen_recipe(toy_dataset).model.dropout) == (64, 0.3)
+    recipe = chosen_recipe(small_world)
+    assert (recipe.model.dim, recipe.model.dropout) == (96, 0.2)
+    assert "96 wide" in recipe.reasons["dim"]
 
 
 def test_options_name_settings_of_fit_and_those_without_effect_are_left_out(toy_dataset):
