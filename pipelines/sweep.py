@@ -95,7 +95,7 @@ def sweep(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _alone(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        found = _open_study(path, _name(dataset, given, space, seed))
+        found = _open_study(path, _name(dataset, given, space, seed), _spared_epochs(epochs))
         folder = path.with_name(path.name + ".trial")
         _search(found, dataset, folder, space, given, trials=trials, hours=hours, seed=seed)
         result = _result(found, dataset, space, given, data=data, seed=seed)
@@ -191,7 +191,16 @@ def _name(dataset: Dataset, given: Mapping[str, str], space: Sequence[Setting], 
     return f"{dataset.manifest.data_hash[:12]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _open_study(path: Path, name: str) -> Study:
+def _spared_epochs(epochs: int | None) -> int:
+    """The first epoch after which a trial may be stopped: the third, or half of a short training.
+
+    >>> _spared_epochs(None), _spared_epochs(3), _spared_epochs(1)
+    (3, 2, 1)
+    """
+    return 3 if epochs is None else min(3, (epochs + 1) // 2)
+
+
+def _open_study(path: Path, name: str, spared_epochs: int) -> Study:
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -202,7 +211,7 @@ def _open_study(path: Path, name: str) -> Study:
             study_name=name,
             load_if_exists=True,
             direction="maximize",
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=spared_epochs),
         )
     except (SQLAlchemyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:120]
