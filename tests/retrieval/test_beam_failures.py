@@ -122,6 +122,18 @@ def test_operations_grow_neither_with_beams_nor_with_requests():
     assert max(counts) < 1.5 * min(counts) < 2000  # a few more where lists are padded or scores tie
 
 
+def test_memory_does_not_grow_with_beams_times_exclusions(largest_tensor):
+    """Four hundred beams and eight thousand exclusions: a table of both would hold three million places."""
+    sizes = (10, 20, 20)
+    codes = np.stack(np.meshgrid(*[np.arange(size) for size in sizes], indexing="ij"), -1).reshape(-1, 3)
+    trie = CodeTrie.build(codes, sizes)
+    exclude_BE = torch.arange(8000)[None] % 3999
+    with largest_tensor() as watch:
+        hits = beam_search(trie, Steady(flat(sizes), 1), 1, 5, BeamConfig(widths=(400,)), exclude_BE=exclude_BE)
+    assert hits.ids_QK.tolist() == [[3999, -1, -1, -1, -1]]
+    assert watch.num_bytes < 1_000_000
+
+
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
