@@ -3,7 +3,7 @@
 A user without any event has none of those; frequent items may have terms for such a user instead.
 
 Suffixes: B = users, M = recent items, R = relations, T = edges, X = distinct (user, item) pairs, I = items,
-P = items to start from, S = users who start.
+C = items asked for, P = items to start from, S = users who start.
 """
 
 from __future__ import annotations
@@ -193,3 +193,20 @@ class MemoryTerms:
         sum_X = torch.zeros(len(found_X), dtype=torch.float32, device=key_T.device)
         sum_X.index_add_(0, place_T, term_T[order_T])
         return torch.div(found_X, num_items, rounding_mode="floor"), found_X % num_items, sum_X
+
+    def sums_of(self, recent_BM: Tensor, item_BC: Tensor, is_new_B: Tensor | None = None) -> Tensor:
+        """[B, C] float32 sums of the terms of some items of each user, as :meth:`add_to` adds them up; memory does not
+        grow with the catalogue.
+
+        Args:
+            item_BC: [B, C] int64; padded places (−1) get 0.
+        """
+        user_X, item_X, sum_X = self.pairs(recent_BM, is_new_B)
+        if not len(sum_X):
+            return torch.zeros(item_BC.shape, device=item_BC.device)
+        num_items = self.graph.num_items
+        key_X = user_X * num_items + item_X
+        row_B1 = torch.arange(len(item_BC), device=item_BC.device)[:, None]
+        asked_BC = (row_B1 * num_items + item_BC).masked_fill(item_BC < 0, -1)
+        at_BC = torch.searchsorted(key_X, asked_BC).clamp_max(len(key_X) - 1)
+        return torch.where(key_X[at_BC] == asked_BC, sum_X[at_BC], 0.0)
