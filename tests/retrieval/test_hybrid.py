@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -103,8 +105,12 @@ def test_weights_of_a_retriever_that_is_not_there_are_refused(parts):
 def test_scores_of_given_items_are_those_of_the_whole_catalogue(parts, code_model):
     dense, _, codes, states, request = parts
     item_BC = torch.stack([torch.randperm(30)[:9] for _ in range(8)])
-    children = GenerativeRetriever(code_model, codes[0].trie, BeamConfig(widths=(6,), normalise="children"))
-    for retriever in (dense, *codes, children):
+    trie = codes[0].trie
+    runs = replace(trie, levels=tuple(replace(level, table_MK=None) for level in trie.levels))
+    assert any(level.table_MK is not None for level in trie.levels)
+    among = BeamConfig(widths=(6,), normalise="children")
+    forms = [GenerativeRetriever(code_model, trie, among), GenerativeRetriever(code_model, runs, among)]
+    for retriever in (dense, *codes, GenerativeRetriever(code_model, runs), *forms):
         expected = retriever.scores(states, **request).gather(1, item_BC)
         found = retriever.scores_of(states, item_BC, **request)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
