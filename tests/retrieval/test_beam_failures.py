@@ -36,7 +36,7 @@ def as_runs(trie):
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 @pytest.mark.parametrize("dense", [True, False])
-@pytest.mark.parametrize("limit", ["allow", "exclude", "remove"])
+@pytest.mark.parametrize("limit", ["allow", "exclude", "remove", "remove and exclude", "allow and exclude"])
 def test_one_beam_finds_the_only_item_left_at_every_depth(depth, dense, limit):
     """The branch that leads away from the item is likelier by far, and all items below it are out."""
     sizes = (3, 3, 3, 3)
@@ -44,8 +44,16 @@ def test_one_beam_finds_the_only_item_left_at_every_depth(depth, dense, limit):
     others = [[0] * depth + [first] + [code] * (3 - depth) for first in (0, 1) for code in range(3)]
     trie = CodeTrie.build(np.array([*others, wanted]), sizes)
     trie = trie if dense else as_runs(trie)
-    limits = {"allow": {"allow_N": torch.tensor([6])}, "exclude": {"exclude_BE": torch.arange(6)[None]}}
-    trie = trie.without(torch.arange(6)) if limit == "remove" else trie
+    # Every third of the items in the way is out for one reason, the others for another.
+    one, other = torch.arange(0, 6, 3), torch.tensor([[1, 2, 4, 5]])
+    limits = {
+        "allow": {"allow_N": torch.tensor([6])},
+        "exclude": {"exclude_BE": torch.arange(6)[None]},
+        "remove and exclude": {"exclude_BE": other},
+        "allow and exclude": {"allow_N": torch.tensor([1, 2, 4, 5, 6]), "exclude_BE": other},
+    }
+    gone = {"remove": torch.arange(6), "remove and exclude": one}
+    trie = trie.without(gone[limit]) if limit in gone else trie
     levels = [torch.tensor([0.0, -5.0, -50.0])] * 4
     hits = beam_search(trie, Steady(levels, 1), 1, 5, BeamConfig(widths=(1,)), **limits.get(limit, {}))
     assert hits.ids_QK.tolist() == [[6, -1, -1, -1, -1]]
