@@ -130,12 +130,9 @@ class HybridRetriever:
         request: dict[str, Any] = {"at_B": at_B, "surface_B": surface_B, "exclude_QE": exclude_QE}
         budgets = {"dense": 100, "memory": 0, "cold": 20} | self.weights.budgets
         found = [self.dense.search(states, max(k, budgets["dense"]), allow_N=allow_N, **request).ids_QK]
-        for one in self.codes:
-            found.append(one.search(states, budgets.get(one.name, 50), allow_N=allow_N, **request).ids_QK)
-        if budgets["memory"]:
-            found.append(self.memory.search(states, budgets["memory"], allow_N=allow_N, **request).ids_QK)
-        else:
-            found.append(found[0][:, :0])
+        for one in (*self.codes, self.memory):
+            hits = budgets.get(one.name, 50)
+            found.append(one.search(states, hits, allow_N=allow_N, **request).ids_QK if hits else found[0][:, :0])
         cold_N = self.cold_N if allow_N is None else self.cold_N[torch.isin(self.cold_N, allow_N)]
         if budgets["cold"] and len(cold_N):
             found.append(self.dense.search(states, budgets["cold"], allow_N=cold_N, **request).ids_QK)

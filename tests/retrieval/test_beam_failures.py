@@ -107,6 +107,16 @@ def test_beams_of_a_request_are_distinct_prefixes(normalise):
             assert len(prefixes[request]) == len(set(prefixes[request])) == wanted
 
 
+def test_of_equal_scores_a_group_keeps_the_smaller_node_too():
+    """Of the first group's beams the likelier has the larger node; one child of each stands second with equal scores."""
+    trie = CodeTrie.build(np.array([[0, 0], [1, 0], [2, 0], [3, 0], [3, 1]]), (4, 2))
+    levels = [torch.tensor([-384.0, -256.0, -128.0, 0.0]), torch.tensor([0.0, -256.0])]
+    for form in (trie, as_runs(trie)):
+        hits = beam_search(form, Steady(levels, 1), 1, 5, BeamConfig(widths=(4,), num_groups=2))
+        assert hits.ids_QK.tolist() == [[3, 2, 1, 0, -1]]
+        assert hits.scores_QK[0, :4].tolist() == [0.0, -128.0, -256.0, -384.0]
+
+
 def test_operations_grow_neither_with_beams_nor_with_requests():
     sizes = (16, 16, 16)
     trie = CodeTrie.build(np.random.default_rng(0).integers(0, 16, (3000, 3)), sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -100,6 +101,38 @@ def test_weights_of_a_retriever_that_is_not_there_are_refused(parts):
         HybridRetriever(dense, memory, codes, COLD, HybridWeights({"set": 1.0}))
     weights = HybridWeights({"generative": 0.5}, 0.1, {"dense": 7})
     assert HybridWeights.from_dict(weights.to_dict()) == weights
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"codes": {"generative": "x"}},
+        {"codes": {"generative": None}},
+        {"codes": {"generative": 1e300}},
+        {"cold": math.inf},
+        {"learned": math.nan},
+        {"budgets": {"generative": -3}},
+        {"budgets": {"cold": 2.5}},
+        {"budgets": {"dense": "x"}},
+        {"budgets": {"memory": True}},
+        {"budgets": {"dense": 10**30}},
+    ],
+)
+def test_weights_that_no_search_could_use_are_refused_when_they_are_read(wrong):
+    good = {"codes": {"generative": 0.5}, "cold": 0.4, "budgets": {}}
+    assert HybridWeights.from_dict(good).cold == 0.4
+    with pytest.raises(ValueError, match="in the hybrid score must be"):
+        HybridWeights.from_dict({**good, **wrong})
+
+
+def test_codes_may_count_without_a_search_of_their_own(parts):
+    dense, memory, codes, states, request = parts
+    weights = HybridWeights({"generative": 0.7, "parallel": 1.3}, 0.0, {"dense": 30, "generative": 0, "parallel": 0})
+    hybrid = HybridRetriever(dense, memory, codes, COLD, weights)
+    hits = hybrid.search(states, 30, **request)
+    wanted = hybrid.scores(states, **request).gather(1, hits.ids_QK)
+    torch.testing.assert_close(hits.scores_QK, wanted, atol=1e-4, rtol=0)
+    assert set(hits.source_QK.unique().tolist()) == {hybrid.sources.index("dense")}
 
 
 def test_scores_of_given_items_are_those_of_the_whole_catalogue(parts, code_model):
