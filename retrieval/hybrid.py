@@ -137,14 +137,29 @@ class HybridRetriever:
         if budgets["cold"] and len(cold_N):
             found.append(self.dense.search(states, budgets["cold"], allow_N=cold_N, **request).ids_QK)
         item_BC, source_BC = _union(found)
-        logp_BC = {
-            one.name: one.scores_of(states, item_BC, at_B=at_B, surface_B=surface_B)
-            for one in self.codes
-            if self.weights.codes.get(one.name, 0.0)
-        }
-        dense_BC = self.dense.scores_of(states, item_BC, at_B=at_B, surface_B=surface_B)
-        learned_BC = self.dense.learned_scores_of(states, item_BC, at_B=at_B, surface_B=surface_B)
-        return Union(item_BC, source_BC, dense_BC, learned_BC, logp_BC, torch.isin(item_BC, self.cold_N))
+        return self._parts_of(states, item_BC, source_BC, at_B=at_B, surface_B=surface_B)
+
+    def _parts_of(
+        self, states: UserStates, item_BC: Tensor, source_BC: Tensor, *, at_B: Tensor, surface_B: Tensor
+    ) -> Union:
+        """Some items with the parts of their scores."""
+        request = {"at_B": at_B, "surface_B": surface_B}
+        weighed = [one for one in self.codes if self.weights.codes.get(one.name, 0.0)]
+        return Union(
+            item_BC,
+            source_BC,
+            self.dense.scores_of(states, item_BC, **request),
+            self.dense.learned_scores_of(states, item_BC, **request),
+            {one.name: one.scores_of(states, item_BC, **request) for one in weighed},
+            torch.isin(item_BC, self.cold_N),
+        )
+
+    @torch.no_grad()
+    def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
+        """[B, C] float32 scores of some items, whatever the searches would find; −inf in padded places (−1)."""
+        none_BC = torch.zeros_like(item_BC)
+        union = self._parts_of(states, item_BC, none_BC, at_B=at_B, surface_B=surface_B)
+        return union.score(self.weights)
 
     @torch.no_grad()
     def scores(self, states: UserStates, *, at_B: Tensor, surface_B: Tensor) -> Tensor:

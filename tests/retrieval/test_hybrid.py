@@ -40,7 +40,8 @@ def parts(code_model, toy_dataset):
 
 def test_with_all_weights_zero_the_order_is_that_of_dense(parts):
     dense, memory, codes, states, request = parts
-    hybrid = HybridRetriever(dense, memory, codes, COLD, HybridWeights(budgets={"dense": 10, "generative": 5}))
+    budgets = {"dense": 3, "generative": 5, "cold": 1}  # fewer than the hits asked for
+    hybrid = HybridRetriever(dense, memory, codes, COLD, HybridWeights(budgets=budgets))
     assert isinstance(hybrid, Retriever)
     ours, theirs = hybrid.search(states, 10, **request), dense.search(states, 10, **request)
     assert torch.equal(ours.ids_QK, theirs.ids_QK)
@@ -136,14 +137,16 @@ def test_codes_may_count_without_a_search_of_their_own(parts):
 
 
 def test_scores_of_given_items_are_those_of_the_whole_catalogue(parts, code_model):
-    dense, _, codes, states, request = parts
+    dense, memory, codes, states, request = parts
     item_BC = torch.stack([torch.randperm(30)[:9] for _ in range(8)])
     trie = codes[0].trie
     runs = replace(trie, levels=tuple(replace(level, table_MK=None) for level in trie.levels))
     assert any(level.table_MK is not None for level in trie.levels)
     among = BeamConfig(widths=(6,), normalise="children")
     forms = [GenerativeRetriever(code_model, trie, among), GenerativeRetriever(code_model, runs, among)]
-    for retriever in (dense, *codes, GenerativeRetriever(code_model, runs), *forms):
+    weights = HybridWeights({"generative": 0.7, "parallel": 1.3}, 0.4, {}, -0.2)
+    hybrid = HybridRetriever(dense, memory, codes, COLD, weights)
+    for retriever in (dense, *codes, GenerativeRetriever(code_model, runs), *forms, hybrid):
         expected = retriever.scores(states, **request).gather(1, item_BC)
         found = retriever.scores_of(states, item_BC, **request)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
