@@ -130,7 +130,8 @@ class HybridRetriever:
         request: dict[str, Any] = {"at_B": at_B, "surface_B": surface_B, "exclude_QE": exclude_QE}
         budgets = {"dense": 100, "memory": 0, "cold": 20} | self.weights.budgets
         found = [self.dense.search(states, max(k, budgets["dense"]), allow_N=allow_N, **request).ids_QK]
-        for one in (*self.codes, self.memory):
+        searches: tuple[Retriever, ...] = (*self.codes, self.memory)
+        for one in searches:
             hits = budgets.get(one.name, 50)
             found.append(one.search(states, hits, allow_N=allow_N, **request).ids_QK if hits else found[0][:, :0])
         cold_N = self.cold_N if allow_N is None else self.cold_N[torch.isin(self.cold_N, allow_N)]
