@@ -303,6 +303,21 @@ def test_exact_search_makes_nothing_on_a_device_of_its_own(lists, k, elsewhere):
         assert torch.equal(hits.ids_QK.cpu(), plain.ids_QK) and torch.equal(hits.scores_QK.cpu(), plain.scores_QK)
 
 
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "pq"])
+def test_items_beside_an_index_are_allowed_as_all_others_are(kind):
+    """The items that came are the best for every query; half of them are allowed."""
+    pytest.importorskip("faiss")
+    generator = torch.Generator().manual_seed(0)
+    vectors, queries = torch.rand(1000, 8, generator=generator), torch.rand(5, 8, generator=generator)
+    grown = torch.cat([vectors, 9 + torch.rand(6, 8, generator=generator)])
+    index = build_index(kind, vectors).moved(grown, torch.arange(1000, 1006))
+    allow_N = torch.cat([torch.arange(900), torch.tensor([1000, 1002, 1004])])
+    hits = index.search(queries, 5, allow_N=allow_N)
+    assert torch.isin(hits.ids_QK, allow_N).all()
+    assert torch.equal(hits.ids_QK[:, :3].sort(1).values, allow_N[-3:].expand(5, -1))
+    assert torch.equal(index.search(queries, 6).ids_QK.sort(1).values, torch.arange(1000, 1006).expand(5, -1))
+
+
 def test_items_that_came_moved_or_went(kind):
     """An index under way finds new items, forgets old vectors and gone items, and fills every place."""
     generator = torch.Generator().manual_seed(3)
