@@ -110,20 +110,24 @@ def test_a_head_orders_the_first_of_the_union_and_the_others_stay_behind(parts, 
     hybrid = with_head(weights, 12)
     sums = hybrid.scores(states, **request)
     hits = hybrid.search(states, 30, **request)
-    changed = 0
+    changed = with_cold = 0
     for user in range(8):
         listed = sorted(range(30), key=lambda item: (-float(sums[user, item]), item))
         item_BK = torch.tensor([listed[:12]])
         one = {name: value[user : user + 1] for name, value in request.items()}
         state = states.select(torch.tensor([user]))
         rows = hybrid.features(state, item_BK, state.recent_BM, one["at_B"], one["surface_B"])
-        refined = sums[user, item_BK[0]] + hybrid.head.weight * hybrid.head.added(rows.feature_BKF)[0]
+        added = hybrid.head.added(rows.feature_BKF)[0].clone()
+        cold = torch.tensor([item in COLD.tolist() for item in listed[:12]])
+        added[cold] = added[~cold].mean()
+        refined = sums[user, item_BK[0]] + hybrid.head.weight * added
         order = sorted(range(12), key=lambda place: (-float(refined[place]), listed[place]))
         assert hits.ids_QK[user].tolist() == [listed[place] for place in order] + listed[12:]
         torch.testing.assert_close(hits.scores_QK[user, :12], refined[order], atol=1e-4, rtol=0)
         assert (hits.scores_QK[user].diff() <= 0).all()
         changed += order != list(range(12))
-    assert changed > 4
+        with_cold += bool(cold.any())
+    assert changed > 4 and with_cold > 2
 
 
 def test_a_head_scores_each_list_by_itself_and_returns_nothing_that_is_not_allowed(parts, with_head):
