@@ -64,7 +64,7 @@ class RetrieverParts:
         """The rule that needs no training."""
         kept = self.graph.relations if relations is None else relations
         weights = {relation: b for relation, b in self.graph.default_weights.items() if relation in kept}
-        return MemoryRetriever(self.graph, weights, name=name)
+        return MemoryRetriever(self.graph, weights, name=name, recent=self.model.config.recent)
 
     def by_codes(self) -> list[CodeRetriever]:
         """The retrievers by semantic IDs that the model has heads for."""

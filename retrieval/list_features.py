@@ -11,6 +11,7 @@ S = other items (L or N), X = pairs, V = width of text vectors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,14 +59,13 @@ class ListFeatures:
     # Log-probabilities of semantic IDs as further columns took a tenth of the gain away on Amazon Toys.
     def __init__(self, dense: DenseRetriever, graph: ItemGraph, *, text_IV: Tensor | None = None) -> None:
         self.dense, self.graph = dense, graph
-        self._spaces = {"retrieval": dense.vectors}
-        content_IC = dense.model.items.content_IC
-        if content_IC.shape[1]:
-            self._spaces["content"] = content_IC
+        self._spaces: dict[str, Callable[[Tensor], Tensor]] = {"retrieval": dense.vectors.__getitem__}
+        if dense.model.config.content_dim:
+            self._spaces["content"] = dense.model.items.content_of
         if text_IV is not None:
             text_IV = text_IV.to(dense.vectors.device)
             rest = len(dense.vectors) - len(text_IV)
-            self._spaces["encoder"] = F.pad(text_IV, (0, 0, 0, rest)) if rest else text_IV
+            self._spaces["encoder"] = (F.pad(text_IV, (0, 0, 0, rest)) if rest else text_IV).__getitem__
         affinities = [f"{name} vectors" for name in self._spaces] + [f"relation {r}" for r in self.graph.relations]
         if TRANSITION in self.graph.relations:
             affinities.append(f"relation {TRANSITION}, backwards")
@@ -143,9 +143,9 @@ class ListFeatures:
         """[B, K, S] of every affinity; 0 where either item is missing."""
         known_BKS = (item_BK >= 0)[:, :, None] & (other_BS >= 0)[:, None]
         found = []
-        for vector_ID in self._spaces.values():
+        for vectors_of in self._spaces.values():
             own_BKD, other_BSD = (
-                F.normalize(vector_ID[places.clamp_min(0)].float(), dim=-1) for places in (item_BK, other_BS)
+                F.normalize(vectors_of(places.clamp_min(0)).float(), dim=-1) for places in (item_BK, other_BS)
             )
             cosine_BKS = own_BKD @ other_BSD.mT
             found.append(cosine_BKS.masked_fill(~known_BKS, 0.0))
