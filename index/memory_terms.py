@@ -183,6 +183,20 @@ class MemoryTerms:
         user_T, item_T, term_T = self.edges(recent_BM, is_new_B)
         score_BI.view(-1).index_add_(0, user_T * score_BI.shape[1] + item_T, term_T)
 
+    def of(self, recent_BM: Tensor, item_BC: Tensor, is_new_B: Tensor | None = None) -> Tensor:
+        """[B, C] the terms of some items, summed as :meth:`add_to` sums them; 0 at padded places (negative items).
+
+        What it costs does not grow with the catalogue.
+        """
+        user_X, found_X, sum_X = self.pairs(recent_BM, is_new_B)
+        num_items = max(1, self.graph.num_items)
+        key_X = torch.cat([user_X * num_items + found_X, user_X.new_full((1,), torch.iinfo(torch.int64).max)])
+        user_B1 = torch.arange(len(item_BC), device=item_BC.device)[:, None]
+        key_BC = torch.where(item_BC >= 0, user_B1 * num_items + item_BC, -1).to(key_X.device)
+        place_BC = torch.searchsorted(key_X, key_BC)
+        sum_X = torch.cat([sum_X, sum_X.new_zeros(1)])
+        return torch.where(key_X[place_BC] == key_BC, sum_X[place_BC], 0.0).to(item_BC.device)
+
     def pairs(self, recent_BM: Tensor, is_new_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """User, item and sum of the terms of every item that has some: [X] each, by (user, item)."""
         user_T, item_T, term_T = self.edges(recent_BM, is_new_B)

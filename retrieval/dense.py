@@ -113,9 +113,7 @@ class DenseRetriever:
         score_BC = exact_scores(self.vectors, query_BD, item_BC)
         if self.memory is None:
             return score_BC
-        memory_BI = query_BD.new_zeros(len(query_BD), len(self.vectors))
-        self.memory.add_to(memory_BI, states.recent_BM, states.num_events_B == 0)
-        return score_BC + memory_BI.gather(1, item_BC.clamp_min(0))
+        return score_BC + self.memory.of(states.recent_BM, item_BC, states.num_events_B == 0)
 
     @torch.no_grad()
     def learned_scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:

@@ -162,7 +162,8 @@ class HybridRetriever:
         which is counted from the lowest refined score."""
         assert self.head is not None and self.features is not None
         score_BL, item_BL, place_BL = first_of(union, score_BC)
-        rows = self.features(states, item_BL, states.recent_BM, at_B, surface_B)
+        dense_BL = F.pad(union.dense_BC, (0, 1)).gather(1, place_BL)
+        rows = self.features(states, item_BL, states.recent_BM, at_B, surface_B, dense_BL)
         added_BL = self.head.added(rows.feature_BKF)
         # The head learned from no target without training events: such an item gets what others get on average.
         cold_BL = torch.isin(item_BL, self.cold_N)

@@ -74,7 +74,13 @@ class ListFeatures:
 
     @torch.inference_mode()
     def __call__(
-        self, states: UserStates, item_BK: Tensor, recent_BL: Tensor, at_B: Tensor, surface_B: Tensor
+        self,
+        states: UserStates,
+        item_BK: Tensor,
+        recent_BL: Tensor,
+        at_B: Tensor,
+        surface_B: Tensor,
+        score_BK: Tensor | None = None,
     ) -> ListRows:
         """Features of lists.
 
@@ -83,9 +89,11 @@ class ListFeatures:
             item_BK: [B, K] int64 candidates, -1 at padded places; no item twice in a row.
             recent_BL: [B, L] int64 items of the histories, newest first, -1 at the places that are missing.
             at_B: [B] int64 times of the requests. surface_B: [B] int64, 0 = unknown.
+            score_BK: [B, K] dense scores, where the caller has them.
         """
         query_BD = self.dense.model.query(states, at_B, surface_B)
-        score_BK = self.dense.scores_of(states, item_BK, at_B=at_B, surface_B=surface_B)
+        if score_BK is None:
+            score_BK = self.dense.scores_of(states, item_BK, at_B=at_B, surface_B=surface_B)
         score_BK = score_BK.masked_fill(item_BK < 0, -torch.inf)
         if not item_BK.numel():
             return ListRows(score_BK.new_zeros(*item_BK.shape, len(self.names)), score_BK, query_BD)
