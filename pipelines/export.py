@@ -137,9 +137,7 @@ def export_model(
         "index": index,
         "memory_weights": None if memory_weights is None else memory_weights.to_dict(),
         "hybrid_weights": hybrid_weights,
-        "hybrid_head": None
-        if hybrid_head is None
-        else {"names": hybrid_head["names"], "weight": hybrid_head["weight"]},
+        "hybrid_head": hybrid_head and {name: hybrid_head[name] for name in ("names", "weight", "knows_new")},
         "text": manifest.text,
         "content": dataset.content_blocks,
         "calibration": {manifest.actions[action]: figures for action, figures in fitted.figures.items()},

@@ -50,7 +50,7 @@ def _lists(parts: RetrieverParts, weights: HybridWeights, dataset: Dataset) -> T
     features = ListFeatures(retriever.dense, parts.graph)
     requests, device = validation_requests(dataset), parts.model.device
     nothing = torch.zeros(0, LISTED)
-    found = [(nothing[..., None].expand(-1, -1, len(features.names)), nothing, nothing.bool())]
+    found = [(nothing[..., None].expand(-1, -1, len(features.names)), nothing, nothing.bool(), nothing.bool())]
     for low in range(0, len(requests), _BATCH):
         part = requests.rows(np.arange(low, min(low + _BATCH, len(requests))))
         histories, at_B, surface_B, target_B = request_tensors(dataset, part, device)
@@ -66,6 +66,7 @@ def _lists(parts: RetrieverParts, weights: HybridWeights, dataset: Dataset) -> T
         states, item_QL, at_Q, surface_Q = states.select(rows), item_BL[rows], at_B[rows], surface_B[rows]
         feature_QLF = features(states, item_QL, states.recent_BM, at_Q, surface_Q).feature_BKF
         is_target_QL = item_QL == target_B[rows, None]
-        found.append((feature_QLF.cpu(), score_BL[rows].cpu(), is_target_QL.cpu()))
-    feature_QLF, score_QL, is_target_QL = (torch.cat(column) for column in zip(*found, strict=True))
-    return TargetLists(feature_QLF, score_QL, is_target_QL, len(requests), features.names)
+        is_new_QL = torch.isin(item_QL, retriever.cold_N)
+        found.append((feature_QLF.cpu(), score_BL[rows].cpu(), is_target_QL.cpu(), is_new_QL.cpu()))
+    feature_QLF, score_QL, is_target_QL, is_new_QL = (torch.cat(column) for column in zip(*found, strict=True))
+    return TargetLists(feature_QLF, score_QL, is_target_QL, len(requests), features.names, is_new_QL)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recsys.list_head import ListHead, ListNet
+from recsys.list_head import ListHead, ListNet, neutral_on_new
 
 __all__ = ["FittedListHead", "TargetLists", "fit_list_head"]
 
@@ -30,6 +30,8 @@ _RATE, _DECAY, _DROPOUT, _BATCH = 4e-3, 0.1, 0.3, 128
 _WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 _STANDARD_ERRORS = 2.0
 """By which a gain must exceed 0, as for the weights of the hybrid retriever."""
+_NEW_TARGETS = 20
+"""Targets without training events below which nothing can be said of such items: a split may have held all out."""
 _JUDGES = 5
 """Parts of the lists, each of which judges the weight that the others choose; with halves, a few hundred lists that
 hold their target choose at random."""
@@ -47,6 +49,8 @@ class TargetLists:
     """All that were looked at, those whose lists miss their target included."""
     names: tuple[str, ...]
     """Of the features."""
+    is_new_QK: Tensor | None = None
+    """[Q, K] bool, items without training events; None = none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,19 @@ def fit_list_head(lists: TargetLists, *, judged: int, seed: int = 0) -> FittedLi
     nets, added_QK = min(tried, key=lambda found: _nats(found[1], lists))
     start_Q = _gains(lists, added_QK, 0.0, judged)
     weight = _weight(lists, added_QK, judged)
+    knows_new = True
+    if lists.is_new_QK is not None and lists.is_new_QK.any():
+        neutral_QK = neutral_on_new(added_QK, lists.is_new_QK, lists.score_QK > -torch.inf)
+        knows_new = int((lists.is_new_QK & lists.is_target_QK).sum()) >= _NEW_TARGETS and bool(
+            _gains(lists, added_QK, weight, judged).sum() >= _gains(lists, neutral_QK, weight, judged).sum()
+        )
+        if not knows_new:
+            added_QK, weight = neutral_QK, _weight(lists, neutral_QK, judged)
     more_Q = _gains(lists, added_QK, weight, judged) - start_Q
     start_ndcg = float(start_Q.sum()) / lists.num_requests
-    head = ListHead(names=lists.names, mean_F=mean_F, scale_F=scale_F, net=_joined(nets), weight=weight)
+    head = ListHead(
+        names=lists.names, mean_F=mean_F, scale_F=scale_F, net=_joined(nets), weight=weight, knows_new=knows_new
+    )
     return FittedListHead(head, start_ndcg + float(more_Q.sum()) / lists.num_requests, start_ndcg)
 
 

@@ -336,7 +336,10 @@ class Bundle:
         if HYBRID_HEAD in manifest["files"]:
             about = manifest["hybrid_head"]
             hybrid_head = ListHead.from_tensors(
-                about["names"], load_file(path / HYBRID_HEAD, device=str(device)), float(about["weight"])
+                about["names"],
+                load_file(path / HYBRID_HEAD, device=str(device)),
+                float(about["weight"]),
+                knows_new=bool(about["knows_new"]),
             )
         neighbours = {}
         for kind in ("parallel_codes", "set_codes"):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ListHead", "ListNet"]
+__all__ = ["ListHead", "ListNet", "neutral_on_new"]
 
 _MOST = 5.0
 """Standard deviations at which a feature is cut off."""
@@ -54,16 +54,25 @@ class ListHead:
     net: ListNet
     weight: float
     """Of what the net says, beside the scores that the list came with; 0 = not adopted."""
+    knows_new: bool = True
+    """Whether what it says of items without training events is worth hearing; else they get what others get on
+    average."""
 
     def standardised(self, feature_BKF: Tensor) -> Tensor:
         """[B, K, F] features as the net reads them."""
         return ((feature_BKF - self.mean_F) / self.scale_F).clamp(-_MOST, _MOST)
 
     @torch.inference_mode()
-    def added(self, feature_BKF: Tensor) -> Tensor:
-        """[B, K] mean of the members, with weight 1."""
+    def added(self, feature_BKF: Tensor, is_new_BK: Tensor | None = None) -> Tensor:
+        """[B, K] mean of the members, with weight 1.
+
+        Args:
+            is_new_BK: [B, K] bool, items without training events; None = none. Padded places have zeros for features.
+        """
         added: Tensor = self.net(self.standardised(feature_BKF)).mean(0)
-        return added
+        if is_new_BK is None or self.knows_new:
+            return added
+        return neutral_on_new(added, is_new_BK, feature_BKF.any(-1))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but names and weight, for a file."""
@@ -72,10 +81,14 @@ class ListHead:
 
     def to_dict(self) -> dict[str, Any]:
         """Names, weight and tensors, for a checkpoint."""
-        return {"names": list(self.names), "weight": self.weight, "tensors": self.tensors()}
+        return {
+            "names": list(self.names), "weight": self.weight, "knows_new": self.knows_new, "tensors": self.tensors()
+        }  # fmt: skip
 
     @classmethod
-    def from_tensors(cls, names: Sequence[str], tensors: Mapping[str, Tensor], weight: float) -> ListHead:
+    def from_tensors(
+        cls, names: Sequence[str], tensors: Mapping[str, Tensor], weight: float, *, knows_new: bool = True
+    ) -> ListHead:
         """The head of which :meth:`tensors` spoke.
 
         Raises:
@@ -96,4 +109,18 @@ class ListHead:
         if not math.isfinite(weight) or weight < 0:
             raise ValueError(f"weight {weight}")
         net = net.eval().requires_grad_(False)
-        return cls(names=tuple(names), mean_F=mean_F, scale_F=scale_F, net=net, weight=weight)
+        return cls(names=tuple(names), mean_F=mean_F, scale_F=scale_F, net=net, weight=weight, knows_new=knows_new)
+
+
+def neutral_on_new(added_BK: Tensor, is_new_BK: Tensor, known_BK: Tensor) -> Tensor:
+    """[B, K] with the mean of the other candidates in the places of items without training events.
+
+    Args:
+        known_BK: [B, K] bool, places that are not padded.
+
+    >>> neutral_on_new(torch.tensor([[1.0, 9.0, 3.0]]), torch.tensor([[False, True, False]]), torch.ones(1, 3).bool())
+    tensor([[1., 2., 3.]])
+    """
+    others_BK = known_BK & ~is_new_BK
+    mean_B1 = (added_BK * others_BK).sum(1, keepdim=True) / others_BK.sum(1, keepdim=True).clamp_min(1)
+    return torch.where(is_new_BK, mean_B1, added_BK)

@@ -164,12 +164,8 @@ class HybridRetriever:
         score_BL, item_BL, place_BL = first_of(union, score_BC)
         dense_BL = F.pad(union.dense_BC, (0, 1)).gather(1, place_BL)
         rows = self.features(states, item_BL, states.recent_BM, at_B, surface_B, dense_BL)
-        added_BL = self.head.added(rows.feature_BKF)
-        # The head learned from no target without training events: such an item gets what others get on average.
-        cold_BL = torch.isin(item_BL, self.cold_N)
-        warm_BL = (item_BL >= 0) & ~cold_BL
-        mean_B1 = (added_BL * warm_BL).sum(1, keepdim=True) / warm_BL.sum(1, keepdim=True).clamp_min(1)
-        refined_BL = score_BL + self.head.weight * torch.where(cold_BL, mean_B1, added_BL)
+        added_BL = self.head.added(rows.feature_BKF, torch.isin(item_BL, self.cold_N))
+        refined_BL = score_BL + self.head.weight * added_BL
         lowest_B1 = refined_BL.masked_fill(item_BL < 0, torch.inf).amin(1, keepdim=True)
         last_B1 = score_BL.masked_fill(item_BL < 0, torch.inf).amin(1, keepdim=True)
         rest_BC = torch.where(score_BC > -torch.inf, lowest_B1 - (last_B1 - score_BC), score_BC)

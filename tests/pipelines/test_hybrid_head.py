@@ -61,6 +61,25 @@ def _features(plain: object, parts: RetrieverParts) -> object:
     return ListFeatures(plain.dense, parts.graph)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("new_targets", [True, False])
+def test_what_it_says_of_new_items_is_heard_only_where_targets_were_new(new_targets: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    target_Q = torch.randint(8, (240,), generator=draw)
+    is_target_QK = torch.arange(8) == target_Q[:, None]
+    is_new_QK = torch.rand(240, 8, generator=draw) < 0.3
+    if not new_targets:
+        is_new_QK &= ~is_target_QK
+    feature_QKF = torch.randn(240, 8, 3, generator=draw)
+    feature_QKF[..., 0] += 2.0 * is_target_QK
+    score_QK = torch.arange(8, 0, -1).float().expand(240, 8) / 8
+    lists = list_head_fit.TargetLists(feature_QKF, score_QK, is_target_QK, 240, ("a", "b", "c"), is_new_QK)
+    fitted = list_head_fit.fit_list_head(lists, judged=8)
+    assert fitted.head.weight > 0 and fitted.head.knows_new == new_targets
+    added = fitted.head.added(feature_QKF, is_new_QK)
+    same = [len(row[new].unique()) == 1 for row, new in zip(added, is_new_QK, strict=True) if int(new.sum()) > 1]
+    assert all(same) != new_targets
+
+
 def test_a_bundle_keeps_the_head_and_refuses_one_of_other_features(
     code_model: object, toy_dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -70,11 +89,14 @@ def test_a_bundle_keeps_the_head_and_refuses_one_of_other_features(
     names = _features(parts.hybrid(HybridWeights()), parts).names  # type: ignore[attr-defined]
     torch.manual_seed(0)
     net = list_head_fit.ListNet(len(names), 4, 2)
-    head = ListHead(names=names, mean_F=torch.zeros(len(names)), scale_F=torch.ones(len(names)), net=net, weight=0.75)
+    head = ListHead(
+        names=names, mean_F=torch.zeros(len(names)), scale_F=torch.ones(len(names)), net=net, weight=0.75,
+        knows_new=False,
+    )  # fmt: skip
     stored = head.to_dict()
     export_model(code_model, toy_dataset, tmp_path / "bundle", hybrid_head=stored)  # type: ignore[arg-type]
     found = Bundle.open(tmp_path / "bundle")
-    assert found.hybrid_head is not None and found.hybrid_head.weight == 0.75
+    assert found.hybrid_head is not None and found.hybrid_head.weight == 0.75 and not found.hybrid_head.knows_new
     feature_BKF = torch.randn(2, 5, len(names))
     assert torch.equal(found.hybrid_head.added(feature_BKF), head.added(feature_BKF))
     assert bundle_retrievers(found, ["hybrid"])["hybrid"].head is found.hybrid_head  # type: ignore[attr-defined]

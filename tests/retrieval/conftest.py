@@ -46,14 +46,14 @@ class World:
         return path
 
 
-def _random_head(names: Sequence[str], weight: float = 0.5) -> ListHead:
+def _random_head(names: Sequence[str], weight: float = 0.5, knows_new: bool = False) -> ListHead:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         net = ListNet(len(names), 4, 3).eval().requires_grad_(False)
         for weights in net.parameters():
             weights.copy_(torch.randn_like(weights) * 0.3)
         mean_F, scale_F = torch.randn(len(names)), torch.rand(len(names)) + 0.5
-    return ListHead(names=tuple(names), mean_F=mean_F, scale_F=scale_F, net=net, weight=weight)
+    return ListHead(names=tuple(names), mean_F=mean_F, scale_F=scale_F, net=net, weight=weight, knows_new=knows_new)
 
 
 @pytest.fixture(scope="session")

@@ -95,19 +95,21 @@ def test_nothing_excluded_or_not_allowed_is_returned_and_no_item_twice(parts):
 
 @pytest.fixture
 def with_head(parts, random_list_head, monkeypatch):
-    def make(weights: HybridWeights, listed: int) -> HybridRetriever:
+    def make(weights: HybridWeights, listed: int, knows_new: bool = False) -> HybridRetriever:
         dense, memory, codes, *_ = parts
         monkeypatch.setattr("recsys.retrieval.hybrid.LISTED", listed)
         features = ListFeatures(dense, memory.graph)
-        return HybridRetriever(dense, memory, codes, COLD, weights, random_list_head(features.names), features)
+        head = random_list_head(features.names, knows_new=knows_new)
+        return HybridRetriever(dense, memory, codes, COLD, weights, head, features)
 
     return make
 
 
-def test_a_head_orders_the_first_of_the_union_and_the_others_stay_behind(parts, with_head):
+@pytest.mark.parametrize("knows_new", [True, False])
+def test_a_head_orders_the_first_of_the_union_and_the_others_stay_behind(parts, with_head, knows_new):
     *_, states, request = parts
     weights = HybridWeights({"generative": 0.7}, 0.4, {"dense": 30})
-    hybrid = with_head(weights, 12)
+    hybrid = with_head(weights, 12, knows_new)
     sums = hybrid.scores(states, **request)
     hits = hybrid.search(states, 30, **request)
     changed = with_cold = 0
@@ -119,7 +121,8 @@ def test_a_head_orders_the_first_of_the_union_and_the_others_stay_behind(parts, 
         rows = hybrid.features(state, item_BK, state.recent_BM, one["at_B"], one["surface_B"])
         added = hybrid.head.added(rows.feature_BKF)[0].clone()
         cold = torch.tensor([item in COLD.tolist() for item in listed[:12]])
-        added[cold] = added[~cold].mean()
+        if not knows_new:
+            added[cold] = added[~cold].mean()
         refined = sums[user, item_BK[0]] + hybrid.head.weight * added
         order = sorted(range(12), key=lambda place: (-float(refined[place]), listed[place]))
         assert hits.ids_QK[user].tolist() == [listed[place] for place in order] + listed[12:]
