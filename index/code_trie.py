@@ -97,7 +97,7 @@ class TrieLevel:
             child_T = self.table_MK.index_select(0, node_X.clamp_min(0)).flatten()
             return Children(child_T, torch.arange(0, len(child_T) + 1, size, device=node_X.device), None, None)
         above_X = node_X.clamp_min(0)
-        low_X = self.child_M1.index_select(0, above_X)
+        low_X = self.child_M1.index_select(0, above_X).long()
         count_X = (self.child_M1.index_select(0, above_X + 1) - low_X).masked_fill_(node_X < 0, 0)
         first_X1 = F.pad(count_X.cumsum(0), (1, 0))
         owner_T = torch.repeat_interleave(count_X)

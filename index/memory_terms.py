@@ -3,7 +3,7 @@
 A user without any event has none of those; frequent items may have terms for such a user instead.
 
 Suffixes: B = users, M = recent items, R = relations, T = edges, X = distinct (user, item) pairs, I = items,
-P = items to start from, S = users who start.
+C = items asked for, P = items to start from, S = users who start.
 """
 
 from __future__ import annotations
@@ -183,20 +183,6 @@ class MemoryTerms:
         user_T, item_T, term_T = self.edges(recent_BM, is_new_B)
         score_BI.view(-1).index_add_(0, user_T * score_BI.shape[1] + item_T, term_T)
 
-    def of(self, recent_BM: Tensor, item_BC: Tensor, is_new_B: Tensor | None = None) -> Tensor:
-        """[B, C] the terms of some items, summed as :meth:`add_to` sums them; 0 at padded places (negative items).
-
-        What it costs does not grow with the catalogue.
-        """
-        user_X, found_X, sum_X = self.pairs(recent_BM, is_new_B)
-        num_items = max(1, self.graph.num_items)
-        key_X = torch.cat([user_X * num_items + found_X, user_X.new_full((1,), torch.iinfo(torch.int64).max)])
-        user_B1 = torch.arange(len(item_BC), device=item_BC.device)[:, None]
-        key_BC = torch.where(item_BC >= 0, user_B1 * num_items + item_BC, -1).to(key_X.device)
-        place_BC = torch.searchsorted(key_X, key_BC)
-        sum_X = torch.cat([sum_X, sum_X.new_zeros(1)])
-        return torch.where(key_X[place_BC] == key_BC, sum_X[place_BC], 0.0).to(item_BC.device)
-
     def pairs(self, recent_BM: Tensor, is_new_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """User, item and sum of the terms of every item that has some: [X] each, by (user, item)."""
         user_T, item_T, term_T = self.edges(recent_BM, is_new_B)
@@ -207,3 +193,20 @@ class MemoryTerms:
         sum_X = torch.zeros(len(found_X), dtype=torch.float32, device=key_T.device)
         sum_X.index_add_(0, place_T, term_T[order_T])
         return torch.div(found_X, num_items, rounding_mode="floor"), found_X % num_items, sum_X
+
+    def sums_of(self, recent_BM: Tensor, item_BC: Tensor, is_new_B: Tensor | None = None) -> Tensor:
+        """[B, C] float32 sums of the terms of some items of each user, as :meth:`add_to` adds them up; memory does not
+        grow with the catalogue.
+
+        Args:
+            item_BC: [B, C] int64; padded places (−1) get 0.
+        """
+        user_X, item_X, sum_X = self.pairs(recent_BM, is_new_B)
+        if not len(sum_X):
+            return torch.zeros(item_BC.shape, device=item_BC.device)
+        num_items = self.graph.num_items
+        key_X = user_X * num_items + item_X
+        row_B1 = torch.arange(len(item_BC), device=item_BC.device)[:, None]
+        asked_BC = (row_B1 * num_items + item_BC).masked_fill(item_BC < 0, -1)
+        at_BC = torch.searchsorted(key_X, asked_BC).clamp_max(len(key_X) - 1)
+        return torch.where(key_X[at_BC] == asked_BC, sum_X[at_BC], 0.0)

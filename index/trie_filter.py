@@ -89,9 +89,12 @@ class TrieFilter:
             return children if alive_N is None else replace(children, node_T=node_T), None
         if above_BE is None:
             above_BE = (self.place_BE < self.trie.num_items).long() - 1  # the root, or nowhere
-        # Most excluded items are below no beam, and deeper down nearly all.
-        is_below_BWE = (node_BW[:, :, None] == above_BE[:, None]) & (above_BE >= 0)[:, None]
-        row_X, beam_X, column_X = is_below_BWE.nonzero(as_tuple=True)
+        # Most excluded items are below no beam, and deeper down nearly all. Each is looked up among the beams: a table
+        # of all exclusions times all beams would take gigabytes where both are many.
+        sorted_BW, order_BW = node_BW.sort(1)
+        at_BE = torch.searchsorted(sorted_BW, above_BE).clamp_max(node_BW.shape[1] - 1)
+        row_X, column_X = ((sorted_BW.gather(1, at_BE) == above_BE) & (above_BE >= 0)).nonzero(as_tuple=True)
+        beam_X = order_BW[row_X, at_BE[row_X, column_X]]
         node_X = _node(found.start_N1, self.place_BE[row_X, column_X])
         node_BE = torch.full_like(above_BE, -1)
         node_BE[row_X, column_X] = node_X

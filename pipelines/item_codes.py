@@ -148,18 +148,25 @@ def read_codes(path: Path, dataset: Dataset, kinds: Sequence[str] = KINDS) -> Gi
     if about is not None and ids.ids.equals(dataset.item_ids):
         return GivenCodes.of(MadeCodes.load(path), kinds)
     stated = {} if about is None else {kind: tuple(said["sizes"]) for kind, said in about["kinds"].items()}
-    codes = {kind: _codes(file, frame[kind], row_I) for kind in kinds}
+    codes = {kind: _codes(file, frame[kind].gather(row_I), dataset.items["item_id"]) for kind in kinds}
     sizes = {kind: stated.get(kind) or tuple(int(c) + 1 for c in found.amax(0)) for kind, found in codes.items()}
     return GivenCodes(codes, sizes)
 
 
-def _codes(file: Path, column: pl.Series, row_I: NDArray[np.int64]) -> Tensor:
+def _codes(file: Path, column: pl.Series, item_ids: pl.Series) -> Tensor:
     if not isinstance(column.dtype, pl.List) or not column.dtype.inner.is_integer():
         raise InputError(f"{file}: {column.name} must be a list of integers, got {column.dtype}")
-    lengths = column.list.len().unique()
-    if len(lengths) != 1 or not lengths[0] or column.list.eval(pl.element().is_null().any()).list.first().any():
-        raise InputError(f"{file}: every item needs as many {column.name}, got {sorted(lengths.to_list())[:3]}")
-    codes = column.list.to_array(int(lengths[0])).to_numpy()[row_I].astype(np.int64)
+    length_I = column.list.len().fill_null(0)
+    has_null_I = column.list.eval(pl.element().is_null().any()).list.first().fill_null(value=False)
+    odd_I = ((length_I != length_I[0]) | (length_I == 0) | has_null_I).to_numpy()
+    if odd_I.any():
+        row = int(odd_I.argmax())
+        found = None if column[row] is None else column[row].to_list()[:5]
+        raise InputError(
+            f"{file}: every item needs as many {column.name} as the first, one or more and none of them null; "
+            f"{item_ids[row]!r} has {found}"
+        )
+    codes = column.list.to_array(int(length_I[0])).to_numpy().astype(np.int64)
     if codes.min() < 0 or codes.max() >= _MOST_CODES:
         raise InputError(
             f"{file}: {column.name} must be at least 0 and below {_MOST_CODES}, "

@@ -26,7 +26,7 @@ from recsys.index.trie_filter import TrieFilter
 from recsys.kernels.topk import largest, topk_smaller_id
 from recsys.retrieval.beam_config import BeamConfig
 
-__all__ = ["BeamHits", "Decoding", "beam_search"]
+__all__ = ["BeamHits", "Decoding", "beam_search", "child_scores"]
 
 
 class Decoding(Protocol):
@@ -125,7 +125,7 @@ def _search(
         if not len(children.node_T):  # no request has a beam left
             node_BW, decoded = torch.full_like(node_BW, -1), trie.num_levels
             break
-        score_T = _scores(logit_BWK, score_BW, children, config)
+        score_T = child_scores(logit_BWK, score_BW, children, config)
         children, excluded_BE = filters.cut(number, node_BW, children, excluded_BE)
         score_T.masked_fill_(children.node_T < 0, -torch.inf)
         groups = config.num_groups if number else 1
@@ -166,8 +166,12 @@ def _checked(logit_BWK: Tensor, shape: tuple[int, ...], number: int) -> Tensor:
     return logit_BWK
 
 
-def _scores(logit_BWK: Tensor, score_BW: Tensor, children: Children, config: BeamConfig) -> Tensor:
-    """[T] log-probabilities of the children and all before them."""
+def child_scores(logit_BWK: Tensor, score_BW: Tensor, children: Children, config: BeamConfig) -> Tensor:
+    """[T] log-probabilities of the children of beams and all before them.
+
+    Args:
+        logit_BWK: float32 logits of the children's level. score_BW: log-probabilities of the beams.
+    """
     logit_XK, score_X = logit_BWK.flatten(0, 1), score_BW.flatten()
     owner_T, code_T = children.owner_T, children.code_T
     if owner_T is None or code_T is None:

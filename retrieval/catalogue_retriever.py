@@ -68,8 +68,15 @@ class CatalogueRetriever(ABC):
         """The k best items of each user; see :class:`recsys.retrieval.protocol.Retriever`.
 
         A walk that met fewer than k that may be returned is followed by a search of all items for its user.
+
+        Raises:
+            ValueError: a log-probability is a NaN; or k, exclusions or the allow list break the protocol.
         """
         logp_JBK = self.log_probabilities(states, at_B, surface_B)
+        is_bad_B = logp_JBK.isnan().any(2).any(0).tolist()
+        if any(is_bad_B):
+            row = is_bad_B.index(True)
+            raise ValueError(f"log-probabilities of codes, request {row}, hold a NaN; check the model's weights")
         few_allowed = allow_N is not None and len(allow_N) <= self.walk.exact_below
         if self.neighbours is None or few_allowed:
             return self.catalogue.search(logp_JBK, k, exclude_QE, allow_N)

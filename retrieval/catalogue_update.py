@@ -186,17 +186,22 @@ def _codes(kind: str, content: CatalogueContent, change: CatalogueChange, rows: 
     """[N, L] int64 codes of new items: those that were given, the others by the codebooks of the bundle."""
     given = change.codes.get(kind) or [None] * change.new.height
     missing = [row for row, codes in enumerate(given) if codes is None]
-    num_levels = len(content.bundle.model.codes.sizes[kind])
-    code_NL = torch.zeros(len(given), num_levels, dtype=torch.int64)
+    sizes = content.bundle.model.codes.sizes[kind]
+    code_NL = torch.zeros(len(given), len(sizes), dtype=torch.int64)
     if missing:
         some = ItemRows(None if rows.content_IC is None else rows.content_IC[missing])
         code_NL[missing] = torch.from_numpy(content.codes(kind, some, vectors_ND[missing]))
     for row, codes in enumerate(given):
         if codes is None:
             continue
-        if not isinstance(codes, list) or len(codes) != num_levels or not all(type(code) is int for code in codes):
-            name = change.new["item_id"][row]
-            raise InputError(f"items, column {kind}: item {name!r} needs {num_levels} integers, got {codes!r}")
+        name = change.new["item_id"][row]
+        if not isinstance(codes, list) or len(codes) != len(sizes) or not all(type(code) is int for code in codes):
+            raise InputError(f"items, column {kind}: item {name!r} needs {len(sizes)} integers, got {codes!r}")
+        for level, (code, size) in enumerate(zip(codes, sizes, strict=True), 1):  # before 32 bits wrap them
+            if not 0 <= code < size:
+                raise InputError(
+                    f"items, column {kind}: codes of level {level} must be from 0 to {size - 1}, item {name!r} has {code}"
+                )
         code_NL[row] = torch.tensor(codes)
     return code_NL
 

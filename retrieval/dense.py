@@ -108,12 +108,13 @@ class DenseRetriever:
 
     @torch.no_grad()
     def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
-        """[B, C] float32 scores of some items, those that a search returns; padded places (−1) mean nothing."""
+        """[B, C] float32 scores of some items, those that a search returns; padded places (−1) mean nothing. Memory does
+        not grow with the catalogue."""
         query_BD = self._query(states, at_B, surface_B)
         score_BC = exact_scores(self.vectors, query_BD, item_BC)
         if self.memory is None:
             return score_BC
-        return score_BC + self.memory.of(states.recent_BM, item_BC, states.num_events_B == 0)
+        return score_BC + self.memory.sums_of(states.recent_BM, item_BC, states.num_events_B == 0)
 
     @torch.no_grad()
     def learned_scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from recsys.index.code_trie import CodeTrie
 from recsys.model import UnifiedModel
 from recsys.retrieval.beam_config import BeamConfig, Normalise
-from recsys.retrieval.beam_search import BeamHits, beam_search
+from recsys.retrieval.beam_search import BeamHits, beam_search, child_scores
 from recsys.user_state import UserStates
 
 __all__ = ["GenerativeRetriever"]
@@ -81,21 +81,16 @@ class GenerativeRetriever:
         place_BC = self.trie.place_I[known_BC].long()
         decoding = self.model.decode(states, at_B, surface_B)
         node_BW = torch.zeros(len(item_BC), 1, dtype=torch.int64, device=item_BC.device)
+        score_BW = torch.zeros(node_BW.shape, device=item_BC.device)
         parent_BC: Tensor | None = None
-        score_BC = torch.zeros(item_BC.shape, device=item_BC.device)
         for number, level in enumerate(self.trie.levels):
-            logit_BWK = decoding.logits(parent_BC, None if parent_BC is None else code_BCL[..., number - 1]).float()
-            if self.config.normalise == "children":
-                child_BWX, code_BWX = level.children(node_BW)
-                among_BWX = logit_BWK.gather(2, code_BWX).masked_fill(child_BWX < 0, -torch.inf)
-            else:
-                among_BWX = logit_BWK
-            logp_BWK = logit_BWK - among_BWX.logsumexp(2, keepdim=True)
-            if parent_BC is None:
-                score_BC += logp_BWK[:, 0].gather(1, code_BCL[..., 0])
-                parent_BC = torch.zeros_like(item_BC)
-            else:
-                score_BC += logp_BWK.gather(2, code_BCL[..., number, None])[..., 0]
-                parent_BC = torch.arange(item_BC.shape[1], device=item_BC.device).expand_as(item_BC)
-            node_BW = level.node_at(place_BC)
-        return score_BC
+            logit_BWK = decoding.logits(parent_BC, None if parent_BC is None else code_BCL[..., number - 1])
+            children = level.spread(node_BW)
+            score_T = child_scores(logit_BWK.float(), score_BW, children, self.config)
+            child_BC = level.node_at(place_BC)
+            slot_BC = child_BC - level.child_M1[node_BW] if level.table_MK is None else code_BCL[..., number]
+            score_BW = score_T[children.first_X1[:-1].view(node_BW.shape) + slot_BC]
+            own_C = torch.arange(item_BC.shape[1], device=item_BC.device)
+            parent_BC = torch.zeros_like(item_BC) if number == 0 else own_C.expand_as(item_BC)
+            node_BW = child_BC
+        return score_BW

@@ -136,24 +136,37 @@ class HybridRetriever:
         request: dict[str, Any] = {"at_B": at_B, "surface_B": surface_B, "exclude_QE": exclude_QE}
         budgets = {"dense": 100, "memory": 0, "cold": 20} | self.weights.budgets
         found = [self.dense.search(states, max(k, budgets["dense"]), allow_N=allow_N, **request).ids_QK]
-        for one in self.codes:
-            found.append(one.search(states, budgets.get(one.name, 50), allow_N=allow_N, **request).ids_QK)
-        if budgets["memory"]:
-            found.append(self.memory.search(states, budgets["memory"], allow_N=allow_N, **request).ids_QK)
-        else:
-            found.append(found[0][:, :0])
+        for one in (*self.codes, self.memory):
+            hits = budgets.get(one.name, 50)
+            found.append(one.search(states, hits, allow_N=allow_N, **request).ids_QK if hits else found[0][:, :0])
         cold_N = self.cold_N if allow_N is None else self.cold_N[torch.isin(self.cold_N, allow_N)]
         if budgets["cold"] and len(cold_N):
             found.append(self.dense.search(states, budgets["cold"], allow_N=cold_N, **request).ids_QK)
         item_BC, source_BC = _union(found)
-        logp_BC = {
-            one.name: one.scores_of(states, item_BC, at_B=at_B, surface_B=surface_B)
-            for one in self.codes
-            if self.weights.codes.get(one.name, 0.0)
-        }
-        dense_BC = self.dense.scores_of(states, item_BC, at_B=at_B, surface_B=surface_B)
-        learned_BC = self.dense.learned_scores_of(states, item_BC, at_B=at_B, surface_B=surface_B)
-        return Union(item_BC, source_BC, dense_BC, learned_BC, logp_BC, torch.isin(item_BC, self.cold_N))
+        return self._parts_of(states, item_BC, source_BC, at_B=at_B, surface_B=surface_B)
+
+    def _parts_of(
+        self, states: UserStates, item_BC: Tensor, source_BC: Tensor, *, at_B: Tensor, surface_B: Tensor
+    ) -> Union:
+        """Some items with the parts of their scores."""
+        request = {"at_B": at_B, "surface_B": surface_B}
+        weighed = [one for one in self.codes if self.weights.codes.get(one.name, 0.0)]
+        return Union(
+            item_BC,
+            source_BC,
+            self.dense.scores_of(states, item_BC, **request),
+            self.dense.learned_scores_of(states, item_BC, **request),
+            {one.name: one.scores_of(states, item_BC, **request) for one in weighed},
+            torch.isin(item_BC, self.cold_N),
+        )
+
+    @torch.no_grad()
+    def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
+        """[B, C] float32 scores of some items, whatever the searches would find, without what a head adds: that depends on
+        the list. −inf in padded places (−1)."""
+        none_BC = torch.zeros_like(item_BC)
+        union = self._parts_of(states, item_BC, none_BC, at_B=at_B, surface_B=surface_B)
+        return union.score(self.weights)
 
     def _refined(
         self, states: UserStates, union: Union, score_BC: Tensor, *, at_B: Tensor, surface_B: Tensor

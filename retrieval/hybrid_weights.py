@@ -8,6 +8,9 @@ from typing import Any
 
 __all__ = ["HybridWeights"]
 
+_MOST_HITS = 1_000_000
+"""Of one search: lists are made at this length, whatever the catalogue holds."""
+
 
 @dataclass(frozen=True, slots=True)
 class HybridWeights:
@@ -18,9 +21,17 @@ class HybridWeights:
     cold: float = 0.0
     """Added to the score of items without training events."""
     budgets: dict[str, int] = field(default_factory=dict)
-    """Hits of each search, by name; k is taken where it is larger and the search is that of ``dense``."""
+    """Hits of each search, by name; 0 = the search is left out. Where k is larger, ``dense`` gives k."""
     learned: float = 0.0
     """Added to what the learned score counts in the dense one: below 0 where the codes take its place in part."""
+
+    def __post_init__(self) -> None:
+        for name, weight in {**self.codes, "cold": self.cold, "learned": self.learned}.items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) <= 1e30:
+                raise ValueError(f"the weight of {name} in the hybrid score must be a finite number, got {weight!r}")
+        for name, hits in self.budgets.items():
+            if isinstance(hits, bool) or not isinstance(hits, int) or not 0 <= hits <= _MOST_HITS:
+                raise ValueError(f"the hits of {name} in the hybrid score must be 0 to {_MOST_HITS:,}, got {hits!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint or a manifest."""

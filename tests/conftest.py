@@ -121,6 +121,25 @@ def elsewhere() -> Iterator[torch.device]:
         yield torch.device("meta")
 
 
+class LargestTensor(TorchFunctionMode):
+    """Watches how large the tensors get that operations make."""
+
+    num_bytes = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for value in tree_flatten(found)[0]:
+            if isinstance(value, torch.Tensor):
+                self.num_bytes = max(self.num_bytes, min(value.nbytes, value.untyped_storage().nbytes()))
+        return found
+
+
+@pytest.fixture
+def largest_tensor() -> type[LargestTensor]:
+    """A context that knows the bytes of the largest tensor of the operations inside it."""
+    return LargestTensor
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data sets that the environment variable RECSYS_DATA names."""

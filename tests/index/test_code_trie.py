@@ -70,6 +70,8 @@ def test_spread_children_are_those_of_fixed_width(sizes, num_items, seed, dense)
             assert children.node_T[place].tolist() == row[row >= 0].tolist()
             assert code.tolist() == code_BWC.flatten(0, 1)[beam][row >= 0].tolist()
         assert level.table_MK is not None or len(children.node_T) == int((child_BWC >= 0).sum())
+        if children.owner_T is not None:  # times the codes of a level they leave the range of int32
+            assert children.owner_T.dtype == children.code_T.dtype == torch.int64
         num_above = level.num_nodes
 
 

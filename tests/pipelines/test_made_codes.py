@@ -235,6 +235,17 @@ def test_training_reads_all_kinds_with_their_true_sizes(made: MadeCodes, toy_dat
         huge.write_parquet(tmp_path / "huge.parquet")
         with pytest.raises(InputError, match=f"at least 0 and below 16777216, got .*{wrong}"):
             read_codes(tmp_path / "huge.parquet", toy_dataset)
+    for row, said in ((None, "None"), ([], r"\[\]"), ([1], r"\[1\]"), ([1, None], r"\[1, None\]")):
+        rows = [[0, 0]] * toy_dataset.num_items
+        rows[7] = row
+        odd = pl.DataFrame({"item_id": toy_dataset.item_ids, "codes": rows}).reverse()
+        odd.write_parquet(tmp_path / "odd.parquet")
+        with pytest.raises(InputError, match=f"as many codes as the first.*{toy_dataset.item_ids[7]!r} has {said}"):
+            read_codes(tmp_path / "odd.parquet", toy_dataset)
+    stranger = pl.DataFrame({"item_id": ["nobody"], "codes": pl.Series([None], dtype=pl.List(pl.Int64))})
+    whole = pl.DataFrame({"item_id": toy_dataset.item_ids, "codes": [[0, 0]] * toy_dataset.num_items})
+    pl.concat([stranger, whole]).write_parquet(tmp_path / "more.parquet")
+    assert read_codes(tmp_path / "more.parquet", toy_dataset).sizes == {"codes": (1, 1)}  # strangers are left aside
     # No item misses its content, so that the codes themselves do not show the one that says so.
     known, needed = codes.sizes["set_codes"][:4], file.sizes["set_codes"][:4]
     assert all(size == most + 1 for size, most in zip(known, needed, strict=True))

@@ -36,7 +36,7 @@ def as_runs(trie):
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 @pytest.mark.parametrize("dense", [True, False])
-@pytest.mark.parametrize("limit", ["allow", "exclude", "remove"])
+@pytest.mark.parametrize("limit", ["allow", "exclude", "remove", "remove and exclude", "allow and exclude"])
 def test_one_beam_finds_the_only_item_left_at_every_depth(depth, dense, limit):
     """The branch that leads away from the item is likelier by far, and all items below it are out."""
     sizes = (3, 3, 3, 3)
@@ -44,8 +44,16 @@ def test_one_beam_finds_the_only_item_left_at_every_depth(depth, dense, limit):
     others = [[0] * depth + [first] + [code] * (3 - depth) for first in (0, 1) for code in range(3)]
     trie = CodeTrie.build(np.array([*others, wanted]), sizes)
     trie = trie if dense else as_runs(trie)
-    limits = {"allow": {"allow_N": torch.tensor([6])}, "exclude": {"exclude_BE": torch.arange(6)[None]}}
-    trie = trie.without(torch.arange(6)) if limit == "remove" else trie
+    # Every third of the items in the way is out for one reason, the others for another.
+    one, other = torch.arange(0, 6, 3), torch.tensor([[1, 2, 4, 5]])
+    limits = {
+        "allow": {"allow_N": torch.tensor([6])},
+        "exclude": {"exclude_BE": torch.arange(6)[None]},
+        "remove and exclude": {"exclude_BE": other},
+        "allow and exclude": {"allow_N": torch.tensor([1, 2, 4, 5, 6]), "exclude_BE": other},
+    }
+    gone = {"remove": torch.arange(6), "remove and exclude": one}
+    trie = trie.without(gone[limit]) if limit in gone else trie
     levels = [torch.tensor([0.0, -5.0, -50.0])] * 4
     hits = beam_search(trie, Steady(levels, 1), 1, 5, BeamConfig(widths=(1,)), **limits.get(limit, {}))
     assert hits.ids_QK.tolist() == [[6, -1, -1, -1, -1]]
@@ -99,6 +107,16 @@ def test_beams_of_a_request_are_distinct_prefixes(normalise):
             assert len(prefixes[request]) == len(set(prefixes[request])) == wanted
 
 
+def test_of_equal_scores_a_group_keeps_the_smaller_node_too():
+    """Of the first group's beams the likelier has the larger node; one child of each stands second with equal scores."""
+    trie = CodeTrie.build(np.array([[0, 0], [1, 0], [2, 0], [3, 0], [3, 1]]), (4, 2))
+    levels = [torch.tensor([-384.0, -256.0, -128.0, 0.0]), torch.tensor([0.0, -256.0])]
+    for form in (trie, as_runs(trie)):
+        hits = beam_search(form, Steady(levels, 1), 1, 5, BeamConfig(widths=(4,), num_groups=2))
+        assert hits.ids_QK.tolist() == [[3, 2, 1, 0, -1]]
+        assert hits.scores_QK[0, :4].tolist() == [0.0, -128.0, -256.0, -384.0]
+
+
 def test_operations_grow_neither_with_beams_nor_with_requests():
     sizes = (16, 16, 16)
     trie = CodeTrie.build(np.random.default_rng(0).integers(0, 16, (3000, 3)), sizes)
@@ -120,6 +138,18 @@ def test_operations_grow_neither_with_beams_nor_with_requests():
 
     counts = [operations(1, 4), operations(50, 4), operations(1, 1000), operations(10, 200)]
     assert max(counts) < 1.5 * min(counts) < 2000  # a few more where lists are padded or scores tie
+
+
+def test_memory_does_not_grow_with_beams_times_exclusions(largest_tensor):
+    """Four hundred beams and eight thousand exclusions: a table of both would hold three million places."""
+    sizes = (10, 20, 20)
+    codes = np.stack(np.meshgrid(*[np.arange(size) for size in sizes], indexing="ij"), -1).reshape(-1, 3)
+    trie = CodeTrie.build(codes, sizes)
+    exclude_BE = torch.arange(8000)[None] % 3999
+    with largest_tensor() as watch:
+        hits = beam_search(trie, Steady(flat(sizes), 1), 1, 5, BeamConfig(widths=(400,)), exclude_BE=exclude_BE)
+    assert hits.ids_QK.tolist() == [[3999, -1, -1, -1, -1]]
+    assert watch.num_bytes < 1_000_000
 
 
 @pytest.mark.parametrize(

@@ -321,6 +321,21 @@ def test_codes_may_be_given(loaded: Callable[[], Recommender]) -> None:
     assert rec.bundle.trie is not None and rec.bundle.trie.codes()[-1].tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("code", [2**32 + 1, 2**63])
+@pytest.mark.parametrize("kind", ["codes", "parallel_codes", "set_codes"])
+def test_given_codes_that_32_bits_would_wrap_into_range_are_refused(
+    kind: str, code: int, loaded: Callable[[], Recommender]
+) -> None:
+    rec = loaded()
+    before, sizes = rec._snapshot, rec.bundle.model.codes.sizes[kind]
+    codes = pl.Series([[code, *[0] * (len(sizes) - 1)]], dtype=pl.List(pl.Int64 if code < 2**63 else pl.UInt64))
+    row = pl.DataFrame({"item_id": ["n0"], "vec": [None], kind: codes})
+    wanted = rf"column {kind}: codes of level 1 must be from 0 to {sizes[0] - 1}, item 'n0' has {code}"
+    with pytest.raises(InputError, match=wanted):
+        rec.update_items(row)
+    assert rec._snapshot is before
+
+
 # -- bundles that take over ----------------------------------------------------------------------------------------
 
 

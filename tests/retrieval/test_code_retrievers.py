@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -111,6 +112,19 @@ def test_lists_do_not_depend_on_how_many_users_are_scored_at_once(code_model, to
     monkeypatch.setattr("recsys.retrieval.code_catalogue._SCORES_AT_ONCE", 90)
     parts = retriever.search(states, 30, **request, **limits)
     assert torch.equal(whole.ids_QK, parts.ids_QK) and torch.equal(whole.scores_QK, parts.scores_QK)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_broken_numbers_are_an_error_and_no_empty_list(code_model, toy_dataset, which):
+    model = copy.deepcopy(code_model)
+    with torch.no_grad():
+        for head in (model.parallel_codes, model.set_codes):
+            head.codes_JKD[1].mul_(torch.nan)
+        model.code_decoder.out[1].weight.mul_(torch.nan)
+    states = model.encode([toy_dataset.events.history(user, user) for user in range(3)])
+    request = {"at_B": torch.full((3,), AT), "surface_B": torch.arange(3)}
+    with pytest.raises(ValueError, match=r"request 0, hold a NaN.*; check the model's weights"):
+        retrievers(model)[which].search(states, 3, **request)
 
 
 def test_a_model_trained_among_children_is_searched_among_children(code_model):

@@ -7,6 +7,7 @@ CPU too, with a default device on which no numbers exist.
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from recsys.retrieval.beam_search import beam_search
 from recsys.retrieval.bundle_retrievers import RetrieverParts
 from recsys.retrieval.code_catalogue import CodeCatalogue
 from recsys.retrieval.code_walk import CodeWalkConfig, code_walk
+from recsys.retrieval.generative import GenerativeRetriever
 from recsys.retrieval.hybrid_weights import HybridWeights
 
 AT = 1_702_000_000
@@ -181,6 +183,31 @@ def test_a_graph_of_codes_is_alike_on_both_devices():
     walked = code_walk(found, code_IJ.cuda(), logp_JBK.cuda(), 50, config)
     exact = CodeCatalogue(code_IJ).search(logp_JBK, 50, None, None)
     assert torch.equal(walked.ids_QK.cpu(), exact.ids_QK)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BeamConfig(widths=(6, 9), num_groups=2),
+        BeamConfig(widths=(8,), mass=0.7, least=2),
+        BeamConfig(widths=(9,), normalise="children"),
+    ],
+)
+def test_beams_and_scores_of_items_lie_where_the_trie_lies(config, elsewhere):
+    trie, tables, exclude_BE, allow_N = world(0)
+    item_BC, seen = torch.arange(60).view(3, 20), []
+    for device in (torch.device("cpu"), elsewhere):
+        moved, logits = trie.to(device), [table.to(device) for table in tables]
+        limits = {"exclude_BE": exclude_BE.to(device), "allow_N": allow_N.to(device)}
+        hits = [beam_search(moved, Tables(logits, 3), 3, 9, config, **some) for some in ({}, limits)]
+        retriever = GenerativeRetriever.__new__(GenerativeRetriever)  # without a model, of which only this is read:
+        codes = SimpleNamespace(of=lambda kind, where=device: trie.codes().int().to(where))
+        retriever.model = SimpleNamespace(codes=codes, decode=lambda *request, tables=logits: Tables(tables, 3))
+        retriever.trie, retriever.config = moved, config
+        found = retriever.scores_of(None, item_BC.to(device), at_B=None, surface_B=None)
+        parts = [part for hit in hits for part in (hit.ids_QK, hit.scores_QK, hit.num_found_Q, hit.reachable_Q)]
+        seen.append([part.tolist() for part in (*parts, found)])
+    assert seen[0] == seen[1]
 
 
 def test_nothing_is_made_on_a_device_of_its_own(code_model, toy_dataset):

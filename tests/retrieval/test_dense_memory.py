@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import scipy.sparse
 import torch
@@ -82,11 +84,11 @@ def test_terms_of_some_items_are_those_of_the_whole_catalogue(toy_model, toy_dat
     terms.add_to(every_BI, states.recent_BM, is_new_B)
     item_BC = torch.stack([torch.randperm(30, generator=torch.Generator().manual_seed(n))[:9] for n in range(12)])
     item_BC[:, 4] = torch.where(torch.arange(12) % 2 == 0, -1, item_BC[:, 4])
-    found_BC = terms.of(states.recent_BM, item_BC, is_new_B)
+    found_BC = terms.sums_of(states.recent_BM, item_BC, is_new_B)
     assert torch.equal(found_BC, torch.where(item_BC >= 0, every_BI.gather(1, item_BC.clamp_min(0)), 0.0))
-    assert found_BC.any() and terms.of(states.recent_BM[:0], item_BC[:0]).shape == (0, 9)
+    assert found_BC.any() and terms.sums_of(states.recent_BM[:0], item_BC[:0]).shape == (0, 9)
     silent = MemoryTerms(graph, {})
-    assert not silent.of(states.recent_BM, item_BC).any()
+    assert not silent.sums_of(states.recent_BM, item_BC).any()
 
 
 def test_content_of_new_items_counts_so_many_times(graph: ItemGraph):
@@ -113,7 +115,26 @@ def test_pairs_and_sums_are_the_same_terms(graph: ItemGraph, recent):
     laid_BI = torch.zeros_like(summed_BI)
     laid_BI[user_X, item_X] = sum_X
     assert torch.equal(laid_BI, summed_BI)
+    item_BC = torch.arange(-1, 30).flip(0).expand(len(recent), -1)
+    assert torch.equal(terms.sums_of(recent_BM, item_BC), torch.nn.functional.pad(summed_BI, (1, 0)).flip(1))
     assert (torch.stack([user_X, item_X]).T.unique(dim=0).shape[0]) == len(user_X)
+
+
+def test_scores_of_some_items_are_those_of_a_search_whatever_the_catalogue_holds(
+    toy_model, toy_dataset, graph, monkeypatch, largest_tensor
+):
+    monkeypatch.setattr(dense, "_WHOLE_ITEMS", 0)
+    vectors, far = toy_model.item_vectors(), 100_000
+    vectors = torch.cat([vectors, vectors[:1].expand(far - 30, -1)])
+    rows = torch.nn.functional.pad(graph.indptr, (0, 2 * (far - 30)), value=int(graph.indptr[-1]))
+    terms = MemoryTerms(replace(graph, indptr=rows), WEIGHTS, start_items=(4, 9), start_values=(3.0, 1.0))
+    retriever = DenseRetriever(toy_model, build_index("exact", vectors), vectors, memory=terms, learned=0.4)
+    states, at_B, surface_B = _states(toy_model, toy_dataset)
+    hits = retriever.search(states, 20, at_B=at_B, surface_B=surface_B)
+    with largest_tensor() as watch:
+        found = retriever.scores_of(states, hits.ids_QK, at_B=at_B, surface_B=surface_B)
+    assert torch.equal(found, hits.scores_QK)
+    assert watch.num_bytes < 1_000_000  # a table of 12 users and all items holds 4.8 MB
 
 
 def test_the_rule_is_the_terms_with_decaying_weights(graph: ItemGraph):

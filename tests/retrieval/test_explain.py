@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +74,25 @@ def same_as_requests(rec: Recommender, retriever: str, num_events: int) -> None:
 
 def test_changes_are_those_of_requests_without_the_event(rec: Recommender):
     same_as_requests(rec, "dense", 9)
+
+
+@pytest.mark.parametrize("retriever", ["generative", "parallel", "set", "hybrid"])
+def test_so_they_are_for_retrievers_by_codes_without_scoring_the_catalogue(
+    full_world: Any, retriever: str, monkeypatch: pytest.MonkeyPatch
+):
+    rec = Recommender.load(full_world.bundle)
+    one = rec._snapshot.retrievers[retriever]
+    monkeypatch.setattr(type(one), "scores", None)
+    history = events(3)
+    request = {"at": AT, "surface": "home"}
+    hit = rec.recommend(history=history, k=1, retrievers=(retriever,), **request)[0]
+    said = rec.explain(item_id=hit.item_id, history=history, retriever=retriever, **request)
+    assert said.score == pytest.approx(hit.score, abs=1e-5)
+    for effect in said.effects:
+        rest = history[: effect.place] + history[effect.place + 1 :]
+        page = rec.recommend(history=rest, k=32, retrievers=(retriever,), exclude_history=False, **request)
+        without = next(other.score for other in page if other.item_id == hit.item_id)
+        assert said.score - effect.score_change == pytest.approx(without, abs=1e-5)
 
 
 @pytest.mark.parametrize(("retriever", "num_events"), [("dense_learned", 9), ("memory", 9), ("dense", 15)])

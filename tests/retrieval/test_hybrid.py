@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,7 +41,8 @@ def parts(code_model, toy_dataset):
 
 def test_with_all_weights_zero_the_order_is_that_of_dense(parts):
     dense, memory, codes, states, request = parts
-    hybrid = HybridRetriever(dense, memory, codes, COLD, HybridWeights(budgets={"dense": 10, "generative": 5}))
+    budgets = {"dense": 3, "generative": 5, "cold": 1}  # fewer than the hits asked for
+    hybrid = HybridRetriever(dense, memory, codes, COLD, HybridWeights(budgets=budgets))
     assert isinstance(hybrid, Retriever)
     ours, theirs = hybrid.search(states, 10, **request), dense.search(states, 10, **request)
     assert torch.equal(ours.ids_QK, theirs.ids_QK)
@@ -173,11 +177,49 @@ def test_weights_of_a_retriever_that_is_not_there_are_refused(parts):
     assert HybridWeights.from_dict(weights.to_dict()) == weights
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"codes": {"generative": "x"}},
+        {"codes": {"generative": None}},
+        {"codes": {"generative": 1e300}},
+        {"cold": math.inf},
+        {"learned": math.nan},
+        {"budgets": {"generative": -3}},
+        {"budgets": {"cold": 2.5}},
+        {"budgets": {"dense": "x"}},
+        {"budgets": {"memory": True}},
+        {"budgets": {"dense": 10**30}},
+    ],
+)
+def test_weights_that_no_search_could_use_are_refused_when_they_are_read(wrong):
+    good = {"codes": {"generative": 0.5}, "cold": 0.4, "budgets": {}}
+    assert HybridWeights.from_dict(good).cold == 0.4
+    with pytest.raises(ValueError, match="in the hybrid score must be"):
+        HybridWeights.from_dict({**good, **wrong})
+
+
+def test_codes_may_count_without_a_search_of_their_own(parts):
+    dense, memory, codes, states, request = parts
+    weights = HybridWeights({"generative": 0.7, "parallel": 1.3}, 0.0, {"dense": 30, "generative": 0, "parallel": 0})
+    hybrid = HybridRetriever(dense, memory, codes, COLD, weights)
+    hits = hybrid.search(states, 30, **request)
+    wanted = hybrid.scores(states, **request).gather(1, hits.ids_QK)
+    torch.testing.assert_close(hits.scores_QK, wanted, atol=1e-4, rtol=0)
+    assert set(hits.source_QK.unique().tolist()) == {hybrid.sources.index("dense")}
+
+
 def test_scores_of_given_items_are_those_of_the_whole_catalogue(parts, code_model):
-    dense, _, codes, states, request = parts
+    dense, memory, codes, states, request = parts
     item_BC = torch.stack([torch.randperm(30)[:9] for _ in range(8)])
-    children = GenerativeRetriever(code_model, codes[0].trie, BeamConfig(widths=(6,), normalise="children"))
-    for retriever in (dense, *codes, children):
+    trie = codes[0].trie
+    runs = replace(trie, levels=tuple(replace(level, table_MK=None) for level in trie.levels))
+    assert any(level.table_MK is not None for level in trie.levels)
+    among = BeamConfig(widths=(6,), normalise="children")
+    forms = [GenerativeRetriever(code_model, trie, among), GenerativeRetriever(code_model, runs, among)]
+    weights = HybridWeights({"generative": 0.7, "parallel": 1.3}, 0.4, {}, -0.2)
+    hybrid = HybridRetriever(dense, memory, codes, COLD, weights)
+    for retriever in (dense, *codes, GenerativeRetriever(code_model, runs), *forms, hybrid):
         expected = retriever.scores(states, **request).gather(1, item_BC)
         found = retriever.scores_of(states, item_BC, **request)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
