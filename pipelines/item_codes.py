@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.dataset import Dataset

@@ -108,8 +108,10 @@ class DenseRetriever:
 
     @torch.no_grad()
     def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
-        """[B, C] float32 scores of some items, those that a search returns; padded places (−1) mean nothing. Memory does
-        not grow with the catalogue."""
+        """[B, C] float32 scores of some items, those that a search returns; padded places (−1) mean nothing.
+
+        Memory does not grow with the catalogue.
+        """
         query_BD = self._query(states, at_B, surface_B)
         score_BC = exact_scores(self.vectors, query_BD, item_BC)
         if self.memory is None:

@@ -136,7 +136,8 @@ class HybridRetriever:
         request: dict[str, Any] = {"at_B": at_B, "surface_B": surface_B, "exclude_QE": exclude_QE}
         budgets = {"dense": 100, "memory": 0, "cold": 20} | self.weights.budgets
         found = [self.dense.search(states, max(k, budgets["dense"]), allow_N=allow_N, **request).ids_QK]
-        for one in (*self.codes, self.memory):
+        others: list[CodeRetriever | MemoryRetriever] = [*self.codes, self.memory]
+        for one in others:
             hits = budgets.get(one.name, 50)
             found.append(one.search(states, hits, allow_N=allow_N, **request).ids_QK if hits else found[0][:, :0])
         cold_N = self.cold_N if allow_N is None else self.cold_N[torch.isin(self.cold_N, allow_N)]
@@ -162,8 +163,10 @@ class HybridRetriever:
 
     @torch.no_grad()
     def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
-        """[B, C] float32 scores of some items, whatever the searches would find, without what a head adds: that depends on
-        the list. −inf in padded places (−1)."""
+        """[B, C] float32 scores of some items, whatever the searches would find; −inf in padded places (−1).
+
+        Without what a head adds: that depends on the list.
+        """
         none_BC = torch.zeros_like(item_BC)
         union = self._parts_of(states, item_BC, none_BC, at_B=at_B, surface_B=surface_B)
         return union.score(self.weights)
