@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from polars.datatypes import IntegerType
 
 from recsys.errors import InputError, shown
 from recsys.events import MOST_TIME, UNKNOWN_ITEM, Event, History, is_integer
@@ -23,8 +24,6 @@ _CHUNK = 1 << 16
 """Ids that are Python objects at one time."""
 _FEW = 4
 """Ids that are looked up one by one, at 3 microseconds each, where a search for many starts at 15."""
-_HASHED = (pl.String, pl.Int128, pl.UInt128)
-"""Types of ids that numpy cannot compare."""
 
 Ints = NDArray[np.int64]
 
@@ -47,8 +46,11 @@ class IdMap:
         if not is_id_type(ids.dtype):
             raise ValueError(f"ids must be integers or strings, got {ids.dtype}")
         self.ids = ids.rechunk()
-        self._is_hashed = ids.dtype in _HASHED or bool(ids.null_count())
-        self._range = None if ids.dtype == pl.String else pl.select(low=ids.dtype.min(), high=ids.dtype.max()).row(0)
+        self._range: tuple[int, int] | None = None
+        if isinstance(ids.dtype, IntegerType):
+            self._range = pl.select(low=ids.dtype.min(), high=ids.dtype.max()).row(0)
+        # numpy has no text that it can search, no integers of 128 bits and none that are missing.
+        self._is_hashed = self._range is None or self._range[1] >= 2**64 or bool(ids.null_count())
         key_N = self._keys(self.ids)
         self._order_N: Ints = np.argsort(key_N, kind="stable")
         self._key_N = key_N[self._order_N]
