@@ -32,6 +32,7 @@ __all__ = [
     "RetrieverScorer",
     "rank_all",
     "rank_targets",
+    "targets_of",
 ]
 
 LIST_LENGTH = 10
@@ -117,6 +118,18 @@ class RetrieverScorer:
         return scores_QI.scatter_(1, hits.ids_QK % (num_items + 1), hits.scores_QK.float())[:, :num_items]
 
 
+def targets_of(dataset: Dataset, split: str) -> Requests:
+    """The requests of a split that has targets.
+
+    Raises:
+        InputError: nobody has one, or there is no such split.
+    """
+    requests = dataset.requests(split)
+    if not len(requests):
+        raise InputError(f"{dataset.path} has no {split} targets; evaluate another split or prepare more data")
+    return requests
+
+
 def histories_of(dataset: Dataset, requests: Requests) -> list[History]:
     """The events that each request may see."""
     log = dataset.events
@@ -153,9 +166,7 @@ def rank_all(
     Raises:
         InputError: the split has no targets.
     """
-    requests = dataset.requests(split) if requests is None else requests
-    if not len(requests):
-        raise InputError(f"{dataset.path} has no {split} targets; evaluate another split or prepare more data")
+    requests = targets_of(dataset, split) if requests is None else requests
     batch = max(1, min(batch, 2**26 // max(1, dataset.num_items)))
     # Histories of like length share a batch: what is padded or packed together is then of one size.
     order_Q = np.argsort(requests.end, kind="stable")

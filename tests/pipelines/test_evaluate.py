@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 
+from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import Requests
 from recsys.metrics import MISS
@@ -381,6 +382,14 @@ def test_bad_input_is_one_line(words, message, toy_bundle, toy_dataset, capsys):
     assert main(["evaluate", "--data", str(toy_dataset.path), *words]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in line
+
+
+def test_a_split_without_targets_is_refused_before_any_bar_is_drawn(toy_bundle, toy_dataset, capsys):
+    nobody = Dataset.open(toy_dataset.path)
+    vars(nobody)["test_at"] = np.full_like(toy_dataset.test_at, -1)
+    with pytest.raises(InputError, match="has no test targets"):
+        evaluate_bundle(toy_bundle, nobody)
+    assert capsys.readouterr().err == ""
 
 
 def test_another_dataset_is_refused(toy_bundle, slate_dataset):
