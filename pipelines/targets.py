@@ -39,7 +39,8 @@ LIST_LENGTH = 10
 """Places of the lists that coverage, novelty and the like are taken from."""
 
 _DEPTH = 100
-"""Places of the lists that retrievers which cannot score the whole catalogue are judged by."""
+"""Places of the longest lists that figures look at, and of those that retrievers which cannot score the whole catalogue
+are judged by."""
 
 Ints = NDArray[np.int64]
 
@@ -153,7 +154,7 @@ def rank_all(
     """Rank the targets with several scorers, batch by batch, so that they can share what a batch costs.
 
     The history filter removes the items of all earlier events, whatever their action; exact ties count against the
-    target.
+    target. One whose score is -inf stands last, and behind every list.
 
     Args:
         scorers: what scores the catalogue.
@@ -177,7 +178,10 @@ def rank_all(
         for found, scorer in zip(parts, scorers, strict=True):
             scores_QI = scorer.score(part)
             ranks = target_ranks(scores_QI, part.target, seen)
-            found.append((ranks.rank_Q, ranks.reachable_Q, ranks.tied_Q, _lists(scores_QI)))
+            # No list holds what is never returned, however few items are left to stand ahead of it.
+            never_Q = np.isneginf(scores_QI[np.arange(len(part)), part.target])
+            rank_Q = np.where(never_Q, np.maximum(ranks.rank_Q, _DEPTH + 1), ranks.rank_Q)
+            found.append((rank_Q, ranks.reachable_Q, ranks.tied_Q, _lists(scores_QI)))
             if advance is not None:
                 advance(len(part))
     back_Q = np.argsort(order_Q, kind="stable")

@@ -13,7 +13,7 @@ import torch
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import Requests
-from recsys.metrics import MISS
+from recsys.metrics import MISS, recall_at
 from recsys.pipelines import evaluate as command
 from recsys.pipelines.baselines import RANKING, RETRIEVAL
 from recsys.pipelines.cli import main
@@ -332,6 +332,10 @@ def test_what_a_scorer_never_returns_is_not_listed(toy_dataset):
     score[[3, 5]] = 1.0
     ranked = rank_targets(FixedScores(score), toy_dataset, "test")
     assert set(np.unique(ranked.list_QK)) == {-1, 3, 5}
+    # The catalogue is smaller than the longest list, and yet such a target is in none.
+    never_Q = ranked.reachable_Q & ~np.isin(ranked.requests.target, [3, 5])
+    assert toy_dataset.num_items <= 100 and never_Q.any()
+    assert not recall_at(ranked.rank_Q[never_Q], 100).any()
 
 
 def test_segments_split_the_requests(toy_dataset):
