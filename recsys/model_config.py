@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from recsys.errors import InputError, shown
+from recsys.events import MOST_ACTIONS
 
 __all__ = ["ModelConfig", "RetrievalLoss"]
 
@@ -173,10 +174,10 @@ class ModelConfig:
             raise InputError(f"model.window = {self.window} must be a multiple of 4, since it moves by a quarter")
         if self.positives_only and self.use_actions:
             raise InputError("model.positives_only leaves nothing to rank; set model.use_actions to false with it")
-        if not 0 <= self.positive_mask < 2**31:
-            raise InputError(f"model.positive_mask = {shown(self.positive_mask)} is no mask of 31 actions")
-        if not 0 <= self.num_actions <= 31:
-            raise InputError(f"model.num_actions = {self.num_actions}; at most 31 actions fit")
+        if not 0 <= self.positive_mask < 2**MOST_ACTIONS:
+            raise InputError(f"model.positive_mask = {shown(self.positive_mask)} is no mask of {MOST_ACTIONS} actions")
+        if not 0 <= self.num_actions <= MOST_ACTIONS:
+            raise InputError(f"model.num_actions = {self.num_actions}; at most {MOST_ACTIONS} actions fit")
         for name in (
             "mask_prob",
             "dropout",
