@@ -199,9 +199,8 @@ def _codes(kind: str, content: CatalogueContent, change: CatalogueChange, rows: 
             raise InputError(f"items, column {kind}: item {name!r} needs {len(sizes)} integers, got {codes!r}")
         for level, (code, size) in enumerate(zip(codes, sizes, strict=True), 1):  # before 32 bits wrap them
             if not 0 <= code < size:
-                raise InputError(
-                    f"items, column {kind}: codes of level {level} must be from 0 to {size - 1}, item {name!r} has {code}"
-                )
+                needed = f"codes of level {level} must be from 0 to {size - 1}"
+                raise InputError(f"items, column {kind}: {needed}, item {name!r} has {code}")
         code_NL[row] = torch.tensor(codes)
     return code_NL
 

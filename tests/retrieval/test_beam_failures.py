@@ -108,7 +108,7 @@ def test_beams_of_a_request_are_distinct_prefixes(normalise):
 
 
 def test_of_equal_scores_a_group_keeps_the_smaller_node_too():
-    """Of the first group's beams the likelier has the larger node; one child of each stands second with equal scores."""
+    """Of the first group's beams the likelier has the larger node; a child of each stands second with equal scores."""
     trie = CodeTrie.build(np.array([[0, 0], [1, 0], [2, 0], [3, 0], [3, 1]]), (4, 2))
     levels = [torch.tensor([-384.0, -256.0, -128.0, 0.0]), torch.tensor([0.0, -256.0])]
     for form in (trie, as_runs(trie)):

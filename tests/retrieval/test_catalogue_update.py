@@ -17,6 +17,7 @@ import torch
 
 from recsys.errors import InputError
 from recsys.events import Event
+from recsys.retrieval.catalogue_content import CatalogueContent
 from recsys.retrieval.live_catalogue import LiveCatalogue
 from recsys.retrieval.page import Page
 from recsys.retrieval.recommender import Recommender
@@ -319,6 +320,26 @@ def test_codes_may_be_given(loaded: Callable[[], Recommender]) -> None:
     rec = loaded()
     rec.update_items([{"item_id": "n0", "vec": None, "codes": [1, 2, 3], "text": "red"}])
     assert rec.bundle.trie is not None and rec.bundle.trie.codes()[-1].tolist() == [1, 2, 3]
+
+
+def test_items_beside_those_with_stated_codes_are_coded_by_their_own_vectors(
+    loaded: Callable[[], Recommender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rec, seen, plain = loaded(), {}, CatalogueContent.codes
+
+    def codes(self: CatalogueContent, kind: str, rows: Any, vectors_JD: torch.Tensor) -> Any:
+        seen[kind] = rows.content_IC, vectors_JD
+        return plain(self, kind, rows, vectors_JD)
+
+    monkeypatch.setattr(CatalogueContent, "codes", codes)
+    rec.update_items(NEW.with_columns(codes=pl.Series([[1, 2, 3], None, [0, 0, 0], None])))
+    number_J = torch.from_numpy(rec.bundle.vocabulary.items.index(NEW["item_id"]))
+    vectors_JD = rec.bundle.vectors[number_J]
+    assert len(vectors_JD.unique(dim=0)) == 4
+    assert torch.equal(seen["codes"][1], vectors_JD[[1, 3]])
+    assert torch.equal(seen["parallel_codes"][1], vectors_JD)
+    assert np.array_equal(seen["codes"][0], seen["parallel_codes"][0][[1, 3]])
+    assert rec.bundle.model.codes.of("codes")[number_J[[0, 2]]].tolist() == [[1, 2, 3], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("code", [2**32 + 1, 2**63])

@@ -140,6 +140,22 @@ def test_a_missing_block_is_guessed_from_the_others(tmp_path: Path) -> None:
     assert len(tokenizer.encode({name: rows[:0] for name, rows in blocks.items()})) == 0
 
 
+def test_a_guess_reads_nothing_of_another_missing_block() -> None:
+    """The mean that stands for a missing block is of all items that have it, not of those that the guess was made of."""
+    rng = np.random.default_rng(0)
+    text = rng.normal(size=(200, 4))
+    taken, shown = text @ rng.normal(size=(4, 3)), text @ rng.normal(size=(4, 2))
+    taken[:60], shown[:60], shown[60:80] = 0.0, shown[:60] + 5.0, 0.0
+    blocks = {name: rows.astype(np.float32) for name, rows in (("text", text), ("taken", taken), ("shown", shown))}
+    fusion = BlockFusion.fit(blocks)
+    fill = fitted_fill(fusion, blocks)
+    item = {name: rows[100:101] * (name == "text") for name, rows in blocks.items()}
+    known = fused(fusion, item).astype(np.float64) - fill.mean_V
+    known[:, 4:] = 0.0
+    guessed = known @ fill.turns["taken"] + fill.mean_V[4:7]
+    assert np.allclose(fused(fusion, item, fill)[:, 4:7], guessed, atol=1e-6)
+
+
 def test_a_guess_that_is_no_better_than_the_mean_is_not_made() -> None:
     rng = np.random.default_rng(0)
     noise = {"text": rng.normal(size=(40, 30)).astype(np.float32), "taken": rng.normal(size=(40, 4)).astype(np.float32)}

@@ -38,6 +38,17 @@ def test_codes_and_sums_are_those_of_a_naive_loop(sizes: list[int], seed: int) -
         np.testing.assert_array_equal(back, total)
 
 
+def test_codes_are_the_nearest_however_far_from_zero_the_vectors_lie() -> None:
+    """Where a product in float32 rounds by more than the distances differ, they are compared again."""
+    rng = np.random.default_rng(0)
+    rows_ND, codebook_KD = ((1000 + 0.05 * rng.normal(size=(n, 8))).astype(np.float32) for n in (60, 16))
+    squared_NK = np.square(rows_ND[:, None].astype(np.float64) - codebook_KD).sum(2)
+    codes_NL = residual_codes(rows_ND, [codebook_KD, codebook_KD])
+    assert np.array_equal(codes_NL[:, 0], squared_NK.argmin(1)) and len(np.unique(codes_NL[:, 0])) > 4
+    alone = [residual_codes(rows_ND[at : at + 1], [codebook_KD, codebook_KD]) for at in range(60)]
+    assert np.array_equal(np.concatenate(alone), codes_NL)
+
+
 def test_each_level_lowers_the_error_and_decode_is_the_sum() -> None:
     tokenizer = ResidualKMeans.fit(ROWS, ResidualKMeansConfig(codebook_sizes=(8, 8, 8), balance="none"), seed=0)
     codes = tokenizer.encode(ROWS)
