@@ -29,7 +29,7 @@ from recsys.pipelines.evaluation_rerank import rerank_rows
 from recsys.pipelines.evaluation_retrieval import ndcg_minus, retrieval_row, segment_rows
 from recsys.pipelines.evaluation_tables import show
 from recsys.pipelines.rerank_options import RerankOptions
-from recsys.pipelines.targets import BatchStates, RankedTargets, RetrieverScorer, rank_all
+from recsys.pipelines.targets import BatchStates, RankedTargets, RetrieverScorer, rank_all, targets_of
 from recsys.ranking import predict_slates
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
 
@@ -152,14 +152,15 @@ def evaluate_bundle(
     bundle.check_data(dataset.manifest.data_hash, dataset.path)
     if all_positives and dataset.manifest.split["kind"] != "time":
         raise InputError(f"--all-positives: {dataset.path} has one target per user; it is for data split by time")
+    requests = targets_of(dataset, split)
     names, notes = baseline_names(baselines, dataset)
     found = bundle_retrievers(bundle, retrievers, training_only=True)
     if not found:
         raise InputError(f"--retrievers names none; {bundle.path} has {', '.join(bundle.retrievers)}")
     states = BatchStates(bundle.model, dataset, keep_cache=any(one.reads_cache for one in found.values()))
     scorers = [RetrieverScorer(retriever, states) for retriever in found.values()]
-    with _progress("ranking targets", len(scorers) * len(dataset.requests(split))) as advance:
-        ranked = {one.name: one for one in rank_all(scorers, dataset, split, advance=advance)}
+    with _progress("ranking targets", len(scorers) * len(requests)) as advance:
+        ranked = {one.name: one for one in rank_all(scorers, dataset, split, requests=requests, advance=advance)}
     default = ranked.get("dense") or next(iter(ranked.values()))
     result = _result(dataset, split, seed, default, "full")
     result["retrieval"] = {

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.metrics import MISS
-from recsys.pipelines.targets import LIST_LENGTH, RankedTargets, histories_of
+from recsys.pipelines.targets import LIST_LENGTH, RankedTargets, histories_of, targets_of
 
 __all__ = ["ListedTargets", "ranked_lists", "read_lists"]
 
@@ -46,9 +46,7 @@ def ranked_lists(path: Path, dataset: Dataset, split: str) -> ListedTargets:
         InputError: the file cannot be read, lacks a column, or a row of it is at fault.
     """
     frame = read_lists(path)
-    requests = dataset.requests(split)
-    if not len(requests):
-        raise InputError(f"{dataset.path} has no {split} targets; evaluate another split or prepare more data")
+    requests = targets_of(dataset, split)
     user_L = dataset.user_index(frame["user_id"])
     _check_rows(path, frame, user_L)
     items = frame["item_ids"]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recsys.bundle import SPARSE_TEXT, USER_FEATURES, StoredHistories, new_bundle
+from recsys.bundle import HYBRID_HEAD, SPARSE_TEXT, USER_FEATURES, StoredHistories, new_bundle
 from recsys.content_map import ContentMap
 from recsys.dataset import Dataset
 from recsys.errors import InputError
@@ -73,6 +73,7 @@ def export(
         index=index,
         memory_weights=None if weights is None else MemoryWeights.from_dict(weights),
         hybrid_weights=meta.get("hybrid_weights"),
+        hybrid_head=meta.get("hybrid_head"),
         tokenizers=meta.get("tokenizers"),
         walk_above=walk_above,
     )
@@ -92,13 +93,14 @@ def export_model(
     index: str = "exact",
     memory_weights: MemoryWeights | None = None,
     hybrid_weights: dict[str, Any] | None = None,
+    hybrid_head: dict[str, Any] | None = None,
     tokenizers: dict[str, Tensor] | None = None,
     walk_above: int = WALK_ABOVE,
 ) -> None:
     """Write a bundle of a model in memory; see :func:`export`.
 
     Args:
-        memory_weights, hybrid_weights, tokenizers: as the checkpoint holds them.
+        memory_weights, hybrid_weights, hybrid_head, tokenizers: as the checkpoint holds them.
         walk_above: as in :func:`export`.
 
     Raises:
@@ -135,6 +137,7 @@ def export_model(
         "index": index,
         "memory_weights": None if memory_weights is None else memory_weights.to_dict(),
         "hybrid_weights": hybrid_weights,
+        "hybrid_head": hybrid_head and {name: hybrid_head[name] for name in ("names", "weight", "knows_new")},
         "text": manifest.text,
         "content": dataset.content_blocks,
         "calibration": {manifest.actions[action]: figures for action, figures in fitted.figures.items()},
@@ -163,6 +166,8 @@ def export_model(
         trie = code_trie(model, dataset)
         if trie is not None:
             trie.save(folder / "trie")
+        if hybrid_head is not None:
+            save_file(hybrid_head["tensors"], folder / HYBRID_HEAD)
         if dataset.num_items > walk_above:
             for kind, neighbours in code_neighbours(model).items():
                 neighbours.save(folder / "neighbours" / kind)

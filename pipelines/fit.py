@@ -35,6 +35,7 @@ from recsys.pipelines.ranking_shares import add_ranking_shares
 from recsys.pipelines.recipe import chosen_code_epochs
 from recsys.pipelines.unified_module import SELECTION, UnifiedModule
 from recsys.pipelines.warm_start import warm_start
+from recsys.retrieval.hybrid import LISTED
 
 __all__ = ["fit_dataset", "main"]
 
@@ -385,6 +386,11 @@ def _say_result(
             f"requests (hybrid adds {about}; the learned score {hybrid.weights.learned:+.3g}, items without training "
             f"events {hybrid.weights.cold:+g})"
         )
+        if hybrid.head is not None:
+            console.print(
+                f"a head for the first {LISTED} hits of hybrid: {hybrid.head.ndcg:.4f} beside "
+                f"{hybrid.head.start_ndcg:.4f} of the sum, on lists that it did not learn from"
+            )
     if chosen is not None and chosen.new_users is not None:
         start = chosen.new_users
         console.print(

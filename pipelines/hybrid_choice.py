@@ -1,4 +1,4 @@
-"""Weights of the hybrid retriever, chosen on validation.
+"""Weights and head of the hybrid retriever, chosen and fitted on validation.
 
 Suffixes: Q = requests, B = requests of a batch, C = candidates of a request.
 """
@@ -19,14 +19,16 @@ from recsys.index.exact import ExactIndex
 from recsys.index.memory_terms import MemoryWeights
 from recsys.model import UnifiedModel
 from recsys.pipelines.checkpoint import load_model
+from recsys.pipelines.hybrid_head import fit_hybrid_head
 from recsys.pipelines.item_graphs import training_graph, weighted_relations
+from recsys.pipelines.list_head_fit import FittedListHead
 from recsys.pipelines.recipe import validation_requests
 from recsys.pipelines.request_tensors import exclusions, request_tensors
 from recsys.retrieval.bundle_retrievers import RetrieverParts
 from recsys.retrieval.hybrid import Union
 from recsys.retrieval.hybrid_weights import HybridWeights
 
-__all__ = ["ChosenHybrid", "add_hybrid_weights", "choose_hybrid_weights", "code_trie"]
+__all__ = ["ChosenHybrid", "add_hybrid_weights", "choose_hybrid_weights", "code_trie", "hybrid_parts"]
 
 _MOST_REQUESTS = 10_000
 _BUDGETS = {"dense": 100, "generative": 50, "parallel": 50, "set": 50, "memory": 0, "cold": 20}
@@ -51,10 +53,14 @@ class ChosenHybrid:
     dense_ndcg: float
     """The same with all weights 0, which is the order of ``dense``."""
     num_requests: int
+    head: FittedListHead | None = None
+    """What then has the last word on the first hits; None where there were too few lists to learn from, or where it
+    gained nothing."""
 
 
 def add_hybrid_weights(checkpoint: Path, dataset: Dataset) -> ChosenHybrid | None:
-    """Choose the weights for a checkpoint and keep them in it; None where its model has no heads of semantic IDs.
+    """Choose the weights for a checkpoint, fit the head of lists and keep both in it; None where its model has no heads
+    of semantic IDs.
 
     Args:
         checkpoint: that holds the weights of the memory terms already, where there are some.
@@ -65,15 +71,37 @@ def add_hybrid_weights(checkpoint: Path, dataset: Dataset) -> ChosenHybrid | Non
         return None
     stored = meta.get("memory_weights")
     weights = MemoryWeights.from_dict(stored or {"learned": 1.0, "relations": {}})
-    chosen = choose_hybrid_weights(model, dataset, weights)
+    parts = hybrid_parts(model, dataset, weights)
+    chosen = choose_hybrid_weights(parts, dataset)
+    chosen = replace(chosen, head=fit_hybrid_head(parts, chosen.weights, dataset))
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     content["recsys"]["hybrid_weights"] = chosen.weights.to_dict()
+    content["recsys"]["hybrid_head"] = None if chosen.head is None else chosen.head.head.to_dict()
     with atomic_file(checkpoint) as temporary:
         torch.save(content, temporary)
     return chosen
 
 
-def choose_hybrid_weights(model: UnifiedModel, dataset: Dataset, memory_weights: MemoryWeights) -> ChosenHybrid:
+def hybrid_parts(model: UnifiedModel, dataset: Dataset, memory_weights: MemoryWeights) -> RetrieverParts:
+    """What retrievers of validation are made of: training events alone.
+
+    Args:
+        model: in evaluation mode, with heads of semantic IDs.
+        dataset: that it was trained on.
+        memory_weights: of the dense score.
+    """
+    vectors_ID = model.item_vectors()
+    return RetrieverParts(
+        model=model,
+        vectors_ID=vectors_ID,
+        index=ExactIndex(vectors_ID),
+        graph=training_graph(dataset, weighted_relations(memory_weights)),
+        memory_weights=memory_weights,
+        trie=code_trie(model, dataset),
+    )
+
+
+def choose_hybrid_weights(parts: RetrieverParts, dataset: Dataset) -> ChosenHybrid:
     """Coordinate ascent on validation NDCG@10 over the weights of the learned score and of each retriever by codes,
     and the term of cold items.
 
@@ -82,19 +110,10 @@ def choose_hybrid_weights(model: UnifiedModel, dataset: Dataset, memory_weights:
     retriever of weight 0 is not asked.
 
     Args:
-        model: in evaluation mode, with heads of semantic IDs.
-        dataset: that it was trained on.
-        memory_weights: of the dense score.
+        parts: see :func:`hybrid_parts`.
+        dataset: that the model was trained on.
     """
-    vectors_ID = model.item_vectors()
-    parts = RetrieverParts(
-        model=model,
-        vectors_ID=vectors_ID,
-        index=ExactIndex(vectors_ID),
-        graph=training_graph(dataset, weighted_relations(memory_weights)),
-        memory_weights=memory_weights,
-        trie=code_trie(model, dataset),
-    )
+    model, learned = parts.model, parts.memory_weights.learned
     names = [one.name for one in parts.by_codes()]
     start = HybridWeights(dict.fromkeys(names, 1.0), budgets=_BUDGETS)
     requests = validation_requests(dataset)
@@ -114,8 +133,8 @@ def choose_hybrid_weights(model: UnifiedModel, dataset: Dataset, memory_weights:
             union = retriever.union(states, 10, at_B=at_B, surface_B=surface_B, exclude_QE=exclude_BE)
             unions.append((union, target_B))
     codes = {name: 1 if name == "generative" else len(model.codes.sizes[f"{name}_codes"]) for name in names}
-    grid = [("learned", part * memory_weights.learned) for part in _LEARNED]
-    grid += [(name, value * codes[name] * memory_weights.learned) for name in names for value in _WEIGHTS]
+    grid = [("learned", part * learned) for part in _LEARNED]
+    grid += [(name, value * codes[name] * learned) for name in names for value in _WEIGHTS]
     grid += [("cold", value) for value in _COLD]
     nothing = HybridWeights(dict.fromkeys(names, 0.0), budgets=_BUDGETS)
     dense_Q = _gains(unions, nothing)

@@ -206,7 +206,7 @@ def _fit_feedback(
     fitted = fit_feedback(bundle, dataset, text_encoder=text_encoder, seed=seed)
     fitted.head.save(output)
     console = stdout_console()
-    adopted = f"weight {fitted.head.weight:g}" if fitted.head.weight else "not adopted: no weight helped"
+    adopted = f"weight {fitted.head.head.weight:g}" if fitted.head.head.weight else "not adopted: no weight helped"
     console.print(
         f"learned from {fitted.num_lists:,} of {fitted.num_requests:,} validation lists in {fitted.seconds:.0f} s; "
         f"NDCG@10 on lists that were not learned from {fitted.ndcg:.4f} beside {fitted.dense_ndcg:.4f} ({adopted})"

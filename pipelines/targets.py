@@ -32,13 +32,15 @@ __all__ = [
     "RetrieverScorer",
     "rank_all",
     "rank_targets",
+    "targets_of",
 ]
 
 LIST_LENGTH = 10
 """Places of the lists that coverage, novelty and the like are taken from."""
 
 _DEPTH = 100
-"""Places of the lists that retrievers which cannot score the whole catalogue are judged by."""
+"""Places of the longest lists that figures look at, and of those that retrievers which cannot score the whole catalogue
+are judged by."""
 
 Ints = NDArray[np.int64]
 
@@ -117,6 +119,18 @@ class RetrieverScorer:
         return scores_QI.scatter_(1, hits.ids_QK % (num_items + 1), hits.scores_QK.float())[:, :num_items]
 
 
+def targets_of(dataset: Dataset, split: str) -> Requests:
+    """The requests of a split that has targets.
+
+    Raises:
+        InputError: nobody has one, or there is no such split.
+    """
+    requests = dataset.requests(split)
+    if not len(requests):
+        raise InputError(f"{dataset.path} has no {split} targets; evaluate another split or prepare more data")
+    return requests
+
+
 def histories_of(dataset: Dataset, requests: Requests) -> list[History]:
     """The events that each request may see."""
     log = dataset.events
@@ -140,7 +154,7 @@ def rank_all(
     """Rank the targets with several scorers, batch by batch, so that they can share what a batch costs.
 
     The history filter removes the items of all earlier events, whatever their action; exact ties count against the
-    target.
+    target. One whose score is -inf stands last, and behind every list.
 
     Args:
         scorers: what scores the catalogue.
@@ -153,9 +167,7 @@ def rank_all(
     Raises:
         InputError: the split has no targets.
     """
-    requests = dataset.requests(split) if requests is None else requests
-    if not len(requests):
-        raise InputError(f"{dataset.path} has no {split} targets; evaluate another split or prepare more data")
+    requests = targets_of(dataset, split) if requests is None else requests
     batch = max(1, min(batch, 2**26 // max(1, dataset.num_items)))
     # Histories of like length share a batch: what is padded or packed together is then of one size.
     order_Q = np.argsort(requests.end, kind="stable")
@@ -166,7 +178,10 @@ def rank_all(
         for found, scorer in zip(parts, scorers, strict=True):
             scores_QI = scorer.score(part)
             ranks = target_ranks(scores_QI, part.target, seen)
-            found.append((ranks.rank_Q, ranks.reachable_Q, ranks.tied_Q, _lists(scores_QI)))
+            # No list holds what is never returned, however few items are left to stand ahead of it.
+            never_Q = np.isneginf(scores_QI[np.arange(len(part)), part.target])
+            rank_Q = np.where(never_Q, np.maximum(ranks.rank_Q, _DEPTH + 1), ranks.rank_Q)
+            found.append((rank_Q, ranks.reachable_Q, ranks.tied_Q, _lists(scores_QI)))
             if advance is not None:
                 advance(len(part))
     back_Q = np.argsort(order_Q, kind="stable")

@@ -54,12 +54,14 @@ from recsys.index.memory_terms import MemoryWeights
 from recsys.index.protocol import VectorIndex
 from recsys.index.registry import load_index
 from recsys.index.stored_checks import check_tensor
+from recsys.list_head import ListHead
 from recsys.model import UnifiedModel
 from recsys.past_counts import PastSource, PastTable
 from recsys.vocabulary import IdMap, Vocabulary, is_id_type
 
 __all__ = [
     "FORMAT_VERSION",
+    "HYBRID_HEAD",
     "MARKER",
     "SPARSE_TEXT",
     "USER_FEATURES",
@@ -74,6 +76,7 @@ FORMAT_VERSION = 1
 MARKER = "bundle.json"
 USER_FEATURES = "user_features.safetensors"
 SPARSE_TEXT = "sparse_text.safetensors"
+HYBRID_HEAD = "hybrid_head.safetensors"
 WITHDRAWN = "withdrawn.parquet"
 REQUIRED = (
     "model/model.json",
@@ -172,6 +175,8 @@ class Bundle:
     """Of the semantic IDs that the model generates; None where it generates none."""
     neighbours: dict[str, CodeNeighbours] = field(default_factory=dict)
     """By kind of codes that are predicted at once; empty where the whole catalogue is scored."""
+    hybrid_head: ListHead | None = None
+    """Has the last word on the first hits of ``hybrid``; None where none was fitted or adopted."""
     withdrawn_G: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """[G] rising numbers of items that no search returns; index, graphs and trie know them as well."""
 
@@ -327,6 +332,15 @@ class Bundle:
             if trie.sizes != model.codes.sizes["codes"] or not torch.equal(trie.codes(), codes_IL):
                 raise InputError(f"{path}: trie holds other semantic IDs than the model was trained on; {_REMEDY}")
             trie = trie.to(device)
+        hybrid_head = None
+        if HYBRID_HEAD in manifest["files"]:
+            about = manifest["hybrid_head"]
+            hybrid_head = ListHead.from_tensors(
+                about["names"],
+                load_file(path / HYBRID_HEAD, device=str(device)),
+                float(about["weight"]),
+                knows_new=bool(about["knows_new"]),
+            )
         neighbours = {}
         for kind in ("parallel_codes", "set_codes"):
             if any(name.startswith(f"neighbours/{kind}/") for name in manifest["files"]):
@@ -373,6 +387,7 @@ class Bundle:
             past=past,
             trie=trie,
             neighbours=neighbours,
+            hybrid_head=hybrid_head,
         )
         if WITHDRAWN not in manifest["files"]:
             return bundle

@@ -106,9 +106,12 @@ def check_words(manifest: dict[str, Any]) -> None:
         if block["stop"] < stop:
             raise ValueError("user_content must be blocks of columns, one after the other")
         stop = block["stop"]
-    for name in ("memory_weights", "hybrid_weights"):
+    for name in ("memory_weights", "hybrid_weights", "hybrid_head"):
         if not isinstance(manifest.get(name), dict | None):
             raise ValueError(f"{name} must be an object")
+    names = (manifest.get("hybrid_head") or {}).get("names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("hybrid_head must list the names of its features")
     if manifest.get("clock") not in ("real", "order"):
         raise ValueError(f"clock must be 'real' or 'order', got {manifest.get('clock')!r}")
 

@@ -71,5 +71,6 @@ class CandidateFeatures:
         if self.config.memory_features:
             if self.graph is None:
                 raise ValueError("this model ranks with memory terms; give the item graph that they are read from")
-            parts.append(memory_features(self.graph, self.config.relations, states.recent_BM, item_BC))
+            recent_BM = states.recent_BM[:, : self.config.recent]
+            parts.append(memory_features(self.graph, self.config.relations, recent_BM, item_BC))
         return torch.cat(parts, -1) if parts else None

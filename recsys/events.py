@@ -14,10 +14,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST_TIME", "UNKNOWN_ITEM", "Event", "EventLog", "History", "Requests", "SlateLog", "is_integer"]
+__all__ = [
+    "MOST_ACTIONS",
+    "MOST_TIME",
+    "UNKNOWN_ITEM",
+    "Event",
+    "EventLog",
+    "History",
+    "Requests",
+    "SlateLog",
+    "is_integer",
+]
 
 UNKNOWN_ITEM = -1
 """Internal id of an item that the catalogue does not hold: its event counts, its item vector is zero."""
+
+MOST_ACTIONS = 31
+"""Different actions of a dataset: they are bits of one integer of 32."""
 
 MOST_TIME = 2**62
 """Timestamps are smaller in size, whatever their unit, so that the difference of two fits into 64 bits."""

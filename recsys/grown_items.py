@@ -71,6 +71,16 @@ class GrownItemVectors(ItemVectors):
         every = torch.arange(-1, len(self.has_id_I), device=self.has_id_I.device).roll(-1)
         return self.rows(every)
 
+    def content_of(self, items: Tensor) -> Tensor:
+        """Content of some items as the model reads it, [C] each; ids of any shape, from 0 on."""
+        content = self.base.content_IC[torch.where(items < self.num_base, items, 0)]
+        side = self.side_I[items].long()
+        return (
+            torch.where(side[..., None] >= 0, self.side_SC[side.clamp_min(0)], content)
+            if len(self.side_SC)
+            else content
+        )
+
     def content_part(self) -> Tensor:
         """[I, D]: what content alone says of every item; zeros in a model of ids only."""
         if self.base.project is None:

@@ -60,6 +60,10 @@ class ItemVectors(nn.Module):
             vectors_ID = vectors_ID + self.content_part()
         return torch.cat([vectors_ID, vectors_ID.new_zeros(1, vectors_ID.shape[1])])
 
+    def content_of(self, items: Tensor) -> Tensor:
+        """Content of some items as the model reads it, [C] each; ids of any shape, from 0 on."""
+        return self.content_IC[items]
+
     def content_part(self) -> Tensor:
         """[I, D]: what content alone says of every item; zeros in a model of ids only."""
         return torch.zeros_like(self.ids.all_rows()) if self.project is None else self.project(self.content_IC)

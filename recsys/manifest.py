@@ -11,6 +11,7 @@ from typing import Any
 
 from recsys.bundle_checks import inside
 from recsys.errors import InputError, shown
+from recsys.events import MOST_ACTIONS
 from recsys.files import read_json, sha256_file
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "MANIFEST_FILE", "Manifest", "data_hash_of"]
@@ -102,8 +103,8 @@ class Manifest:
         for name in ("actions", "positives", "negatives", "surfaces"):
             if not all(isinstance(word, str) for word in raw[name]) or len(set(raw[name])) != len(raw[name]):
                 raise InputError(f"{path}: {name} must be different names; {_AGAIN}")
-        if not set(raw["positives"]) <= set(raw["actions"]) or len(raw["actions"]) > 31:
-            raise InputError(f"{path}: its positives are not among its actions, at most 31; {_AGAIN}")
+        if not set(raw["positives"]) <= set(raw["actions"]) or len(raw["actions"]) > MOST_ACTIONS:
+            raise InputError(f"{path}: its positives are not among its actions, at most {MOST_ACTIONS}; {_AGAIN}")
         if not all(isinstance(name, str) for name in (*raw["files"], *raw["files"].values())):
             raise InputError(f"{path}: files must be the SHA-256 of every file; {_AGAIN}")
         lists = ("actions", "positives", "negatives", "surfaces", "notes", "item_features", "user_features")

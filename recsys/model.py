@@ -192,7 +192,7 @@ class UnifiedModel(nn.Module):
             last_time_B=torch.where(known, time, -1),
             last_actions=ActionInput(last_yes, last_known, ~has_any),
             positive_age_B=positive_age_B,
-            recent_BM=recent_positives(histories, config.positive_mask, config.recent).to(device),
+            recent_BM=recent_positives(histories, config.positive_mask, config.kept).to(device),
             past_BX=self._past_counts(histories),
             user_BD=self.user_vectors(len(histories), user_BK),
         )
@@ -307,7 +307,7 @@ class UnifiedModel(nn.Module):
                 return new_B
             return torch.where(has_new if old_B.dim() == 1 else has_new[:, None], new_B, old_B)
 
-        recent_new_BM = recent_positives(new_events, self.config.positive_mask, self.config.recent).to(device)
+        recent_new_BM = recent_positives(new_events, self.config.positive_mask, self.config.kept).to(device)
         return UserStates(
             cache=[(join(k, nk), join(v, nv)) for (k, v), (nk, nv) in zip(states.cache, new_cache, strict=True)],
             num_rows_B=num_rows_B,

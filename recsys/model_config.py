@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from recsys.errors import InputError, shown
+from recsys.events import MOST_ACTIONS
 
 __all__ = ["ModelConfig", "RetrievalLoss"]
 
@@ -19,7 +20,7 @@ TimeEncoding = Literal["bias", "rotary", "both", "none"]
 
 _MOST = {
     "num_items": 2**31 - 1, "num_surfaces": 2**16, "content_dim": 2**20, "user_dim": 2**20, "dim": 2**16,
-    "num_blocks": 256, "num_heads": 2**12, "ffn_factor": 256, "window": 2**20, "recent": 2**12,
+    "num_blocks": 256, "num_heads": 2**12, "ffn_factor": 256, "window": 2**20, "recent": 2**12, "kept": 2**12,
     "code_blocks": 64, "set_blocks": 64, "cross_layers": 64, "cross_rank": 2**16,
     "max_shown_rank": 2**20, "code_sizes": 2**20, "parallel_sizes": 2**20, "set_sizes": 2**20,
 }  # fmt: skip
@@ -55,7 +56,9 @@ class ModelConfig:
     window: int = 64
     """Most events a user state holds (W); the window moves by W / 4 events at a time."""
     recent: int = 4
-    """Positive items a user state remembers for the memory terms (m)."""
+    """Last positive items that the memory terms read (m)."""
+    kept: int = 64
+    """Last positive items that a user state keeps: those of the memory terms, and what lists are compared with."""
     use_actions: bool = True
     """Whether actions enter the tokens and the action head is trained."""
     positives_only: bool = False
@@ -146,6 +149,7 @@ class ModelConfig:
             "num_heads",
             "window",
             "recent",
+            "kept",
             "ffn_factor",
             "max_shown_rank",
             "cross_rank",
@@ -164,14 +168,16 @@ class ModelConfig:
                 raise InputError(f"model.{name} names {len(getattr(self, name))} parts, more than {_MOST_LEVELS}")
         if self.dim % self.num_heads:
             raise InputError(f"model.dim = {self.dim} must be a multiple of model.num_heads = {self.num_heads}")
+        if self.kept < self.recent:
+            raise InputError(f"model.kept = {self.kept} must be at least model.recent = {self.recent}")
         if self.window % 4:
             raise InputError(f"model.window = {self.window} must be a multiple of 4, since it moves by a quarter")
         if self.positives_only and self.use_actions:
             raise InputError("model.positives_only leaves nothing to rank; set model.use_actions to false with it")
-        if not 0 <= self.positive_mask < 2**31:
-            raise InputError(f"model.positive_mask = {shown(self.positive_mask)} is no mask of 31 actions")
-        if not 0 <= self.num_actions <= 31:
-            raise InputError(f"model.num_actions = {self.num_actions}; at most 31 actions fit")
+        if not 0 <= self.positive_mask < 2**MOST_ACTIONS:
+            raise InputError(f"model.positive_mask = {shown(self.positive_mask)} is no mask of {MOST_ACTIONS} actions")
+        if not 0 <= self.num_actions <= MOST_ACTIONS:
+            raise InputError(f"model.num_actions = {self.num_actions}; at most {MOST_ACTIONS} actions fit")
         for name in (
             "mask_prob",
             "dropout",

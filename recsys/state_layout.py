@@ -51,7 +51,7 @@ class StateLayout:
             head_dim=config.head_dim,
             rows_per_event=2 if config.layout == "interleaved" else 1,
             dim=config.dim,
-            num_recent=config.recent,
+            num_recent=config.kept,
             num_past=2 * config.num_actions * config.num_surfaces if config.past_rates else 0,
             window=config.window,
             page_rows=page_rows,

@@ -39,7 +39,7 @@ class UserStates:
     positive_age_B: Tensor
     """Events from the last visible positive one to the place after the last; 0 where none is visible."""
     recent_BM: Tensor
-    """Last positive items of the whole history, newest first, -1 padded."""
+    """Last positive items of the whole history, newest first, -1 padded; memory terms read the first few."""
     past_BX: Tensor
     """Events of the whole history in which each action happened, then was recorded: of all, then of every surface from
     1 on; [B, 0] without past rates."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from polars.datatypes import IntegerType
 
 from recsys.errors import InputError, shown
 from recsys.events import MOST_TIME, UNKNOWN_ITEM, Event, History, is_integer
@@ -19,8 +20,10 @@ __all__ = ["EXPOSURE_NAMES", "IdMap", "Vocabulary", "empty_history", "is_id_type
 EXPOSURE_NAMES = frozenset({"", "none", "exposure", "impression", "shown"})
 """Words that a log uses for "shown, and nothing happened"; they never name an action."""
 
-_FEW = 16
-"""Ids that are looked up one by one: 2 microseconds each among 10,000, where a search of a column starts at 180."""
+_CHUNK = 1 << 16
+"""Ids that are Python objects at one time."""
+_FEW = 4
+"""Ids that are looked up one by one, at 3 microseconds each, where a search for many starts at 15."""
 
 Ints = NDArray[np.int64]
 
@@ -34,19 +37,30 @@ class IdMap:
     """Callers' ids in internal order, searchable.
 
     Ids are compared in their own type; an integer given as text, or text that spells an integer, finds its equal too.
-    Kept as one sorted column, not as a dictionary: ten million string ids take megabytes, not gigabytes.
+    Kept as one sorted column of 64-bit keys, the ids themselves or their hashes, not as a dictionary: ten million
+    string ids take 160 megabytes more, not gigabytes. numpy searches it in the caller's thread; polars would hand each
+    step of the search to its pool, and a busy machine makes every one of them wait.
     """
 
     def __init__(self, ids: pl.Series) -> None:
         if not is_id_type(ids.dtype):
             raise ValueError(f"ids must be integers or strings, got {ids.dtype}")
-        self.ids = ids
-        self._order_N = ids.arg_sort().to_numpy().astype(np.int64)
-        self._sorted = ids.gather(self._order_N)
+        self.ids = ids.rechunk()
+        self._range: tuple[int, int] | None = None
+        if isinstance(ids.dtype, IntegerType):
+            self._range = pl.select(low=ids.dtype.min(), high=ids.dtype.max()).row(0)
+        # numpy has no text that it can search, no integers of 128 bits and none that are missing.
+        self._is_hashed = self._range is None or self._range[1] >= 2**64 or bool(ids.null_count())
+        key_N = self._keys(self.ids)
+        self._order_N: Ints = np.argsort(key_N, kind="stable")
+        self._key_N = key_N[self._order_N]
+
+    def __reduce__(self) -> tuple[type[IdMap], tuple[pl.Series]]:
+        return IdMap, (self.ids,)  # Python hashes text otherwise in every process
 
     def check_unique(self) -> None:
         """ValueError where an id is missing or stands for two things."""
-        if self.ids.null_count() or bool((self._sorted[1:] == self._sorted[:-1]).any()):
+        if self.ids.null_count() or self.ids.n_unique() < len(self.ids):
             raise ValueError("ids must be there and differ")
 
     def __len__(self) -> int:
@@ -59,37 +73,60 @@ class IdMap:
 
     def index(self, values: Iterable[Any] | pl.Series) -> Ints:
         """Internal ids of callers' ids; -1 for one that is not known."""
-        wanted = self._in_own_type(values)
-        if len(wanted) == 0 or len(self.ids) == 0:
-            return np.full(len(wanted), -1, dtype=np.int64)
-        if len(wanted) <= _FEW:
-            return np.array([self._place(value) for value in wanted.to_list()], dtype=np.int64)
-        null_Q = wanted.is_null().to_numpy()
-        wanted = wanted.fill_null(self._sorted[0])
-        place_Q = self._sorted.search_sorted(wanted).to_numpy().astype(np.int64)
-        inside_Q = np.minimum(place_Q, len(self.ids) - 1)
-        same_Q = (self._sorted.gather(inside_Q) == wanted).to_numpy() & (place_Q < len(self.ids)) & ~null_Q
-        return np.where(same_Q, self._order_N[inside_Q], -1)
+        if isinstance(values, pl.Series) and values.dtype == self.dtype:
+            if not self._is_hashed and len(self.ids) and not values.null_count():
+                return self._rows(values.to_numpy())
+            parts = [self._index(values[low : low + _CHUNK].to_list()) for low in range(0, len(values), _CHUNK)]
+            return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        return self._index([self.own(value) for value in values])
 
     def own(self, value: Any) -> Any:
         """One id in the ids' own type, known or not; None for a value that is no such id."""
-        return self._in_own_type([value])[0]
+        if isinstance(value, bool):  # an int to Python, and no id to anybody
+            return None
+        if self._range is None:
+            return id_text(value)
+        number = _as_integer(value)
+        return number if number is not None and self._range[0] <= number <= self._range[1] else None
 
-    def _place(self, value: Any) -> int:
+    def _keys(self, ids: pl.Series) -> NDArray[Any]:
+        """What ids are sorted and looked for by."""
+        if not self._is_hashed:
+            return ids.to_numpy()
+        parts = (ids[low : low + _CHUNK].to_list() for low in range(0, len(ids), _CHUNK))
+        return np.fromiter((hash(value) for part in parts for value in part), dtype=np.int64, count=len(ids))
+
+    def _index(self, wanted: Sequence[Any]) -> Ints:
+        """Internal ids of ids in the ids' own type; -1 for None, too."""
+        if len(wanted) <= _FEW or not len(self.ids):
+            return np.array([self._row(value) for value in wanted], dtype=np.int64)
+        if not self._is_hashed:
+            known_Q = np.array([value is not None for value in wanted], dtype=np.bool_)
+            return np.where(known_Q, self._rows(np.array([value or 0 for value in wanted], self._key_N.dtype)), -1)
+        row_Q = self._rows(np.fromiter(map(hash, wanted), dtype=np.int64, count=len(wanted)))
+        held = self.ids[row_Q.clip(0)].to_list()
+        for at, (value, other) in enumerate(zip(wanted, held, strict=True)):
+            if row_Q[at] >= 0 and (value is None or value != other):  # no id, or another one of the same hash
+                row_Q[at] = self._row(value)
+        return row_Q
+
+    def _row(self, value: Any) -> int:
         if value is None:
             return -1
-        place = bisect_left(self._sorted, value)
-        return int(self._order_N[place]) if place < len(self.ids) and self._sorted[place] == value else -1
+        key = self._key_N.dtype.type(hash(value) if self._is_hashed else value)
+        place = bisect_left(self._key_N, key)
+        while place < len(self._key_N) and self._key_N[place] == key:
+            row = int(self._order_N[place])
+            if self.ids[row] == value:
+                return row
+            place += 1
+        return -1
 
-    def _in_own_type(self, values: Iterable[Any] | pl.Series) -> pl.Series:
-        if isinstance(values, pl.Series) and values.dtype == self.dtype:
-            return values
-        # A bool is an int to Python, and no id to anybody.
-        plain = [None if isinstance(value, bool) else value for value in values]
-        if self.dtype == pl.String:
-            return pl.Series([id_text(value) for value in plain], dtype=pl.String)
-        numbers = [_as_integer(value) for value in plain]
-        return pl.Series(numbers, dtype=pl.Int128).cast(self.dtype, strict=False)
+    def _rows(self, key_Q: NDArray[Any]) -> Ints:
+        """Internal ids of the first of every key; -1 for one that is not there."""
+        place_Q = self._key_N.searchsorted(key_Q)
+        inside_Q = np.minimum(place_Q, len(self._key_N) - 1)
+        return np.where(self._key_N[inside_Q] == key_Q, self._order_N[inside_Q], -1)
 
     def grown(self, new_ids: pl.Series) -> IdMap:
         """The map with more ids, which get the next numbers.
@@ -99,10 +136,12 @@ class IdMap:
         """
         other = object.__new__(IdMap)
         other.ids = pl.concat([self.ids, new_ids.rename(self.ids.name)], rechunk=True)
-        order_M = new_ids.arg_sort().to_numpy().astype(np.int64)
-        place_M = self._sorted.search_sorted(new_ids.gather(order_M)).to_numpy().astype(np.int64)
+        other._is_hashed, other._range = self._is_hashed, self._range
+        key_M = self._keys(new_ids)
+        order_M = np.argsort(key_M, kind="stable")
+        place_M = self._key_N.searchsorted(key_M[order_M])
         other._order_N = np.insert(self._order_N, place_M, order_M + len(self.ids))
-        other._sorted = other.ids.gather(other._order_N)
+        other._key_N = np.insert(self._key_N, place_M, key_M[order_M])
         return other
 
     def take(self, index: Iterable[int]) -> list[Any]:

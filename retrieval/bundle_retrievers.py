@@ -17,14 +17,16 @@ from recsys.index.code_trie import CodeTrie
 from recsys.index.item_graph import ItemGraph
 from recsys.index.memory_terms import MemoryTerms, MemoryWeights
 from recsys.index.protocol import VectorIndex
+from recsys.list_head import ListHead
 from recsys.model import UnifiedModel
 from recsys.retrieval.dense import DenseRetriever
 from recsys.retrieval.generative import GenerativeRetriever
-from recsys.retrieval.hybrid import CodeRetriever, HybridRetriever
+from recsys.retrieval.hybrid import HybridRetriever
 from recsys.retrieval.hybrid_weights import HybridWeights
+from recsys.retrieval.list_features import ListFeatures
 from recsys.retrieval.memory import MemoryRetriever
 from recsys.retrieval.parallel import ParallelRetriever
-from recsys.retrieval.protocol import Retriever
+from recsys.retrieval.protocol import CodeRetriever, Retriever
 from recsys.retrieval.set_retriever import SetRetriever
 
 __all__ = ["RetrieverParts", "bundle_retrievers", "code_retriever_names"]
@@ -42,6 +44,8 @@ class RetrieverParts:
     trie: CodeTrie | None
     """None where the model generates no semantic IDs."""
     hybrid_weights: HybridWeights | None = None
+    hybrid_head: ListHead | None = None
+    """None = the hybrid score is the sum alone."""
     gone_I: Tensor | None = None
     """[I] bool, items that retrievers by codes do not return; index, graph and trie know it by themselves."""
     neighbours: Mapping[str, CodeNeighbours] = field(default_factory=dict)
@@ -60,7 +64,7 @@ class RetrieverParts:
         """The rule that needs no training."""
         kept = self.graph.relations if relations is None else relations
         weights = {relation: b for relation, b in self.graph.default_weights.items() if relation in kept}
-        return MemoryRetriever(self.graph, weights, name=name)
+        return MemoryRetriever(self.graph, weights, name=name, recent=self.model.config.recent)
 
     def by_codes(self) -> list[CodeRetriever]:
         """The retrievers by semantic IDs that the model has heads for."""
@@ -79,10 +83,16 @@ class RetrieverParts:
         return found if found is not None and found.num_items == self.model.config.num_items else None
 
     def hybrid(self, weights: HybridWeights | None = None) -> HybridRetriever:
-        """The union of all; with the weights of these parts unless others are given."""
+        """The union of all; with the weights and the head of these parts, or with other weights and no head.
+
+        Raises:
+            ValueError: the head reads vectors or relations that are not there.
+        """
         chosen = weights or self.hybrid_weights or HybridWeights()
         cold_N = (~self.model.items.has_id_I).nonzero().flatten()
-        return HybridRetriever(self.dense(), self.memory(), self.by_codes(), cold_N, chosen)
+        dense, codes, head = self.dense(), self.by_codes(), self.hybrid_head if weights is None else None
+        features = None if head is None else ListFeatures(dense, self.graph)
+        return HybridRetriever(dense, self.memory(), codes, cold_N, chosen, head, features)
 
 
 def bundle_retrievers(
@@ -115,6 +125,7 @@ def bundle_retrievers(
         memory_weights=bundle.memory_weights,
         trie=bundle.trie,
         hybrid_weights=hybrid_weights,
+        hybrid_head=bundle.hybrid_head,
         gone_I=bundle.index.gone_I,
         neighbours=bundle.neighbours,
     )
@@ -145,7 +156,10 @@ def _retriever(bundle: Bundle, parts: RetrieverParts, name: str) -> Retriever:
     if kind == "dense_learned":
         return DenseRetriever(bundle.model, bundle.index, bundle.vectors, name)
     if kind == "hybrid":
-        return parts.hybrid()
+        try:
+            return parts.hybrid()
+        except ValueError as error:
+            raise InputError(f"{bundle.path}: {error}; export it again") from None
     for one in parts.by_codes():
         if one.name == kind:
             return one

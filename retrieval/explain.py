@@ -70,7 +70,7 @@ class Explanation:
     item_id: Any
     retriever: str
     score: float
-    """Of this retriever, as :meth:`Recommender.recommend` returns it."""
+    """Of this retriever, as :meth:`Recommender.recommend` returns it; of ``hybrid``, before its head of lists."""
     actions: dict[str, float]
     """Probability of every action."""
     effects: tuple[EventEffect, ...]

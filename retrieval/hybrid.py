@@ -3,37 +3,36 @@
 Beams reach items that the dense score holds to be unlikely, the item graph those it has never seen, and a budget of its
 own those without training events. After LIGER (arXiv 2411.18814), which ranks a union of beams and cold items by dense
 scores alone; here the log-probability of the codes stays a part of the score, since the dense score by itself would
-return its own order.
+return its own order. Where a head of lists was fitted, it has the last word on the first of the union.
 
-Suffixes: B = users, K = hits, C = candidates of the union, E = exclusions, N = allowed items, D = width.
+Suffixes: B = users, K = hits, C = candidates of the union, L = candidates that the head scores, E = exclusions,
+N = allowed items, D = width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from recsys.index.hits import SourcedHits
 from recsys.kernels.topk import topk_smaller_id
+from recsys.list_head import ListHead
 from recsys.retrieval.dense import DenseRetriever
 from recsys.retrieval.hybrid_weights import HybridWeights
+from recsys.retrieval.list_features import ListFeatures
 from recsys.retrieval.memory import MemoryRetriever
-from recsys.retrieval.protocol import Retriever
+from recsys.retrieval.protocol import CodeRetriever
 from recsys.user_state import UserStates
 
-__all__ = ["CodeRetriever", "HybridRetriever", "Union"]
+__all__ = ["LISTED", "HybridRetriever", "Union", "first_of"]
 
-
-class CodeRetriever(Retriever, Protocol):
-    """A retriever by semantic IDs that can say the log-probability of any item."""
-
-    def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
-        """[B, C] float32 log-probabilities in nats; padded places (−1) mean nothing."""
-        ...
+LISTED = 50
+"""Candidates whose scores a head refines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,10 @@ class HybridRetriever:
         memory: neighbours in the item graph.
         codes: retrievers by semantic IDs, those of the bundle.
         cold_N: [N] int64 items without training events, strictly rising.
-        weights: chosen on validation. With all of them 0 the order is that of ``dense``.
+        weights: chosen on validation. With all of them 0 and no head the order is that of ``dense``.
+        head: adds to the score of the first :data:`LISTED` of the union what it makes of ``features``; they stay ahead
+            of all others. None = the sum alone.
+        features: those that the head was fitted with.
     """
 
     name = "hybrid"
@@ -86,11 +88,16 @@ class HybridRetriever:
         codes: Sequence[CodeRetriever],
         cold_N: Tensor,
         weights: HybridWeights,
+        head: ListHead | None = None,
+        features: ListFeatures | None = None,
     ) -> None:
         known = {one.name for one in codes}
         if not set(weights.codes) <= known:
             raise ValueError(f"weights are of {sorted(weights.codes)}, but the retrievers by codes are {sorted(known)}")
+        if head is not None and (features is None or features.names != head.names):
+            raise ValueError("the head reads other features than there are")
         self.dense, self.memory, self.cold_N, self.weights = dense, memory, cold_N, weights
+        self.head, self.features = head, features
         self.codes = [one for one in codes if weights.codes.get(one.name, 0.0) or weights.budgets.get(one.name, 0)]
         self.reads_cache = any(one.reads_cache for one in self.codes)
         self.sources = ("dense", *(one.name for one in self.codes), "memory", "cold")
@@ -109,11 +116,10 @@ class HybridRetriever:
         """The k best items of the union; see :class:`recsys.retrieval.protocol.Retriever`."""
         union = self.union(states, k, at_B=at_B, surface_B=surface_B, exclude_QE=exclude_QE, allow_N=allow_N)
         score_BC = union.score(self.weights)
+        if self.head is not None and union.item_BC.shape[1]:
+            score_BC = self._refined(states, union, score_BC, at_B=at_B, surface_B=surface_B)
         scores_BK, ids_BK = topk_smaller_id(score_BC, union.item_BC, k)
-        # The place of each hit in the union, for its source: items of a row are distinct.
-        order_BC = union.item_BC.argsort(1)
-        at_BK = torch.searchsorted(union.item_BC.gather(1, order_BC), ids_BK).clamp_max(order_BC.shape[1] - 1)
-        return SourcedHits(ids_BK, scores_BK, union.source_BC.gather(1, order_BC.gather(1, at_BK)))
+        return SourcedHits(ids_BK, scores_BK, union.source_BC.gather(1, _places(union.item_BC, ids_BK)))
 
     @torch.no_grad()
     def union(
@@ -130,8 +136,8 @@ class HybridRetriever:
         request: dict[str, Any] = {"at_B": at_B, "surface_B": surface_B, "exclude_QE": exclude_QE}
         budgets = {"dense": 100, "memory": 0, "cold": 20} | self.weights.budgets
         found = [self.dense.search(states, max(k, budgets["dense"]), allow_N=allow_N, **request).ids_QK]
-        searches: tuple[Retriever, ...] = (*self.codes, self.memory)
-        for one in searches:
+        others: list[CodeRetriever | MemoryRetriever] = [*self.codes, self.memory]
+        for one in others:
             hits = budgets.get(one.name, 50)
             found.append(one.search(states, hits, allow_N=allow_N, **request).ids_QK if hits else found[0][:, :0])
         cold_N = self.cold_N if allow_N is None else self.cold_N[torch.isin(self.cold_N, allow_N)]
@@ -157,14 +163,33 @@ class HybridRetriever:
 
     @torch.no_grad()
     def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
-        """[B, C] float32 scores of some items, whatever the searches would find; −inf in padded places (−1)."""
+        """[B, C] float32 scores of some items, whatever the searches would find; −inf in padded places (−1).
+
+        Without what a head adds: that depends on the list.
+        """
         none_BC = torch.zeros_like(item_BC)
         union = self._parts_of(states, item_BC, none_BC, at_B=at_B, surface_B=surface_B)
         return union.score(self.weights)
 
+    def _refined(
+        self, states: UserStates, union: Union, score_BC: Tensor, *, at_B: Tensor, surface_B: Tensor
+    ) -> Tensor:
+        """[B, C] scores with what the head adds to the best; the others keep their distance to the last of these,
+        which is counted from the lowest refined score."""
+        assert self.head is not None and self.features is not None
+        score_BL, item_BL, place_BL = first_of(union, score_BC)
+        dense_BL = F.pad(union.dense_BC, (0, 1)).gather(1, place_BL)
+        rows = self.features(states, item_BL, states.recent_BM, at_B, surface_B, dense_BL)
+        added_BL = self.head.added(rows.feature_BKF, torch.isin(item_BL, self.cold_N))
+        refined_BL = score_BL + self.head.weight * added_BL
+        lowest_B1 = refined_BL.masked_fill(item_BL < 0, torch.inf).amin(1, keepdim=True)
+        last_B1 = score_BL.masked_fill(item_BL < 0, torch.inf).amin(1, keepdim=True)
+        rest_BC = torch.where(score_BC > -torch.inf, lowest_B1 - (last_B1 - score_BC), score_BC)
+        return F.pad(rest_BC, (0, 1)).scatter(1, place_BL, refined_BL)[:, :-1]
+
     @torch.no_grad()
     def scores(self, states: UserStates, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
-        """[B, I] float32 scores of the whole catalogue."""
+        """[B, I] float32 scores of the whole catalogue, without what a head adds: that depends on the list."""
         every_BI = torch.arange(len(self.dense.vectors), device=at_B.device).expand(states.num_users, -1)
         score_BI = self.dense.scores(states, at_B=at_B, surface_B=surface_B)
         score_BI = score_BI + self.weights.cold * torch.isin(every_BI, self.cold_N)
@@ -176,6 +201,22 @@ class HybridRetriever:
             if weight:
                 score_BI = score_BI + weight * one.scores_of(states, every_BI, at_B=at_B, surface_B=surface_B)
         return score_BI
+
+
+def first_of(union: Union, score_BC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, L] scores, items and places in the union of the candidates that a head scores, best first.
+
+    Where there are fewer, (-inf, -1, C).
+    """
+    score_BL, item_BL = topk_smaller_id(score_BC, union.item_BC, min(LISTED, union.item_BC.shape[1]))
+    return score_BL, item_BL, _places(union.item_BC, item_BL).masked_fill(item_BL < 0, score_BC.shape[1])
+
+
+def _places(item_BC: Tensor, found_BK: Tensor) -> Tensor:
+    """[B, K] where items stand in a union, in which those of a row are distinct; any place for a missing one."""
+    order_BC = item_BC.argsort(1)
+    at_BK = torch.searchsorted(item_BC.gather(1, order_BC), found_BK).clamp_max(order_BC.shape[1] - 1)
+    return order_BC.gather(1, at_BK)
 
 
 def _union(found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

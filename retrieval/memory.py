@@ -53,7 +53,12 @@ class MemoryRetriever:
     sources: tuple[str, ...] = ()
 
     def __init__(
-        self, graph: ItemGraph, weights: Mapping[str, float] | None = None, decay: float = 0.6, name: str = "memory"
+        self,
+        graph: ItemGraph,
+        weights: Mapping[str, float] | None = None,
+        decay: float = 0.6,
+        name: str = "memory",
+        recent: int = 4,
     ) -> None:
         """Search a graph.
 
@@ -62,10 +67,11 @@ class MemoryRetriever:
             weights: per relation, 0 or absent = off; None = transitions 1, texts 2.
             decay: of each item further back.
             name: as in flags, JSON and Python.
+            recent: items that count (m).
         """
         self.graph, self.name = graph, name
         self.weights = graph.default_weights if weights is None else dict(weights)
-        self.decay = decay
+        self.decay, self.recent = decay, recent
 
     def search(
         self,
@@ -82,7 +88,12 @@ class MemoryRetriever:
         Time and surface of the request change nothing.
         """
         return self.graph.search(
-            states.recent_BM, k, weights=self.weights, decay=self.decay, exclude_QE=exclude_QE, allow_N=allow_N
+            states.recent_BM[:, : self.recent],
+            k,
+            weights=self.weights,
+            decay=self.decay,
+            exclude_QE=exclude_QE,
+            allow_N=allow_N,
         )
 
     def parts(self, recent_M: Tensor, item: int) -> Tensor:
@@ -98,4 +109,4 @@ class MemoryRetriever:
 
     def scores(self, states: HasRecent, *, at_B: Tensor | None = None, surface_B: Tensor | None = None) -> Tensor:
         """[B, I] float32 scores; 0 for an item that is nobody's neighbour."""
-        return self.graph.scores(states.recent_BM, self.weights, self.decay)
+        return self.graph.scores(states.recent_BM[:, : self.recent], self.weights, self.decay)

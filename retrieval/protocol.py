@@ -1,6 +1,6 @@
 """What every retriever promises.
 
-Suffixes: B = users, I = items, K = hits, E = exclusions, N = allowed items.
+Suffixes: B = users, I = items, K = hits, C = candidates, E = exclusions, N = allowed items.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from recsys.index.hits import Hits
 from recsys.user_state import UserStates
 
-__all__ = ["Retriever", "source_labels"]
+__all__ = ["CodeRetriever", "Retriever", "source_labels"]
 
 
 @runtime_checkable
@@ -55,6 +55,14 @@ class Retriever(Protocol):
 
     def scores(self, states: UserStates, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
         """[B, I] float32 scores of the whole catalogue, exclusions not applied."""
+        ...
+
+
+class CodeRetriever(Retriever, Protocol):
+    """A retriever by semantic IDs that can say the log-probability of any item."""
+
+    def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
+        """[B, C] float32 log-probabilities in nats; padded places (−1) mean nothing."""
         ...
 
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import polars as pl
 
 from recsys.errors import InputError
+from recsys.events import MOST_ACTIONS
 from recsys.pipelines.prepare.columns import is_text
 from recsys.pipelines.prepare.reading import Table
 from recsys.pipelines.prepare.settings import DEFAULT_NEGATIVES, PrepareSettings
 from recsys.vocabulary import EXPOSURE_NAMES
 
-__all__ = ["MAX_ACTIONS", "ActionVocabulary", "action_key", "find_actions", "key_names", "names_of"]
-
-MAX_ACTIONS = 32
+__all__ = ["ActionVocabulary", "action_key", "find_actions", "key_names", "names_of"]
 
 
 def action_key(table: Table, column: str) -> pl.Expr:
@@ -97,9 +96,9 @@ def find_actions(keys: Iterable[pl.Series], settings: PrepareSettings) -> Action
             "no action occurs in any row, only bare exposures; nothing can be learnt: check the column action, "
             "row 1 on, or name it with --columns action=THEIRS"
         )
-    if len(names) > MAX_ACTIONS:
+    if len(names) > MOST_ACTIONS:
         raise InputError(
-            f"{len(names)} different actions occur ({', '.join(names[:4])}, ...), at most {MAX_ACTIONS} are possible; "
+            f"{len(names)} different actions occur ({', '.join(names[:4])}, ...), at most {MOST_ACTIONS} are possible; "
             "check the column action, or join rare ones"
         )
     for flag, given in (("--negative", settings.negative), ("--positive", settings.positive)):

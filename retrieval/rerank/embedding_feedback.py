@@ -24,7 +24,8 @@ from torch import Tensor
 from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.events import History
-from recsys.retrieval.rerank.feedback_features import FeedbackFeatures, FeedbackRows
+from recsys.retrieval.list_features import ListRows
+from recsys.retrieval.rerank.feedback_features import FeedbackFeatures
 from recsys.retrieval.rerank.feedback_head import FeedbackHead
 from recsys.retrieval.rerank.lm.usage import Usage
 from recsys.retrieval.rerank.request import RerankRequest
@@ -159,12 +160,12 @@ class EmbeddingFeedbackReranker(Reranker):
         rows = self.features(histories, item_BK, at_B, surface_B, user_BU)
         if self.head is None:
             return rows.score_BK + self._rocchio(rows, item_BK.to(rows.score_BK.device))
-        if self.head.weight == 0.0:
+        head = self.head.head
+        if head.weight == 0.0:
             return rows.score_BK
-        added_BK = self.head.scores(rows.feature_BKF.cpu()).to(rows.score_BK.device)
-        return rows.score_BK + self.head.weight * added_BK
+        return rows.score_BK + head.weight * head.added(rows.feature_BKF.cpu()).to(rows.score_BK.device)
 
-    def _rocchio(self, rows: FeedbackRows, item_BK: Tensor) -> Tensor:
+    def _rocchio(self, rows: ListRows, item_BK: Tensor) -> Tensor:
         """[B, K] inner products with the weighted mean of the best candidates."""
         vector_BKD = self.bundle.vectors[item_BK.clamp_min(0)]
         best_BN, place_BN = rows.score_BK.topk(min(_FEEDBACK, item_BK.shape[1]), dim=1)

@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 import torch
 
+from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.events import Requests
-from recsys.metrics import MISS
+from recsys.metrics import MISS, recall_at
 from recsys.pipelines import evaluate as command
 from recsys.pipelines.baselines import RANKING, RETRIEVAL
 from recsys.pipelines.cli import main
@@ -331,6 +332,10 @@ def test_what_a_scorer_never_returns_is_not_listed(toy_dataset):
     score[[3, 5]] = 1.0
     ranked = rank_targets(FixedScores(score), toy_dataset, "test")
     assert set(np.unique(ranked.list_QK)) == {-1, 3, 5}
+    # The catalogue is smaller than the longest list, and yet such a target is in none.
+    never_Q = ranked.reachable_Q & ~np.isin(ranked.requests.target, [3, 5])
+    assert toy_dataset.num_items <= 100 and never_Q.any()
+    assert not recall_at(ranked.rank_Q[never_Q], 100).any()
 
 
 def test_segments_split_the_requests(toy_dataset):
@@ -381,6 +386,14 @@ def test_bad_input_is_one_line(words, message, toy_bundle, toy_dataset, capsys):
     assert main(["evaluate", "--data", str(toy_dataset.path), *words]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in line
+
+
+def test_a_split_without_targets_is_refused_before_any_bar_is_drawn(toy_bundle, toy_dataset, capsys):
+    nobody = Dataset.open(toy_dataset.path)
+    vars(nobody)["test_at"] = np.full_like(toy_dataset.test_at, -1)
+    with pytest.raises(InputError, match="has no test targets"):
+        evaluate_bundle(toy_bundle, nobody)
+    assert capsys.readouterr().err == ""
 
 
 def test_another_dataset_is_refused(toy_bundle, slate_dataset):

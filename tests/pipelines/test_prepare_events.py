@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.dataset import Dataset
+from recsys.errors import InputError
+from recsys.events import MOST_ACTIONS
 from recsys.pipelines.prepare.build import prepare_frames, prepare_tables
 from recsys.pipelines.prepare.command import prepare
 from recsys.pipelines.prepare.reading import read_table
@@ -72,6 +74,16 @@ def test_equal_rows_are_one_event_at_the_place_of_the_first(tmp_path: Path) -> N
     assert data.events.value.tolist() == [7.0, 2.0, 1.0]
     assert [data.manifest.surfaces[at] for at in data.events.surface] == ["mail", "home", "home"]
     assert data.events.time_known.tolist() == [True, True, True]
+
+
+def test_as_many_actions_as_a_dataset_can_hold_and_no_more(tmp_path: Path) -> None:
+    rows = [("u", "a", at, f"a{at}") for at in range(MOST_ACTIONS + 1)]
+    data = prepare_frames(frame(*rows[:-1]), output=tmp_path / "data")
+    assert len(data.manifest.actions) == MOST_ACTIONS
+    assert data.manifest.positive_mask == data.events.known[0] == 2**MOST_ACTIONS - 1
+    with pytest.raises(InputError, match=rf"{MOST_ACTIONS + 1} different actions occur .* at most {MOST_ACTIONS} are"):
+        prepare_frames(frame(*rows), output=tmp_path / "more")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_forms_of_actions_say_the_same(tmp_path: Path) -> None:

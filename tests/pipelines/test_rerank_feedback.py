@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import polars as pl
 import pytest
 import torch
 
@@ -13,49 +11,20 @@ from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.metrics import ndcg_at
-from recsys.model import UnifiedModel
-from recsys.model_config import ModelConfig
-from recsys.pipelines.export import export_model
-from recsys.pipelines.prepare.build import prepare_frames
 from recsys.pipelines.request_tensors import request_tensors
 from recsys.pipelines.rerank_feedback import fit_feedback
 from recsys.retrieval.rerank.embedding_feedback import EmbeddingFeedbackReranker
 from recsys.retrieval.rerank.feedback_head import FeedbackHead
 
 
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Bundle]:
-    """After item i mostly comes item i + 1; an untrained model that knows nothing of it, its terms left out."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for user in range(110):
-        item = int(rng.integers(0, 40))
-        for step in range(9):
-            rows.append((f"u{user}", f"i{item}", 1_700_000_000 + 1000 * step, "click"))
-            item = (item + 1) % 40 if rng.random() < 0.8 else int(rng.integers(0, 40))
-    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "action"], orient="row")
-    folder = tmp_path_factory.mktemp("chain")
-    dataset = prepare_frames(interactions=frame, output=folder / "data")
-    config = ModelConfig(
-        num_items=dataset.num_items, num_actions=1, num_surfaces=len(dataset.manifest.surfaces), positive_mask=1,
-        dim=16, window=12, use_actions=False,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = UnifiedModel(config)
-    model.items.set_catalogue(None, torch.from_numpy(dataset.train_item_counts() > 0))
-    export_model(model.eval(), dataset, folder / "bundle", histories=True)
-    return dataset, Bundle.open(folder / "bundle")
-
-
 def test_the_head_learns_and_its_folder_gives_the_same(chain: tuple[Dataset, Bundle], tmp_path: Path) -> None:
     dataset, bundle = chain
     fitted = fit_feedback(bundle, dataset)
-    assert fitted.head.weight > 0 and fitted.ndcg > fitted.dense_ndcg + 0.05
+    assert fitted.head.head.weight > 0 and fitted.ndcg > fitted.dense_ndcg + 0.05
     assert fitted.num_lists <= fitted.num_requests == len(dataset.requests("validation"))
     fitted.head.save(tmp_path / "head")
     loaded = FeedbackHead.load(tmp_path / "head")
-    assert loaded.weight == fitted.head.weight and loaded.report == fitted.head.report
+    assert loaded.head.weight == fitted.head.head.weight and loaded.report == fitted.head.report
     # Test targets, which nothing was fitted on: the first 20 of the dense order, put in order again.
     requests = dataset.requests("test")
     histories, at_B, surface_B, target_B = request_tensors(dataset, requests)
@@ -79,8 +48,8 @@ def test_the_head_learns_and_its_folder_gives_the_same(chain: tuple[Dataset, Bun
 def test_the_same_seed_fits_the_same_head(chain: tuple[Dataset, Bundle]) -> None:
     dataset, bundle = chain
     one, other = (fit_feedback(bundle, dataset, num_users=60, seed=3) for _ in range(2))
-    assert one.num_requests == 60 and one.head.weight == other.head.weight
-    for first, second in zip(one.head.net.parameters(), other.head.net.parameters(), strict=True):
+    assert one.num_requests == 60 and one.head.head.weight == other.head.head.weight
+    for first, second in zip(one.head.head.net.parameters(), other.head.head.net.parameters(), strict=True):
         assert torch.equal(first, second)
 
 

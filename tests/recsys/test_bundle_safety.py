@@ -220,7 +220,7 @@ def test_a_pickle_is_never_loaded(copy: Path, tmp_path: Path):
     assert not done.exists()
 
 
-@pytest.mark.parametrize("name", ["memory_weights", "hybrid_weights"])
+@pytest.mark.parametrize("name", ["memory_weights", "hybrid_weights", "hybrid_head"])
 @pytest.mark.parametrize("value", [0, [], "", False])
 def test_weights_that_are_no_object_are_refused(copy: Path, name: str, value: Any):
     """Also those that count as nothing."""

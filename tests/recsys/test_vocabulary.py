@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import polars as pl
 import pytest
 
+from recsys import vocabulary as module
 from recsys.errors import InputError
 from recsys.events import Event
 from recsys.vocabulary import IdMap, Vocabulary
@@ -31,6 +34,64 @@ def test_text_ids_are_found_by_text_and_number():
     assert ids.index(pl.Series(["b", None, "7"])).tolist() == [1, -1, 0]
     assert ids.index([]).tolist() == []
     assert IdMap(pl.Series([], dtype=pl.String)).index(["a"]).tolist() == [-1]
+
+
+def by_polars(ids: pl.Series, values: pl.Series) -> list[int]:
+    """The plain reference of a search for values of the ids' own type."""
+    order = ids.arg_sort()
+    ordered, wanted = ids.gather(order), values.fill_null(ids[0])
+    place = ordered.search_sorted(wanted).clip(0, len(ids) - 1)
+    return [
+        row if is_found and value is not None else -1
+        for row, is_found, value in zip(order.gather(place), ordered.gather(place) == wanted, values, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("num_ids", [1, 2, 300])
+@pytest.mark.parametrize("dtype", [pl.String, pl.Int8, pl.UInt8, pl.Int32, pl.Int64, pl.UInt64, pl.Int128])
+def test_ids_are_found_where_a_sorted_column_has_them(dtype, num_ids):
+    rng = np.random.default_rng(num_ids)
+    low, high = (0, 255) if dtype == pl.String else pl.select(dtype.min(), dtype.max().alias("max")).row(0)
+    low, high = max(low, 1 - 10**37), min(high, 10**37 - 1)  # longer ones are not read from text
+    numbers = {low, high, *range(max(low, -60), min(high, 250)), *(low + int(p * (high - low)) for p in rng.random(99))}
+    every = pl.Series(rng.permutation(np.array(sorted(numbers), dtype=object)).tolist(), dtype=pl.Int128).cast(dtype)
+    ids = IdMap(every[:num_ids])
+    values = pl.concat([every[::-1], every[:3], pl.Series([None], dtype=dtype)])
+    for wanted in (values, values[:1], values[-1:], values[-4:], values[:0], values[-num_ids - 4 :]):
+        truth = by_polars(ids.ids, wanted)
+        assert ids.index(wanted).tolist() == truth
+        assert ids.index(wanted.to_list()).tolist() == truth
+        assert ids.index([str(value) for value in wanted]).tolist() == truth
+    assert by_polars(ids.ids, every) == [*range(len(ids)), *[-1] * (len(every) - len(ids))]
+    grown = IdMap(every[:num_ids]).grown(every[num_ids : num_ids + 40])
+    assert grown.index(values).tolist() == by_polars(every[: num_ids + 40], values)
+
+
+def test_ids_of_equal_hashes_are_told_apart(monkeypatch):
+    ids = IdMap(pl.Series([5 + n * (2**61 - 1) for n in range(9)], dtype=pl.Int128))  # Python's hash of all is 5
+    assert ids.index(ids.ids).tolist() == [ids.index([value])[0] for value in ids.ids] == list(range(9))
+    assert ids.index([5 + 9 * (2**61 - 1)] * 6).tolist() == [-1] * 6
+    monkeypatch.setattr(module, "hash", len, raising=False)
+    names = [f"i{n}" for n in range(30)]
+    text = IdMap(pl.Series(names[:12])).grown(pl.Series(names[12:29]))
+    assert text.index(names).tolist() == [*range(29), -1]
+    assert text.index(names[-2:]).tolist() == [28, -1]
+
+
+def test_a_copy_in_another_process_hashes_text_anew(monkeypatch):
+    ids = IdMap(pl.Series(["b", "a", "c"]))
+    monkeypatch.setattr(module, "hash", lambda value: -ord(value), raising=False)
+    assert ids.index(["a", "b", "x"]).tolist() == [-1, -1, -1]
+    assert copy(ids).index(["a", "b", "x"]).tolist() == [1, 0, -1]
+
+
+@pytest.mark.parametrize("ids", [[2**60, None, 2**60 + 1], [1, 3, 1], ["a", "b", "a"], ["a", None]])
+def test_ids_that_are_missing_or_there_twice_are_refused(ids):
+    held = IdMap(pl.Series(ids))
+    with pytest.raises(ValueError, match="ids must be there and differ"):
+        held.check_unique()
+    assert held.index([None, 0, "x"] * 2).tolist() == [-1] * 6
+    assert [ids[row] if row >= 0 else None for row in held.index(ids * 3)] == ids * 3
 
 
 def test_events_are_ordered_by_time_and_equal_ones_united():

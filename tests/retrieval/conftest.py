@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ import torch
 from recsys.content_map import ContentMap
 from recsys.dataset import Dataset
 from recsys.index.memory_terms import MemoryWeights
+from recsys.list_head import ListHead, ListNet
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.pipelines.export import export_model
+from recsys.pipelines.hybrid_choice import hybrid_parts
 from recsys.pipelines.item_codes import GivenCodes
 from recsys.pipelines.made_codes import MadeCodes, make_codes
 from recsys.pipelines.prepare.build import prepare_frames
+from recsys.retrieval.list_features import ListFeatures
 from recsys.tokenizers.item_content import ItemContent
 from recsys.tokenizers.new_item_blocks import blocks_of_new_items
 from recsys.vocabulary import IdMap
@@ -41,6 +44,22 @@ class World:
     def export(self, dataset: Dataset, model: UnifiedModel, path: Path) -> Path:
         export_model(model, dataset, path, histories=True, **self.extra)
         return path
+
+
+def _random_head(names: Sequence[str], weight: float = 0.5, knows_new: bool = False) -> ListHead:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = ListNet(len(names), 4, 3).eval().requires_grad_(False)
+        for weights in net.parameters():
+            weights.copy_(torch.randn_like(weights) * 0.3)
+        mean_F, scale_F = torch.randn(len(names)), torch.rand(len(names)) + 0.5
+    return ListHead(names=tuple(names), mean_F=mean_F, scale_F=scale_F, net=net, weight=weight, knows_new=knows_new)
+
+
+@pytest.fixture(scope="session")
+def random_list_head() -> Callable[..., ListHead]:
+    """A head of lists with fixed random weights, for features of given names."""
+    return _random_head
 
 
 @pytest.fixture(scope="session")
@@ -128,6 +147,8 @@ def make_world(
     )
     hybrid = {"codes": {"generative": 0.5, "parallel": 0.3, "set": 0.2}, "cold": 0.4, "budgets": {"memory": 5}}
     extra = {"memory_weights": weights, "hybrid_weights": hybrid, "tokenizers": codes.tokenizers()}
+    parts = hybrid_parts(model.eval(), dataset, weights)
+    extra["hybrid_head"] = _random_head(ListFeatures(parts.dense(), parts.graph).names).to_dict()
     world = World(dataset, model.eval(), made, folder / "bundle", extra)
     world.export(dataset, world.model, world.bundle)
     return world

@@ -74,6 +74,23 @@ def test_hits_are_the_best_of_all_sums(toy_model, toy_dataset, graph, monkeypatc
         assert torch.allclose(hits.scores_QK[user, : len(wanted)], best.values[user, : len(wanted)], atol=1e-5)
 
 
+def test_terms_of_some_items_are_those_of_the_whole_catalogue(toy_model, toy_dataset, graph):
+    is_new_I = torch.arange(30) % 7 == 0
+    terms = MemoryTerms(graph, WEIGHTS, is_new_I=is_new_I, new_items=1.7, start_items=(3, 8), start_values=(0.5, 0.25))
+    states, _, _ = _states(toy_model, toy_dataset)
+    is_new_B = states.num_events_B == 0
+    assert is_new_B.any() and not is_new_B.all()
+    every_BI = torch.zeros(12, 30)
+    terms.add_to(every_BI, states.recent_BM, is_new_B)
+    item_BC = torch.stack([torch.randperm(30, generator=torch.Generator().manual_seed(n))[:9] for n in range(12)])
+    item_BC[:, 4] = torch.where(torch.arange(12) % 2 == 0, -1, item_BC[:, 4])
+    found_BC = terms.sums_of(states.recent_BM, item_BC, is_new_B)
+    assert torch.equal(found_BC, torch.where(item_BC >= 0, every_BI.gather(1, item_BC.clamp_min(0)), 0.0))
+    assert found_BC.any() and terms.sums_of(states.recent_BM[:0], item_BC[:0]).shape == (0, 9)
+    silent = MemoryTerms(graph, {})
+    assert not silent.sums_of(states.recent_BM, item_BC).any()
+
+
 def test_content_of_new_items_counts_so_many_times(graph: ItemGraph):
     recent_BM = torch.tensor([[3, 8, 11, -1], [5, -1, -1, -1]])
     is_new_I = torch.arange(30) % 3 == 0

@@ -85,6 +85,8 @@ def test_so_they_are_for_retrievers_by_codes_without_scoring_the_catalogue(
     monkeypatch.setattr(type(one), "scores", None)
     history = events(3)
     request = {"at": AT, "surface": "home"}
+    if retriever == "hybrid":  # what a head of lists adds is no part of an explanation: it depends on the list
+        monkeypatch.setattr(one, "head", None)
     hit = rec.recommend(history=history, k=1, retrievers=(retriever,), **request)[0]
     said = rec.explain(item_id=hit.item_id, history=history, retriever=retriever, **request)
     assert said.score == pytest.approx(hit.score, abs=1e-5)

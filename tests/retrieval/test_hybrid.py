@@ -16,6 +16,7 @@ from recsys.retrieval.dense import DenseRetriever
 from recsys.retrieval.generative import GenerativeRetriever
 from recsys.retrieval.hybrid import HybridRetriever
 from recsys.retrieval.hybrid_weights import HybridWeights
+from recsys.retrieval.list_features import ListFeatures
 from recsys.retrieval.memory import MemoryRetriever
 from recsys.retrieval.parallel import ParallelRetriever
 from recsys.retrieval.protocol import Retriever, source_labels
@@ -94,6 +95,78 @@ def test_nothing_excluded_or_not_allowed_is_returned_and_no_item_twice(parts):
         ids = hits.ids_QK[user][hits.ids_QK[user] >= 0].tolist()
         assert len(ids) == len(set(ids)) and ids
         assert not set(ids) & {user, 28, 0, 1, 2, 3} and 11 in ids  # a cold item that is allowed
+
+
+@pytest.fixture
+def with_head(parts, random_list_head, monkeypatch):
+    def make(weights: HybridWeights, listed: int, knows_new: bool = False) -> HybridRetriever:
+        dense, memory, codes, *_ = parts
+        monkeypatch.setattr("recsys.retrieval.hybrid.LISTED", listed)
+        features = ListFeatures(dense, memory.graph)
+        head = random_list_head(features.names, knows_new=knows_new)
+        return HybridRetriever(dense, memory, codes, COLD, weights, head, features)
+
+    return make
+
+
+@pytest.mark.parametrize("knows_new", [True, False])
+def test_a_head_orders_the_first_of_the_union_and_the_others_stay_behind(parts, with_head, knows_new):
+    *_, states, request = parts
+    weights = HybridWeights({"generative": 0.7}, 0.4, {"dense": 30})
+    hybrid = with_head(weights, 12, knows_new)
+    sums = hybrid.scores(states, **request)
+    hits = hybrid.search(states, 30, **request)
+    changed = with_cold = 0
+    for user in range(8):
+        listed = sorted(range(30), key=lambda item: (-float(sums[user, item]), item))
+        item_BK = torch.tensor([listed[:12]])
+        one = {name: value[user : user + 1] for name, value in request.items()}
+        state = states.select(torch.tensor([user]))
+        rows = hybrid.features(state, item_BK, state.recent_BM, one["at_B"], one["surface_B"])
+        added = hybrid.head.added(rows.feature_BKF)[0].clone()
+        cold = torch.tensor([item in COLD.tolist() for item in listed[:12]])
+        if not knows_new:
+            added[cold] = added[~cold].mean()
+        refined = sums[user, item_BK[0]] + hybrid.head.weight * added
+        order = sorted(range(12), key=lambda place: (-float(refined[place]), listed[place]))
+        assert hits.ids_QK[user].tolist() == [listed[place] for place in order] + listed[12:]
+        torch.testing.assert_close(hits.scores_QK[user, :12], refined[order], atol=1e-4, rtol=0)
+        assert (hits.scores_QK[user].diff() <= 0).all()
+        changed += order != list(range(12))
+        with_cold += bool(cold.any())
+    assert changed > 4 and with_cold > 2
+
+
+def test_a_head_scores_each_list_by_itself_and_returns_nothing_that_is_not_allowed(parts, with_head):
+    *_, states, request = parts
+    weights = HybridWeights({"parallel": 0.5}, 0.0, {"dense": 8, "memory": 6, "cold": 2})
+    hybrid = with_head(weights, 5)
+    # The first user may get three items alone, fewer than the head looks at; the others far more.
+    exclude_QE = torch.full((8, 27), -1)
+    exclude_QE[0] = torch.arange(27)
+    hits = hybrid.search(states, 20, **request, exclude_QE=exclude_QE)
+    assert sorted(hits.ids_QK[0, :3].tolist()) == [27, 28, 29] and (hits.ids_QK[0, 3:] == -1).all()
+    assert (hits.scores_QK[0, 3:] == -torch.inf).all() and not hits.scores_QK.isnan().any()
+    for user in range(8):
+        alone = hybrid.search(
+            states.select(torch.tensor([user])), 20, exclude_QE=exclude_QE[user : user + 1],
+            **{name: value[user : user + 1] for name, value in request.items()},
+        )  # fmt: skip
+        ours = hits.ids_QK[user][hits.ids_QK[user] >= 0]
+        assert torch.equal(ours, alone.ids_QK[0][alone.ids_QK[0] >= 0]) and len(ours.unique()) == len(ours)
+        torch.testing.assert_close(
+            hits.scores_QK[user, : len(ours)], alone.scores_QK[0, : len(ours)], atol=1e-4, rtol=0
+        )
+    nobody = states.select(torch.zeros(0, dtype=torch.int64))
+    none = {name: value[:0] for name, value in request.items()}
+    assert hybrid.search(nobody, 20, **none).ids_QK.shape == (0, 20)
+
+
+def test_a_head_of_other_features_is_refused(parts, random_list_head):
+    dense, memory, codes, _, _ = parts
+    features = ListFeatures(dense, memory.graph)
+    with pytest.raises(ValueError, match="reads other features"):
+        HybridRetriever(dense, memory, codes, COLD, HybridWeights(), random_list_head(features.names[1:]), features)
 
 
 def test_weights_of_a_retriever_that_is_not_there_are_refused(parts):

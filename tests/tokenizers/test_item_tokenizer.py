@@ -141,7 +141,7 @@ def test_a_missing_block_is_guessed_from_the_others(tmp_path: Path) -> None:
 
 
 def test_a_guess_reads_nothing_of_another_missing_block() -> None:
-    """The mean that stands for a missing block is of all items that have it, not of those the guess was made of."""
+    """The mean that stands for a missing block is of all items that have it, not of those that made the guess."""
     rng = np.random.default_rng(0)
     text = rng.normal(size=(200, 4))
     taken, shown = text @ rng.normal(size=(4, 3)), text @ rng.normal(size=(4, 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from recsys.errors import InputError
 from recsys.events import Event
 from recsys.index.item_graph import TRANSITION
 from recsys.index.pair_values import pair_values
+from recsys.list_head import ListHead
 from recsys.retrieval.recommender import Recommender
 from recsys.retrieval.rerank import RerankItem, RerankRequest, RerankResult
 from recsys.retrieval.rerank.embedding_feedback import EmbeddingFeedbackReranker
 from recsys.retrieval.rerank.feedback_features import FeedbackFeatures
-from recsys.retrieval.rerank.feedback_head import FeedbackHead, FeedbackNet
+from recsys.retrieval.rerank.feedback_head import FeedbackHead
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +37,9 @@ def request_of(*items: str, history: tuple[str, ...] = ("i3", "i7", "i1")) -> Re
 
 
 @pytest.fixture(scope="module")
-def head(bundle: Bundle) -> FeedbackHead:
+def head(bundle: Bundle, random_list_head: Callable[..., ListHead]) -> FeedbackHead:
     """One of random weights."""
-    names = FeedbackFeatures(bundle).names
-    torch.manual_seed(1)
-    net = FeedbackNet(len(names), 4, 3).eval().requires_grad_(False)
-    for weights in net.parameters():
-        weights.copy_(torch.randn_like(weights) * 0.3)
-    return FeedbackHead(
-        names=names, mean_F=torch.randn(len(names)), scale_F=torch.rand(len(names)) + 0.5, net=net, weight=0.5,
-        model_hash=bundle.model_hash,
-    )  # fmt: skip
+    return FeedbackHead(head=random_list_head(FeedbackFeatures(bundle).names), model_hash=bundle.model_hash)
 
 
 CANDIDATES = ("i5", "i20", "i11", "i8", "i29", "i14", "i2")
@@ -171,7 +164,7 @@ def test_a_saved_head_gives_the_same(bundle: Bundle, head: FeedbackHead, tmp_pat
     before, after = (EmbeddingFeedbackReranker(bundle, one) for one in (head, tmp_path / "head"))
     request = request_of(*CANDIDATES)
     assert before.rerank([request])[0].scores == after.rerank([request])[0].scores
-    (zero,) = EmbeddingFeedbackReranker(bundle, replace(head, weight=0.0)).rerank([request])
+    (zero,) = EmbeddingFeedbackReranker(bundle, replace(head, head=replace(head.head, weight=0.0))).rerank([request])
     (dense,) = EmbeddingFeedbackReranker(bundle, beta=0.0).rerank([request])
     assert zero.scores == pytest.approx(dense.scores, abs=1e-6)
     assert zero.scores != pytest.approx(before.rerank([request])[0].scores, abs=1e-2)
