@@ -19,6 +19,7 @@ from recsys.index.exact import ExactIndex
 from recsys.index.memory_terms import MemoryWeights
 from recsys.model import UnifiedModel
 from recsys.pipelines.checkpoint import load_model
+from recsys.pipelines.console import progress_bar
 from recsys.pipelines.hybrid_head import fit_hybrid_head
 from recsys.pipelines.item_graphs import training_graph, weighted_relations
 from recsys.pipelines.list_head_fit import FittedListHead
@@ -124,9 +125,10 @@ def choose_hybrid_weights(parts: RetrieverParts, dataset: Dataset) -> ChosenHybr
         return ChosenHybrid(HybridWeights(budgets=_BUDGETS), 0.0, 0.0, 0)
     retriever = parts.hybrid(start)
     unions: list[tuple[Union, Tensor]] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), progress_bar("hits of hybrid", len(requests), "requests") as advance:
         for low in range(0, len(requests), _BATCH):
             part = requests.rows(np.arange(low, min(low + _BATCH, len(requests))))
+            advance(len(part))
             histories, at_B, surface_B, target_B = request_tensors(dataset, part, model.device)
             states = model.encode(histories, user_BK=dataset.user_rows(part.user))
             exclude_BE = exclusions(histories).to(model.device)

@@ -10,6 +10,7 @@ W = weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recsys.list_head import ListHead, ListNet, neutral_on_new
+from recsys.pipelines.console import progress_bar
 
 __all__ = ["FittedListHead", "TargetLists", "fit_list_head"]
 
@@ -80,7 +82,8 @@ def fit_list_head(lists: TargetLists, *, judged: int, seed: int = 0) -> FittedLi
         names=lists.names, mean_F=mean_F, scale_F=scale_F, net=ListNet(len(lists.names), _HIDDEN, 1), weight=0.0
     )
     feature_QKF = start.standardised(lists.feature_QKF)
-    tried = [_cross_fitted(feature_QKF, lists, fold_Q, epochs, seed) for epochs in _EPOCHS]
+    with progress_bar("a net for lists", num_folds * sum(_EPOCHS), "epochs") as advance:
+        tried = [_cross_fitted(feature_QKF, lists, fold_Q, epochs, seed, advance) for epochs in _EPOCHS]
     nets, added_QK = min(tried, key=lambda found: _nats(found[1], lists))
     start_Q = _gains(lists, added_QK, 0.0, judged)
     weight = _weight(lists, added_QK, judged)
@@ -101,7 +104,7 @@ def fit_list_head(lists: TargetLists, *, judged: int, seed: int = 0) -> FittedLi
 
 
 def _cross_fitted(
-    feature_QKF: Tensor, lists: TargetLists, fold_Q: Tensor, epochs: int, seed: int
+    feature_QKF: Tensor, lists: TargetLists, fold_Q: Tensor, epochs: int, seed: int, advance: Callable[[int], None]
 ) -> tuple[list[ListNet], Tensor]:
     """A net per fold, learned from the others, and [Q, K] what each adds to the lists of its own fold."""
     nets, added_QK = [], torch.zeros_like(lists.score_QK)
@@ -112,6 +115,7 @@ def _cross_fitted(
         with torch.inference_mode():
             added_QK[unseen] = net(feature_QKF[unseen]).mean(0)
         nets.append(net)
+        advance(epochs)
     return nets, added_QK
 
 
