@@ -68,7 +68,8 @@ def test_a_checkpoint_names_its_relations(checkpoint, dataset):
 def logits(model, graph, dataset, user, end, item, at, surface):
     states = model.encode([dataset.events.history(user, end)])
     with torch.inference_mode():
-        features = memory_features(graph, model.config.relations, states.recent_BM, item)
+        recent_BM = states.recent_BM[:, : model.config.recent]
+        features = memory_features(graph, model.config.relations, recent_BM, item)
         return model.rank(states, item, torch.tensor([at]), torch.full_like(item, surface), features)
 
 
