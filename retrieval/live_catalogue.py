@@ -23,7 +23,6 @@ from recsys.retrieval.catalogue_update import CatalogueState, changed_state
 from recsys.retrieval.question import Question, questions_of
 from recsys.retrieval.request import Request
 from recsys.retrieval.snapshot import Snapshot
-from recsys.vocabulary import IdMap
 
 __all__ = ["LiveCatalogue", "UpdateJournal"]
 
@@ -40,12 +39,19 @@ class UpdateJournal:
     withdrawn: dict[str, Any] = field(default_factory=dict)
     """Ids by their text, which is how ids are compared."""
     restored: dict[str, Any] = field(default_factory=dict)
+    codebooks: dict[tuple[str, str], str] = field(default_factory=dict)
+    """By item and kind of codes, the codebooks that codes given with the item belong to."""
 
-    def add(self, before: IdMap, rows: GivenRows, withdraw: Iterable[Any], restore: Iterable[Any]) -> None:
-        """Note a change that was made to a catalogue of these ids."""
+    def add(self, before: Bundle, rows: GivenRows, withdraw: Iterable[Any], restore: Iterable[Any]) -> None:
+        """Note a change that was made to this bundle."""
         self.rows += rows
         for frame in rows:
-            self.added |= {str(name) for name in frame["item_id"].filter(before.index(frame["item_id"]) < 0)}
+            is_new = before.vocabulary.items.index(frame["item_id"]) < 0
+            self.added |= {str(name) for name in frame["item_id"].filter(is_new)}
+            for kind in before.model.codes.sizes:
+                if kind in frame.columns:
+                    books = _codebooks(before, kind)
+                    self.codebooks |= {(str(name), kind): books for name in frame["item_id"]}
         for ids, into, out_of in ((withdraw, self.withdrawn, self.restored), (restore, self.restored, self.withdrawn)):
             for name in ids:
                 out_of.pop(str(name), None)
@@ -68,14 +74,25 @@ class UpdateJournal:
             groups.setdefault(tuple(sorted(types[name].items(), key=itemgetter(0))), []).append(row)
         return tuple(pl.DataFrame(rows, schema=dict(schema)) for schema, rows in groups.items())
 
-    def rows_for(self, ids: IdMap) -> GivenRows:
-        """The rows for a catalogue of these ids. What was a change of a known item stays away from one without it: a
-        bundle that leaves an item out means it."""
+    def rows_for(self, bundle: Bundle) -> GivenRows:
+        """The rows for another bundle. What was a change of a known item stays away from one without it: a bundle that
+        leaves an item out means it. Codes that were given for other codebooks than its own mean nothing there."""
         found = []
         for frame in self.net():
-            known = pl.Series(ids.index(frame["item_id"]) >= 0)
+            for kind in bundle.model.codes.sizes:
+                if kind in frame.columns:
+                    books = _codebooks(bundle, kind)
+                    ours = [self.codebooks[str(name), kind] == books for name in frame["item_id"]]
+                    frame = frame.with_columns(pl.when(pl.Series(ours, dtype=pl.Boolean)).then(kind).alias(kind))
+            known = pl.Series(bundle.vocabulary.items.index(frame["item_id"]) >= 0)
             found.append(frame.filter(known | frame["item_id"].cast(pl.String).is_in(list(self.added))))
         return tuple(frame for frame in found if frame.height)
+
+
+def _codebooks(bundle: Bundle, kind: str) -> str:
+    """Names the codebooks that make a bundle's codes of one kind; the same word for all bundles without any."""
+    files = sorted(item for item in bundle.manifest["files"].items() if item[0].startswith(f"tokenizers/{kind}/"))
+    return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
 class LiveCatalogue:
@@ -101,7 +118,7 @@ class LiveCatalogue:
         gone = withdraw if isinstance(withdraw, (str, bytes)) else list(withdraw)
         back = restore if isinstance(restore, (str, bytes)) else list(restore)
         with self._lock:
-            before = self.snapshot.bundle.vocabulary.items
+            before = self.snapshot.bundle
             after = _changed(self._state, rows, gone, back)
             self._state = after
             self._journal.add(before, rows, gone, back)
@@ -125,7 +142,7 @@ class LiveCatalogue:
                 gone = before.bundle.vocabulary.items.take(before.bundle.withdrawn_G)
                 journal.withdrawn |= {str(name): name for name in gone}
                 withdrawn, restored = list(journal.withdrawn.values()), list(journal.restored.values())
-                rows = journal.rows_for(loaded.vocabulary.items)
+                rows = journal.rows_for(loaded)
                 state = _changed(state, rows, (), (), lenient=True)  # first, so that all ids are known
                 state = _changed(state, (), withdrawn, restored, lenient=True)
             _check_answers(state.snapshot)

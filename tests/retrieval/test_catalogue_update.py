@@ -342,6 +342,24 @@ def test_items_beside_those_with_stated_codes_are_coded_by_their_own_vectors(
     assert rec.bundle.model.codes.of("codes")[number_J[[0, 2]]].tolist() == [[1, 2, 3], [0, 0, 0]]
 
 
+def test_given_codes_stay_with_the_codebooks_that_they_were_given_for(serving_worlds: Any, other_weights: Path) -> None:
+    row = {"item_id": "n0", "vec": None, "text": "red"}
+
+    def code_of(rec: Recommender) -> list[int]:
+        code: list[int] = rec.bundle.model.codes.of("codes")[rec.bundle.vocabulary.items.index(["n0"])[0]].tolist()
+        return code
+
+    first, second = (world.bundle for world in serving_worlds)
+    made = Recommender.load(second)
+    made.update_items([row])
+    given = [code + 1 for code in code_of(made)[:-1]] + [0]
+    rec = Recommender.load(first)
+    rec.update_items([{**row, "codes": given}])
+    for bundle, expected in ((other_weights, given), (second, code_of(made)), (first, given)):
+        rec.swap(bundle)
+        assert code_of(rec) == expected, bundle
+
+
 @pytest.mark.parametrize("code", [2**32 + 1, 2**63])
 @pytest.mark.parametrize("kind", ["codes", "parallel_codes", "set_codes"])
 def test_given_codes_that_32_bits_would_wrap_into_range_are_refused(
