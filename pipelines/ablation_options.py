@@ -12,6 +12,8 @@ from recsys.model_config import ModelConfig
 
 __all__ = ["OPTIONS", "Option", "chosen_options"]
 
+_Need = Literal["", "slates", "actions", "time", "content", "users"]
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -19,14 +21,14 @@ class Option:
 
     name: str
     settings: dict[str, Any]
-    needs: Literal["", "slates", "actions", "time", "content"] = ""
+    needs: _Need = ""
 
     @property
     def flags(self) -> dict[str, str]:
         return {f"--model.{name}": str(value).lower() for name, value in self.settings.items()}
 
 
-def _one(setting: str, *values: Any, needs: Literal["", "slates", "actions", "time", "content"] = "") -> list[Option]:
+def _one(setting: str, *values: Any, needs: _Need = "") -> list[Option]:
     return [Option(f"{setting}={str(value).lower()}", {setting: value}, needs) for value in values]
 
 
@@ -45,6 +47,7 @@ OPTIONS = (
     Option("wide", {"dim": 128, "dropout": 0.5, "weight_decay": 0.2}),
     *_one("use_content", False, needs="content"),
     *_one("id_dropout", 0.0, 0.3, needs="content"),
+    *_one("use_user_features", False, needs="users"),
     *_one("use_actions", False, needs="actions"),
     *_one("mask_prob", 0.1, 0.4, needs="actions"),
     *_one("layout", "interleaved", "lagged", needs="actions"),
@@ -73,6 +76,7 @@ def chosen_options(dataset: Dataset, recipe: ModelConfig, names: Sequence[str] |
         "actions": recipe.use_actions,
         "time": recipe.use_time,
         "content": recipe.content_dim > 0,
+        "users": recipe.user_dim > 0,
     }
     acting = {
         option.name: option

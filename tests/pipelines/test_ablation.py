@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,8 @@ def test_options_name_settings_of_fit_and_those_without_effect_are_left_out(toy_
         UnifiedModule(**option.settings)
     names = [option.name for option in chosen_options(toy_dataset, recipe, None)]
     assert "block=hstu" in names and "past_rates=true" not in names, "the toy data has no slates"
+    told = [option.name for option in chosen_options(toy_dataset, replace(recipe, user_dim=3), None)]
+    assert "use_user_features=false" in told and "use_user_features=false" not in names
     with pytest.raises(InputError, match="there is no 'blok'; there are block=hstu"):
         chosen_options(toy_dataset, recipe, ["blok"])
     with pytest.raises(InputError, match="pairwise_weight=0.5 changes nothing"):
