@@ -89,3 +89,24 @@ def test_a_pair_that_came_later_is_known_by_its_codes(started):
     new = torch.tensor([[first * 4 + second not in known for second in range(4)] for first in range(5)])
     assert bool(new.any()) and not bool(new.all())
     torch.testing.assert_close(prior_BWK[:, new], by_codes[:, new])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_training_reads_pairs_in_blocks_of_rows_as_all_at_once(started, rows, monkeypatch):
+    model, states, request = started
+    decoder, query_BD = model.code_decoder, model.query(states, **request)
+    code_BL = model.codes.of("codes")[:8].long()
+    pair_BP = decoder.pair_scores(query_BD)
+    asked = []
+    monkeypatch.setattr(decoder, "pair_scores", lambda query: (asked.append(len(query)), pair_BP[:0])[1])
+    monkeypatch.setattr(decoder, "prior", lambda level, query, pairs, first: query[:, None, : decoder.sizes[level]] * 0)
+    monkeypatch.setattr("recsys.code_decoder._PAIR_SCORES_CPU", rows * pair_BP.shape[1])
+    plain = decoder(query_BD, code_BL, StateReader(states))
+    assert asked == [min(rows, 8 - low) for low in range(0, 8, rows)]
+    monkeypatch.undo()
+    monkeypatch.setattr("recsys.code_decoder._PAIR_SCORES_CPU", rows * pair_BP.shape[1])
+    found = decoder(query_BD, code_BL, StateReader(states))
+    for level, (with_pairs, without) in enumerate(zip(found, plain, strict=True)):
+        prior_B1K = decoder.prior(level, query_BD, pair_BP, code_BL[:, :1])
+        torch.testing.assert_close(with_pairs, without + prior_B1K[:, 0], atol=1e-5, rtol=1e-5)
