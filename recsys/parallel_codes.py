@@ -25,6 +25,9 @@ __all__ = ["Codebooks", "ParallelCodes", "code_scores"]
 
 _START_TEMPERATURE, _MAX_SCALE = 0.05, 100.0
 _ONE_QUERY_WIDTH = 4
+_STEP = 256
+"""Matrix products of short factors come in multiples of so many rows: oneDNN keeps compiled code for each of the last
+thousand shapes, megabytes of it in a step whose numbers of rows no other step has."""
 
 
 class Codebooks(nn.Module):
@@ -89,7 +92,10 @@ class Codebooks(nn.Module):
         if len(query_JND) == 1:
             vector_MJD = vector_MJD.sum(1, keepdim=True)
         query_NX, vector_MX = query_JND.transpose(0, 1).flatten(1), vector_MJD.flatten(1)
-        return (query_NX.to(factors) @ vector_MX.to(factors).T).float()
+        if factors == torch.float32:
+            return query_NX @ vector_MX.T
+        found_NM = _in_steps(query_NX.to(factors)) @ _in_steps(vector_MX.to(factors)).T
+        return found_NM[: len(query_NX), : len(vector_MX)].float()
 
 
 class ParallelCodes(Codebooks):
@@ -110,6 +116,11 @@ class ParallelCodes(Codebooks):
         """Mean over rows and codes of −log p, in nats."""
         logp_JNK = self(query_ND)
         return -logp_JNK.gather(2, code_NJ.T[..., None]).mean()
+
+
+def _in_steps(rows_RX: Tensor) -> Tensor:
+    """Rows and rows of zeros after them up to a multiple of :data:`_STEP`."""
+    return F.pad(rows_RX, (0, 0, 0, -len(rows_RX) % _STEP))
 
 
 @torch.no_grad()

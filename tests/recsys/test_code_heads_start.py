@@ -71,6 +71,8 @@ def test_fresh_heads_order_items_as_the_sums_of_their_codes_vectors(started, kin
         logit_BI = head.item_logits(query_JBD, code_IJ)
         vector_ID = sum(head.codes_JKD[j, code_IJ[:, j]] for j in range(code_IJ.shape[1]))
     torch.testing.assert_close(logit_BI, query_BD @ vector_ID.T, atol=1e-4, rtol=1e-4)
+    short_BI = head.item_logits(query_JBD, code_IJ, torch.bfloat16)
+    torch.testing.assert_close(short_BI, logit_BI, atol=0.02 * float(logit_BI.abs().max()), rtol=0.0)
     score_BI = sum(logp_JBK[j][:, code_IJ[:, j]] for j in range(code_IJ.shape[1]))
     torch.testing.assert_close(
         score_BI - score_BI.mean(1, keepdim=True), logit_BI - logit_BI.mean(1, keepdim=True), atol=1e-4, rtol=1e-4
@@ -89,6 +91,23 @@ def test_a_pair_that_came_later_is_known_by_its_codes(started):
     new = torch.tensor([[first * 4 + second not in known for second in range(4)] for first in range(5)])
     assert bool(new.any()) and not bool(new.all())
     torch.testing.assert_close(prior_BWK[:, new], by_codes[:, new])
+
+
+@torch.no_grad()
+def test_products_of_short_factors_come_in_few_shapes(started, monkeypatch):
+    model, states, request = started
+    query_JBD = model.parallel_codes.queries(model.query(states, **request))
+    code_IJ, shapes, plain = model.codes.of("parallel_codes").long(), set(), torch.Tensor.__matmul__
+
+    def product(one, other):
+        shapes.add((one.dtype, one.shape[0], other.shape[-1]))
+        return plain(one, other)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    for num_items in (5, 9, 12):
+        found = model.parallel_codes.item_logits(query_JBD, code_IJ[:num_items], torch.bfloat16)
+        assert found.shape == (8, num_items) and found.dtype == torch.float32
+    assert shapes == {(torch.bfloat16, 256, 256)}
 
 
 @torch.no_grad()
