@@ -166,6 +166,7 @@ class _TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         assert isinstance(self.datamodule, PreparedData) and isinstance(self.model, UnifiedModule)
+        self.model.start(self.datamodule)  # what is wrong with its settings is said before there is a run folder
         if not self.config_init.fit.quiet:
             _say_choice(self.datamodule, self.model, self.trainer, self.notes)
 

@@ -82,14 +82,16 @@ def test_killed_three_times_ends_bit_equal(toy_dataset, tmp_path):
     assert sorted(p.name for p in (disturbed / "checkpoints").glob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
 
 
-def test_bad_training_flags_are_one_line(toy_dataset, tmp_path, capsys):
+def test_bad_training_flags_are_one_line_and_leave_no_run(toy_dataset, tmp_path, capsys, monkeypatch):
     from recsys.pipelines.cli import main
 
+    monkeypatch.chdir(tmp_path)
     absent, broken = str(tmp_path / "absent"), tmp_path / "broken.ckpt"
     broken.write_bytes(b"PAR1 not a checkpoint")
     for flags, words in (
         (["--data.path", str(tmp_path / "nothing")], "not a prepared dataset"),
         (["--data.path", str(toy_dataset.path), "--model.dim", "15"], "must be a multiple of model.num_heads"),
+        (["--data.path", str(toy_dataset.path), "--data.sids", absent], "absent is no file"),
         (["--data.path", str(toy_dataset.path), "--model.dimm", "16"], "dimm"),
         (["--data.path", str(toy_dataset.path), "--model.block", "lstm"], "block"),
         (["--data.path", str(toy_dataset.path), "--trainer.max_epoch", "1"], "unknown flag --trainer.max_epoch"),
@@ -102,8 +104,9 @@ def test_bad_training_flags_are_one_line(toy_dataset, tmp_path, capsys):
         (["--data.path", str(toy_dataset.path), "--ckpt_path=last", "--trainer.default_root_dir", absent], "absent"),
     ):
         code = main(["fit", *flags, "--trainer.accelerator=cpu"])
-        error = capsys.readouterr().err
-        assert code == 2 and words in error and len(error.strip().splitlines()) == 1, error
+        out, error = capsys.readouterr()
+        assert code == 2 and words in error and len(error.strip().splitlines()) == 1 and out == "", error
+        assert [path.name for path in tmp_path.iterdir()] == ["broken.ckpt"], words
 
 
 def test_foreign_or_broken_checkpoint_is_one_line(tmp_path):
