@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -14,8 +15,10 @@ import lightning as L
 import pytest
 import torch
 
+from recsys.errors import InputError
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.fit import _resumed
 from recsys.pipelines.last_checkpoint import WholeCheckpoints
 
 FLAGS = (
@@ -109,9 +112,29 @@ def test_bad_training_flags_are_one_line_and_leave_no_run(toy_dataset, tmp_path,
         assert [path.name for path in tmp_path.iterdir()] == ["broken.ckpt"], words
 
 
-def test_foreign_or_broken_checkpoint_is_one_line(tmp_path):
-    from recsys.errors import InputError
+def test_last_is_of_the_newest_run_or_of_the_one_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(("new", "old")):
+        last = tmp_path / "runs" / name / "checkpoints" / "last.ckpt"
+        last.parent.mkdir(parents=True)
+        last.touch()
+        os.utime(last, (1000 - age, 1000 - age))
+    for command in ("validate", "test"):
+        newest = _resumed([command, "--ckpt_path=last", "--data.path", "data"])
+        assert newest == [command, "--data.path", "data", "--ckpt_path", "runs/new/checkpoints/last.ckpt"]
+        named = _resumed([command, "--trainer.default_root_dir=runs/old", "--ckpt_path", "last"])
+        assert named[-1] == "runs/old/checkpoints/last.ckpt"
+    assert _resumed(["fit", "--ckpt_path", "last"])[-3:] == [
+        "runs/new",
+        "--ckpt_path",
+        "runs/new/checkpoints/last.ckpt",
+    ]
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.raises(InputError, match="no run stands in runs/"):
+        _resumed(["test", "--ckpt_path", "last"])
 
+
+def test_foreign_or_broken_checkpoint_is_one_line(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 not a checkpoint")
     for name, words in (("foreign", "no checkpoint of"), ("broken", "cannot be read"), ("missing", "does not exist")):
