@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recsys.dataset import Dataset
 from recsys.errors import InputError
+from recsys.files import check_local
 from recsys.index.memory_terms import MemoryWeights
 from recsys.model_config import ModelConfig
 from recsys.pipelines.checkpoint import load_model
@@ -148,6 +149,7 @@ class _TrainingCLI(LightningCLI):
             if config["new_item_factor"] == math.inf:
                 raise InputError("--new_item_factor must be a finite number, got inf")
             folder = Path(trainer["default_root_dir"] or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
+            check_local(folder, "--trainer.default_root_dir")
             if trainer["max_epochs"] is None and trainer["max_steps"] == -1:
                 kwargs["max_epochs"] = data.recipe.max_epochs
             kwargs |= {"default_root_dir": str(folder)}

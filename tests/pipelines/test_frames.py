@@ -40,6 +40,8 @@ def test_settings_reach_the_preparation(toy_frames: dict[str, Any], tmp_path: Pa
     )
     assert data.manifest.positives == ("like",)
     assert Dataset.open(tmp_path / "data").manifest.data_hash == data.manifest.data_hash
+    with pytest.raises(InputError, match="the output s3:/bucket/data is a URL"):
+        recsys.prepare(toy_frames["interactions"], output="s3://bucket/data")
     with pytest.raises(InputError, match="psychic"):
         recsys.prepare(toy_frames["interactions"], split="psychic")
 
