@@ -144,6 +144,11 @@ def test_foreign_or_broken_checkpoint_is_one_line(tmp_path):
     for name, words in (("foreign", "no checkpoint of"), ("broken", "cannot be read"), ("missing", "does not exist")):
         with pytest.raises(InputError, match=words):
             load_model(tmp_path / f"{name}.ckpt")
+    for strange in (b"hello\n", b"h", b"\x80\x02X\x01", b"\x80\x02X\x01\x00\x00\x00\xff.", b"\x80\x02K\x01K\x02s."):
+        (tmp_path / "strange.ckpt").write_bytes(strange)
+        with pytest.raises(InputError, match="cannot be read as a checkpoint") as caught:
+            load_model(tmp_path / "strange.ckpt")
+        assert "\n" not in str(caught.value)
     shutil.rmtree(tmp_path)
 
 
