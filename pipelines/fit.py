@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recsys.dataset import Dataset
 from recsys.errors import InputError
-from recsys.files import check_local
+from recsys.files import atomic_file, check_local
 from recsys.index.memory_terms import MemoryWeights
 from recsys.model_config import ModelConfig
 from recsys.pipelines.checkpoint import load_model
@@ -60,8 +60,8 @@ class _SaveConfig(SaveConfigCallback):
         if stage != "fit" or not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+        with atomic_file(folder / "config.yaml") as partial:
+            self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
 
 
 class _Patience(EarlyStopping):

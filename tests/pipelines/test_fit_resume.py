@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -18,7 +19,7 @@ import torch
 from recsys.errors import InputError
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.data_module import PreparedData
-from recsys.pipelines.fit import _resumed
+from recsys.pipelines.fit import _resumed, _SaveConfig
 from recsys.pipelines.last_checkpoint import WholeCheckpoints
 
 FLAGS = (
@@ -159,6 +160,19 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path):
         whole.save_checkpoint({"step": 2, "not": lambda: None}, str(tmp_path / "deep" / "best.ckpt"))
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["best.ckpt"]
     assert torch.load(tmp_path / "deep" / "best.ckpt", weights_only=True) == {"step": 1}
+
+
+def test_settings_that_cannot_be_written_leave_the_earlier_ones(tmp_path):
+    class Half:
+        def save(self, config, path, **how):
+            Path(path).write_text("model:\n  di")
+            raise OSError("killed")
+
+    (tmp_path / "config.yaml").write_text("model: {}\n")
+    trainer = SimpleNamespace(is_global_zero=True, default_root_dir=str(tmp_path))
+    with pytest.raises(OSError, match="killed"):
+        _SaveConfig(Half(), None).setup(trainer, None, "fit")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["model: {}\n"]
 
 
 def test_a_run_without_validation_still_leaves_a_checkpoint(toy_dataset, tmp_path):
