@@ -22,7 +22,7 @@ from recsys.past_counts import PastTable
 from recsys.pipelines.calibrate import fit_calibration
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.code_graphs import code_neighbours
-from recsys.pipelines.console import stdout_console
+from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.hybrid_choice import code_trie
 from recsys.pipelines.item_graphs import item_graphs, weighted_relations
 from recsys.pipelines.made_codes import write_tokenizers
@@ -135,8 +135,11 @@ def export_model(
             "give the dataset it was trained on"
         )
     model.eval()
-    graphs = item_graphs(dataset, weighted_relations(memory_weights, model.config.relations))
-    fitted = fit_calibration(model, dataset, graphs[0])
+    with progress_bar("item graphs and calibration", 2) as advance:
+        graphs = item_graphs(dataset, weighted_relations(memory_weights, model.config.relations))
+        advance(1)
+        fitted = fit_calibration(model, dataset, graphs[0])
+        advance(1)
     calibration = fitted.calibration
     about = {
         "data_hash": manifest.data_hash,
