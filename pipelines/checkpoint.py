@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ from recsys.model_config import ModelConfig
 from recsys.tokenizers.table_columns import column_labels
 
 __all__ = ["StoredNames", "load_model", "names_to_store", "stored_names"]
+
+
+_STRANGE = (
+    pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError,
+    struct.error,
+)  # fmt: skip
+"""What torch's reader of plain tensors trips over in bytes that are none; its own advice is to unpickle them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,24 +101,27 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[UnifiedModel, dic
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, BadZipFile, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, OSError, BadZipFile) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # whose advice is to unpickle whatever it is
-            reason = "no file of tensors"
-        raise InputError(
-            f"{path} cannot be read as a checkpoint ({reason}); train again or resume from another"
-        ) from None
+        raise _unreadable(path, reason) from None
+    except _STRANGE:
+        raise _unreadable(path, "no file of tensors") from None
     meta = checkpoint.get("recsys") if isinstance(checkpoint, dict) else None
     if not isinstance(meta, dict) or "config" not in meta:
         raise InputError(f"{path} is no checkpoint of `recsys fit`; give RUN/checkpoints/best.ckpt")
     stored = checkpoint.get("state_dict")
     if not isinstance(meta["config"], dict) or not isinstance(stored, dict):
         raise InputError(f"{path} is no checkpoint of `recsys fit`; give RUN/checkpoints/best.ckpt")
-    weights = {k.removeprefix("net."): v for k, v in stored.items() if isinstance(v, Tensor) and k.startswith("net.")}
+    tensors = {str(name): value for name, value in stored.items() if isinstance(value, Tensor)}
+    weights = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
     try:
         model = UnifiedModel.of_weights(ModelConfig.from_dict(meta["config"]), weights, str(path), "train again")
     except InputError:
         raise
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (RuntimeError, *_STRANGE) as error:
         raise InputError(f"{path} holds no model ({' '.join(str(error).split())[:200]}); train again") from None
     return model.to(device), dict(meta)
+
+
+def _unreadable(path: Path, reason: str) -> InputError:
+    return InputError(f"{path} cannot be read as a checkpoint ({reason}); train again or resume from another")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import docstring_parser
+from jsonargparse import ArgumentParser
 
 from recsys.files import atomic_file
 from recsys.pipelines.cli import COMMANDS, Command
@@ -28,17 +29,23 @@ says the same. Every command exits with 0 on success and with 2 on bad input, af
 where, and what to do.
 """
 _TRAINING_FLAGS = (
-    ("--config FILE", "settings as YAML; flags given after it win. A run keeps its own in `RUN/config.yaml`"),
-    ("--ckpt_path last\\|FILE", "`fit`: resume the run in `--trainer.default_root_dir`; others: the checkpoint to use"),
     (
-        "--init-from FILE",
-        "`fit`: start from the weights of a checkpoint of an earlier state of the data; items, actions and surfaces "
-        "are matched by their ids and names",
+        "--config FILE",
+        "settings as YAML; flags given after it win. A run keeps its own in `RUN/config.yaml`, which all but `predict` "
+        "take",
+    ),
+    (
+        "--ckpt_path last\\|FILE",
+        "`fit`: resume the run in `--trainer.default_root_dir`; others: the checkpoint to use; `last`: of that run, or "
+        "of the newest in `runs/`",
     ),
     ("--trainer.default_root_dir DIR", "folder of the run; default `runs/<time>`"),
     ("--trainer.max_epochs N", "most passes over the training events; chosen from the data where it is not given"),
-    ("--patience N", "epochs without a better validation figure, once the learning rate falls, before training stops"),
     ("--trainer.…", "every other setting of Lightning's Trainer"),
+)
+_PREDICT = (
+    "`recsys predict` takes `--data.path`, `--ckpt_path`, `--config` with a file of its own flags, and those of "
+    "[`recsys candidates`](#recsys-candidates) but `--bundle` and `--data`."
 )
 _PASSED_ON = {"data": "--data.path", "fixed": "--model.… --data.… --trainer.…"}
 """Parameters of a command with the flags of the training commands."""
@@ -73,6 +80,7 @@ def _word_of(parameter: inspect.Parameter, command: Command) -> str:
 
 def _training_section(names: list[str]) -> Iterator[str]:
     from recsys.pipelines.data_module import PreparedData
+    from recsys.pipelines.fit import add_training_flags
     from recsys.pipelines.unified_module import UnifiedModule
 
     text = (
@@ -84,6 +92,15 @@ def _training_section(names: list[str]) -> Iterator[str]:
     yield "| flag | meaning |"
     yield "| --- | --- |"
     yield from (f"| `{flag}` | {meaning} |" for flag, meaning in _TRAINING_FLAGS)
+    yield ""
+    yield from (_PREDICT, "")
+    parser = ArgumentParser(add_help=False)
+    add_training_flags(parser)
+    yield "| flag of `fit` | default | meaning |"
+    yield "| --- | --- | --- |"
+    for action in parser._actions:
+        default = "" if action.default is None else f"`{action.default}`"
+        yield f"| `{action.option_strings[-1]}` | {default} | {action.help} |"
     yield ""
     for prefix, owner in (("--data.", PreparedData), ("--model.", UnifiedModule)):
         yield from _flag_table(owner, lambda parameter, prefix=prefix: f"{prefix}{parameter.name}")  # type: ignore[misc]

@@ -6,11 +6,13 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from recsys.errors import InputError
+from recsys.files import check_local
 
 __all__ = ["CommandParser", "command_parser", "one_line", "parse_call"]
 
@@ -41,6 +43,14 @@ class CommandParser(ArgumentParser):
                 kwargs["action"] = "store_false" if kwargs["default"] else "store_true"
                 args = (f"--no-{args[0][2:]}",) if kwargs["default"] else args
         return super().add_argument(*args, **kwargs)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse, and refuse URLs where a path of this machine is wanted."""
+        found = super().parse_args(*args, **kwargs)
+        for name, value in found.items():
+            if isinstance(value, Path):
+                check_local(value, flag_of(name))
+        return found
 
 
 def _num_words(kind: Any) -> int:

@@ -38,6 +38,16 @@ class _Speed(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f} {self._unit}/s")
 
 
+class _Bar(Progress):
+    """A bar that leaves nothing behind once its display is transient, in a file not even an empty line."""
+
+    def stop(self) -> None:
+        if self.live.transient:
+            self.live.stop()
+        else:
+            super().stop()
+
+
 @contextmanager
 def progress_bar(label: str, total: int | None, unit: str = "steps") -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr with the speed in ``unit`` per second.
@@ -48,9 +58,13 @@ def progress_bar(label: str, total: int | None, unit: str = "steps") -> Iterator
         unit: plural noun for one step.
 
     Yields:
-        A function that takes how many more steps are done.
+        A function that takes how many more steps are done. The bar goes away where the work is broken off.
     """
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), _Speed(unit), TimeRemainingColumn())
-    with Progress(*columns, console=stderr_console()) as progress:
+    with _Bar(*columns, console=stderr_console()) as progress:
         task = progress.add_task(label, total=total)
-        yield lambda steps: progress.update(task, advance=steps)
+        try:
+            yield lambda steps: progress.update(task, advance=steps)
+        except BaseException:
+            progress.live.transient = True  # what went wrong is one line
+            raise

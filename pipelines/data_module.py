@@ -22,7 +22,7 @@ from recsys.pipelines.code_settings import KINDS, CodeSettings
 from recsys.pipelines.item_codes import AUTO, GivenCodes, codes_for
 from recsys.pipelines.item_graphs import training_graph
 from recsys.pipelines.model_codes import codes_of_model
-from recsys.pipelines.recipe import chosen_batch_tokens, chosen_recipe, validation_requests
+from recsys.pipelines.recipe import by_length, chosen_batch_tokens, chosen_recipe, validation_requests
 from recsys.training_batches import TrainingBatch, TrainingExamples
 from recsys.training_features import TrainingFeatures
 
@@ -170,10 +170,13 @@ class PreparedData(L.LightningDataModule):
         return _Steps(self, self.examples(module.config))
 
     def val_dataloader(self) -> _Requests:
-        return _Requests(validation_requests(self.dataset), self.batch_users)
+        """While training a sample where there are many; on its own all requests, as `recsys evaluate` has them."""
+        trains = self.trainer is None or self.trainer.state.fn == "fit"
+        requests = validation_requests(self.dataset) if trains else by_length(self.dataset.requests("validation"))
+        return _Requests(requests, self.batch_users)
 
     def test_dataloader(self) -> _Requests:
-        return _Requests(validation_requests(self.dataset, "test"), self.batch_users)
+        return _Requests(by_length(self.dataset.requests("test")), self.batch_users)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch.to(device) if isinstance(batch, TrainingBatch) else batch

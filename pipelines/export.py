@@ -22,7 +22,7 @@ from recsys.past_counts import PastTable
 from recsys.pipelines.calibrate import fit_calibration
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.code_graphs import code_neighbours
-from recsys.pipelines.console import stdout_console
+from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.hybrid_choice import code_trie
 from recsys.pipelines.item_graphs import item_graphs, weighted_relations
 from recsys.pipelines.made_codes import write_tokenizers
@@ -30,7 +30,7 @@ from recsys.retrieval.bundle_retrievers import code_retriever_names
 from recsys.retrieval.code_walk import WALK_ABOVE
 from recsys.sparse_rows import write_sparse
 
-__all__ = ["export", "export_model"]
+__all__ = ["export", "export_checkpoint", "export_model"]
 
 RETRIEVERS = ("dense", "dense_learned", "memory")
 """Of every bundle."""
@@ -56,14 +56,36 @@ def export(
     """
     if walk_above < 0:
         raise InputError(f"--walk-above must be at least 0, got {walk_above}")
+    began = time.perf_counter()
     dataset = Dataset.open(data)
+    export_checkpoint(checkpoint, dataset, output, histories=histories, index=index, walk_above=walk_above)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    stdout_console().print(
+        f"bundle {output}: {dataset.num_items:,} items, {'with' if histories else 'without'} histories, index {index}, "
+        f"{size / 1e6:,.1f} MB, {time.perf_counter() - began:.1f} s"
+    )
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    dataset: Dataset,
+    output: Path,
+    *,
+    histories: bool = False,
+    index: str = "exact",
+    walk_above: int = WALK_ABOVE,
+) -> None:
+    """Write a bundle of all that a checkpoint holds; see :func:`export`.
+
+    Raises:
+        InputError: the checkpoint cannot be read or is of other data; or as :func:`export_model`.
+    """
     model, meta = load_model(checkpoint)
     if meta.get("data_hash") != dataset.manifest.data_hash:
         raise InputError(
-            f"{checkpoint} was not trained on {data} (data hash {str(meta.get('data_hash'))[:12]}, the dataset's "
-            f"{dataset.manifest.data_hash[:12]}); give the dataset it was trained on, or fit again"
+            f"{checkpoint} was not trained on {dataset.path} (data hash {str(meta.get('data_hash'))[:12]}, the "
+            f"dataset's {dataset.manifest.data_hash[:12]}); give the dataset it was trained on, or fit again"
         )
-    began = time.perf_counter()
     weights = meta.get("memory_weights")
     export_model(
         model,
@@ -76,11 +98,6 @@ def export(
         hybrid_head=meta.get("hybrid_head"),
         tokenizers=meta.get("tokenizers"),
         walk_above=walk_above,
-    )
-    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-    stdout_console().print(
-        f"bundle {output}: {dataset.num_items:,} items, {'with' if histories else 'without'} histories, index {index}, "
-        f"{size / 1e6:,.1f} MB, {time.perf_counter() - began:.1f} s"
     )
 
 
@@ -118,8 +135,11 @@ def export_model(
             "give the dataset it was trained on"
         )
     model.eval()
-    graphs = item_graphs(dataset, weighted_relations(memory_weights, model.config.relations))
-    fitted = fit_calibration(model, dataset, graphs[0])
+    with progress_bar("item graphs and calibration", 2) as advance:
+        graphs = item_graphs(dataset, weighted_relations(memory_weights, model.config.relations))
+        advance(1)
+        fitted = fit_calibration(model, dataset, graphs[0])
+        advance(1)
     calibration = fitted.calibration
     about = {
         "data_hash": manifest.data_hash,

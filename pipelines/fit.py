@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveFloat
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recsys.dataset import Dataset
 from recsys.errors import InputError
+from recsys.files import atomic_file, check_local
 from recsys.index.memory_terms import MemoryWeights
 from recsys.model_config import ModelConfig
 from recsys.pipelines.checkpoint import load_model
@@ -28,7 +30,7 @@ from recsys.pipelines.console import stdout_console
 from recsys.pipelines.data_module import PreparedData
 from recsys.pipelines.hybrid_choice import ChosenHybrid, add_hybrid_weights
 from recsys.pipelines.item_graphs import chosen_relations
-from recsys.pipelines.last_checkpoint import LastCheckpoint, WholeCheckpoints
+from recsys.pipelines.last_checkpoint import LastCheckpoint, WholeCheckpoints, last_of_run
 from recsys.pipelines.memory_weights import ChosenWeights, add_memory_weights
 from recsys.pipelines.model_codes import with_codes
 from recsys.pipelines.ranking_shares import add_ranking_shares
@@ -37,7 +39,7 @@ from recsys.pipelines.unified_module import SELECTION, UnifiedModule
 from recsys.pipelines.warm_start import warm_start
 from recsys.retrieval.hybrid import LISTED
 
-__all__ = ["fit_dataset", "main"]
+__all__ = ["add_training_flags", "fit_dataset", "main"]
 
 _KNOWN_WARNINGS = (
     "LightningCLI's args parameter",
@@ -58,8 +60,8 @@ class _SaveConfig(SaveConfigCallback):
         if stage != "fit" or not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+        with atomic_file(folder / "config.yaml") as partial:
+            self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
 
 
 class _Patience(EarlyStopping):
@@ -73,6 +75,48 @@ class _Patience(EarlyStopping):
         super()._run_early_stopping_check(trainer)
 
 
+def add_training_flags(parser: ArgumentParser) -> None:
+    """Flags of ``recsys fit`` beside those of the data, the model and the trainer."""
+    parser.add_argument(
+        "--patience",
+        type=int,
+        default=3,
+        help="epochs on end that validation may be no better once the learning rate falls",
+    )
+    parser.add_argument("--quiet", type=bool, default=False, help="say nothing of what was chosen")
+    parser.add_argument("--memory", type=bool, default=True, help="choose weights of memory terms on validation")
+    parser.add_argument(
+        "--memory_relations",
+        type=str,
+        default="default",
+        help="relations of the memory terms, A,B: default (transition, all kinds of text), two_step, pagerank, …",
+    )
+    parser.add_argument(
+        "--new_item_factor",
+        type=PositiveFloat | None,
+        default=None,
+        help="how many times content counts in the memory terms of items without training events; null = chosen so "
+        "that new items fare no worse than by content alone",
+    )
+    parser.add_argument(
+        "--code_epochs",
+        type=NonNegativeInt | None,
+        default=None,
+        help="passes over the training events in which the heads of semantic IDs learn, after the best epoch is "
+        "known; 0 = the model gets none; null = 2, or 1 where there are more than 1.33 million events",
+    )
+    # Two spellings: that of this command line, and that of all others.
+    parser.add_argument(
+        "--init_from",
+        "--init-from",
+        type=str,
+        default=None,
+        help="start from the weights of a checkpoint of an earlier state of the data; items, actions and surfaces are "
+        "matched by their ids and names",
+    )
+    parser.add_argument("--last_every_n_steps", type=int, default=100, help="steps between writes of last.ckpt")
+
+
 class _TrainingCLI(LightningCLI):
     """LightningCLI whose unset values come from the recipe of the data set."""
 
@@ -80,37 +124,7 @@ class _TrainingCLI(LightningCLI):
     """How the network came about, where it does not start anew."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--patience",
-            type=int,
-            default=3,
-            help="epochs on end that validation may be no better once the learning rate falls",
-        )
-        parser.add_argument("--quiet", type=bool, default=False, help="say nothing of what was chosen")
-        parser.add_argument("--memory", type=bool, default=True, help="choose weights of memory terms on validation")
-        parser.add_argument(
-            "--memory_relations",
-            type=str,
-            default="default",
-            help="relations of the memory terms, A,B: default (transition, all kinds of text), two_step, pagerank, …",
-        )
-        parser.add_argument(
-            "--new_item_factor",
-            type=PositiveFloat | None,
-            default=None,
-            help="how many times content counts in the memory terms of items without training events; null = chosen so "
-            "that new items fare no worse than by content alone",
-        )
-        parser.add_argument(
-            "--code_epochs",
-            type=NonNegativeInt | None,
-            default=None,
-            help="passes over the training events in which the heads of semantic IDs learn, after the best epoch is "
-            "known; 0 = the model gets none; null = 2, or 1 where there are more than a million and a half events",
-        )
-        # Two spellings: that of this command line, and that of all others.
-        parser.add_argument("--init_from", "--init-from", type=str, default=None, help="start from the weights of FILE")
-        parser.add_argument("--last_every_n_steps", type=int, default=100, help="steps between writes of last.ckpt")
+        add_training_flags(parser)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would unpack the checkpoint here to look for settings; ours are read, and checked, later."""
@@ -135,6 +149,7 @@ class _TrainingCLI(LightningCLI):
             if config["new_item_factor"] == math.inf:
                 raise InputError("--new_item_factor must be a finite number, got inf")
             folder = Path(trainer["default_root_dir"] or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
+            check_local(folder, "--trainer.default_root_dir")
             if trainer["max_epochs"] is None and trainer["max_steps"] == -1:
                 kwargs["max_epochs"] = data.recipe.max_epochs
             kwargs |= {"default_root_dir": str(folder)}
@@ -166,6 +181,7 @@ class _TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         assert isinstance(self.datamodule, PreparedData) and isinstance(self.model, UnifiedModule)
+        self.model.start(self.datamodule)  # what is wrong with its settings is said before there is a run folder
         if not self.config_init.fit.quiet:
             _say_choice(self.datamodule, self.model, self.trainer, self.notes)
 
@@ -248,30 +264,21 @@ def _take_over(module: UnifiedModule, data: PreparedData, checkpoint: Path, *, t
 
 
 def _resumed(argv: list[str]) -> list[str]:
-    """Resolve ``--ckpt_path last``: the run's own settings come first, flags given now after them."""
-    if argv[0] != "fit" or _flag(argv, "--ckpt_path") != "last":
+    """Resolve ``--ckpt_path last``; in a fit the run's own settings come first, flags given now after them."""
+    if _flag(argv, "--ckpt_path") != "last":
         return argv
     folder = _flag(argv, "--trainer.default_root_dir")
-    if folder is None:
-        runs = sorted(Path("runs").glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
-        if not runs:
-            raise InputError(
-                "--ckpt_path last: no run stands in runs/; name its folder with --trainer.default_root_dir"
-            )
-        root = runs[-1].parent.parent
-    else:
-        root = Path(folder)
-    rest = _without(_without(argv[1:], "--ckpt_path"), "--trainer.default_root_dir")
-    last = root / "checkpoints" / "last.ckpt"
-    if not root.is_dir():
-        raise InputError(f"--ckpt_path last: {root} does not exist; give the folder of the run to resume")
+    last = last_of_run(None if folder is None else Path(folder))
+    root, rest = last.parent.parent, _without(argv[1:], "--ckpt_path")
+    if argv[0] != "fit":
+        return [argv[0], *rest, "--ckpt_path", str(last)]
     settings = ["--config", str(root / "config.yaml")] if (root / "config.yaml").is_file() else []
     where = ["--trainer.default_root_dir", str(root)]
     # Killed before its first checkpoint, a run starts again: same seed, same bytes.
     return [
         "fit",
         *settings,
-        *rest,
+        *_without(rest, "--trainer.default_root_dir"),
         *where,
         *(["--ckpt_path", str(last)] if last.is_file() else ["--ckpt_path", "null"]),
     ]

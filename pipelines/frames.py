@@ -74,24 +74,14 @@ def fit(
         InputError: a setting is wrong, or the dataset cannot be trained on.
     """
     # Lightning is loaded by those who train, not by everyone who names `recsys.prepare`.
-    from recsys.index.memory_terms import MemoryWeights
-    from recsys.pipelines.checkpoint import load_model
-    from recsys.pipelines.export import export_model
+    from recsys.pipelines.export import export_checkpoint
     from recsys.pipelines.fit import fit_dataset
 
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     folder = _temporary("fit") if output is None else Path(output)
     try:
-        model, meta = load_model(fit_dataset(dataset, folder, **settings))
-        weights = meta.get("memory_weights")
-        export_model(
-            model,
-            dataset,
-            folder / "bundle",
-            histories=True,
-            index=index,
-            memory_weights=None if weights is None else MemoryWeights.from_dict(weights),
-        )
+        checkpoint = fit_dataset(dataset, folder, **settings)
+        export_checkpoint(checkpoint, dataset, folder / "bundle", histories=True, index=index)
         rec = Recommender.load(folder / "bundle")
     except BaseException:
         if output is None:

@@ -9,9 +9,31 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 
+from recsys.errors import InputError
 from recsys.files import atomic_file
 
-__all__ = ["LastCheckpoint", "WholeCheckpoints"]
+__all__ = ["LastCheckpoint", "WholeCheckpoints", "last_of_run"]
+
+
+def last_of_run(folder: Path | None) -> Path:
+    """Where the checkpoint stands that ``--ckpt_path last`` means; there may be none yet.
+
+    Args:
+        folder: of the run; None = the run in ``runs/`` whose last checkpoint is the newest.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    if folder is None:
+        runs = sorted(Path("runs").glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not runs:
+            raise InputError(
+                "--ckpt_path last: no run stands in runs/; name its folder with --trainer.default_root_dir"
+            )
+        return runs[-1]
+    if not folder.is_dir():
+        raise InputError(f"--ckpt_path last: {folder} does not exist; give the folder of the run")
+    return folder / "checkpoints" / "last.ckpt"
 
 
 class WholeCheckpoints(TorchCheckpointIO):

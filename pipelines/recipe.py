@@ -21,6 +21,7 @@ from recsys.pipelines.machine import multiplies_bfloat16
 
 __all__ = [
     "Recipe",
+    "by_length",
     "changed_model",
     "chosen_batch_tokens",
     "chosen_code_epochs",
@@ -168,10 +169,15 @@ def chosen_recipe(dataset: Dataset) -> Recipe:
     return Recipe(model=config, batch_tokens=batch_tokens, max_epochs=_EPOCHS, reasons=reasons)
 
 
-def validation_requests(dataset: Dataset, split: str = "validation") -> Requests:
+def validation_requests(dataset: Dataset) -> Requests:
     """Requests that training looks at: all of them, or a fixed sample of 20,000; sorted by length of history."""
-    requests = dataset.requests(split)
-    if split == "validation" and len(requests) > _VALIDATION_USERS:
+    requests = dataset.requests("validation")
+    if len(requests) > _VALIDATION_USERS:
         picked = np.random.default_rng(0).choice(len(requests), _VALIDATION_USERS, replace=False)
         requests = requests.rows(np.sort(picked))
+    return by_length(requests)
+
+
+def by_length(requests: Requests) -> Requests:
+    """The requests, those with short histories first."""
     return requests.rows(np.argsort(requests.end, kind="stable"))

@@ -226,10 +226,18 @@ class UnifiedModule(L.LightningModule):
         return self.net
 
     def configure_model(self) -> None:
-        """Build the network for the data set; its initial weights depend on the seed alone."""
+        """The hook of the trainer that :meth:`start` is for."""
+        self.start(self.data)
+
+    def start(self, data: PreparedData) -> None:
+        """Build the network for a data set, where there is none yet; its initial weights depend on the seed alone.
+
+        Raises:
+            InputError: settings that make no network of this data.
+        """
         if self.net is not None:
             return
-        self.net, codes = started_network(self.data, self.changes)
+        self.net, codes = started_network(data, self.changes)
         self.tokenizers = None if codes is None else codes.tokenizers()
 
     @property

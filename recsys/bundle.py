@@ -9,6 +9,7 @@
     graph_train/           item graph whose transitions are those of training events (validation, test)
     graph_now/             the same of all known events (everything else)
     index/                 search structure over the item vectors
+    hybrid_head.safetensors    net that has the last word on the first hits of `hybrid`, where fit adopted one
     trie/                  code trie of the semantic IDs, where the model generates them
     neighbours/            items with codes alike by kind of codes, where the catalogue is too large to score whole
     tokenizers/            what makes the codes of new items, by kind of codes, where codes were made here

@@ -17,7 +17,16 @@ from typing import Any
 from recsys.errors import InputError
 from recsys.index.stored_checks import strict_json
 
-__all__ = ["atomic_file", "atomic_folder", "check_file_output", "read_json", "refusal", "sha256_file", "write_json"]
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "check_file_output",
+    "check_local",
+    "read_json",
+    "refusal",
+    "sha256_file",
+    "write_json",
+]
 
 _ELSEWHERE = "write somewhere else"
 _REFUSALS = {
@@ -31,6 +40,8 @@ _REFUSALS = {
     errno.EISDIR: ("a folder stands where a file should be", "choose another path"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
 }
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""What is left of ``s3://`` once it was taken for a path."""
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 """How polars and safetensors report what the system refused."""
 
@@ -57,6 +68,21 @@ def refusal(error: BaseException) -> str | None:
         return None
     what, remedy = _REFUSALS[code]
     return f"{where}{what}; {remedy}"
+
+
+def check_local(path: Path, what: str) -> None:
+    """Refuse the address of another machine, which would become a folder called ``s3:`` on this one.
+
+    Raises:
+        InputError: it is one.
+
+    >>> check_local(Path("data/s3:/x"), "--output")
+    """
+    if _URL.match(str(path)):
+        raise InputError(
+            f"{what} {path} is a URL; only the input tables of prepare and check-data may be one: give "
+            "a path of this machine"
+        )
 
 
 def check_file_output(path: Path, flag: str) -> None:
@@ -114,8 +140,9 @@ def atomic_folder(path: Path, *, overwrite: bool = True, marker: str | None = No
             output path never deletes somebody's data.
 
     Raises:
-        InputError: ``path`` is a file, or exists and may not be replaced.
+        InputError: ``path`` is a file or a URL, or exists and may not be replaced.
     """
+    check_local(path, "the output")
     path = path.absolute()
     if path.is_file():
         raise InputError(f"{path} is a file; give a folder as output")

@@ -120,6 +120,7 @@ def test_flags_are_the_parameters_in_their_types() -> None:
         ("--output x --min_user_events 3", "did you mean --min-user-events?"),
         ("--output x --zzz 3", "unknown flag --zzz; `recsys sample --help` lists the flags"),
         ("--output x stray", "'stray' stands alone"),
+        ("--output s3://bucket/x", "--output s3:/bucket/x is a URL; only the input tables"),
         ("--share .1", "--output must be given"),
         ("--output", "--output: expected one argument"),
         ("--output x --share 2", "share is 2.0 but must not be above 1"),

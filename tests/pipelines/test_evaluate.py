@@ -128,9 +128,10 @@ def test_figures_equal_a_slow_loop_over_users(toy_bundle, toy_dataset, toy_model
     assert result["protocol"]["num_unreachable"] == misses > 0
 
 
-def test_validation_figures_are_those_of_the_training_loop(slate_bundle, slate_dataset, toy_model):
+def test_validation_figures_are_those_of_the_training_loop(slate_bundle, slate_dataset, toy_model, monkeypatch):
     import lightning as L
 
+    monkeypatch.setattr("recsys.pipelines.recipe._VALIDATION_USERS", 7)  # a sample is for a training alone
     from recsys.pipelines.data_module import PreparedData
     from recsys.pipelines.unified_module import UnifiedModule
 

@@ -36,10 +36,11 @@ def write_checkpoint(path: Path, model: UnifiedModel, data_hash: str) -> Path:
 
 
 def test_a_checkpoint_becomes_a_bundle_that_answers(
-    checkpoint: Path, toy_dataset: Dataset, toy_bundle: Path, tmp_path: Path
+    checkpoint: Path, toy_dataset: Dataset, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     arguments = ["--checkpoint", str(checkpoint), "--data", str(toy_dataset.path), "--output", str(tmp_path / "b")]
     assert main(["export", *arguments, "--histories"]) == 0
+    assert "item graphs and calibration" in capsys.readouterr().err  # the progress
     ours, theirs = Recommender.load(tmp_path / "b"), Recommender.load(toy_bundle)
     assert ours.recommend("u7", at=1_702_000_000).hits == theirs.recommend("u7", at=1_702_000_000).hits
     assert main(["export", *arguments]) == 0  # an older bundle is replaced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -9,13 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 
+from recsys.errors import InputError
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.data_module import PreparedData
+from recsys.pipelines.fit import _resumed, _SaveConfig
 from recsys.pipelines.last_checkpoint import WholeCheckpoints
 
 FLAGS = (
@@ -82,16 +86,22 @@ def test_killed_three_times_ends_bit_equal(toy_dataset, tmp_path):
     assert sorted(p.name for p in (disturbed / "checkpoints").glob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
 
 
-def test_bad_training_flags_are_one_line(toy_dataset, tmp_path, capsys):
+def test_bad_training_flags_are_one_line_and_leave_no_run(toy_dataset, tmp_path, capsys, monkeypatch):
     from recsys.pipelines.cli import main
 
+    monkeypatch.chdir(tmp_path)
     absent, broken = str(tmp_path / "absent"), tmp_path / "broken.ckpt"
     broken.write_bytes(b"PAR1 not a checkpoint")
     for flags, words in (
         (["--data.path", str(tmp_path / "nothing")], "not a prepared dataset"),
         (["--data.path", str(toy_dataset.path), "--model.dim", "15"], "must be a multiple of model.num_heads"),
+        (["--data.path", str(toy_dataset.path), "--data.sids", absent], "absent is no file"),
         (["--data.path", str(toy_dataset.path), "--model.dimm", "16"], "dimm"),
         (["--data.path", str(toy_dataset.path), "--model.block", "lstm"], "block"),
+        (
+            ["--data.path", str(toy_dataset.path), "--trainer.default_root_dir", "s3://b/run"],
+            "s3:/b/run is a URL",
+        ),
         (["--data.path", str(toy_dataset.path), "--trainer.max_epoch", "1"], "unknown flag --trainer.max_epoch"),
         (["--data.path", str(toy_dataset.path), "--trainer.devices=0"], "the --trainer.… flags cannot be followed"),
         (["--data.path", str(toy_dataset.path), "--ckpt_path", str(broken)], "cannot be read as a checkpoint (no file"),
@@ -102,18 +112,44 @@ def test_bad_training_flags_are_one_line(toy_dataset, tmp_path, capsys):
         (["--data.path", str(toy_dataset.path), "--ckpt_path=last", "--trainer.default_root_dir", absent], "absent"),
     ):
         code = main(["fit", *flags, "--trainer.accelerator=cpu"])
-        error = capsys.readouterr().err
-        assert code == 2 and words in error and len(error.strip().splitlines()) == 1, error
+        out, error = capsys.readouterr()
+        assert code == 2 and words in error and len(error.strip().splitlines()) == 1 and out == "", error
+        assert [path.name for path in tmp_path.iterdir()] == ["broken.ckpt"], words
+
+
+def test_last_is_of_the_newest_run_or_of_the_one_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(("new", "old")):
+        last = tmp_path / "runs" / name / "checkpoints" / "last.ckpt"
+        last.parent.mkdir(parents=True)
+        last.touch()
+        os.utime(last, (1000 - age, 1000 - age))
+    for command in ("validate", "test"):
+        newest = _resumed([command, "--ckpt_path=last", "--data.path", "data"])
+        assert newest == [command, "--data.path", "data", "--ckpt_path", "runs/new/checkpoints/last.ckpt"]
+        named = _resumed([command, "--trainer.default_root_dir=runs/old", "--ckpt_path", "last"])
+        assert named[-1] == "runs/old/checkpoints/last.ckpt"
+    assert _resumed(["fit", "--ckpt_path", "last"])[-3:] == [
+        "runs/new",
+        "--ckpt_path",
+        "runs/new/checkpoints/last.ckpt",
+    ]
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.raises(InputError, match="no run stands in runs/"):
+        _resumed(["test", "--ckpt_path", "last"])
 
 
 def test_foreign_or_broken_checkpoint_is_one_line(tmp_path):
-    from recsys.errors import InputError
-
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 not a checkpoint")
     for name, words in (("foreign", "no checkpoint of"), ("broken", "cannot be read"), ("missing", "does not exist")):
         with pytest.raises(InputError, match=words):
             load_model(tmp_path / f"{name}.ckpt")
+    for strange in (b"hello\n", b"h", b"\x80\x02X\x01", b"\x80\x02X\x01\x00\x00\x00\xff.", b"\x80\x02K\x01K\x02s."):
+        (tmp_path / "strange.ckpt").write_bytes(strange)
+        with pytest.raises(InputError, match="cannot be read as a checkpoint") as caught:
+            load_model(tmp_path / "strange.ckpt")
+        assert "\n" not in str(caught.value)
     shutil.rmtree(tmp_path)
 
 
@@ -124,6 +160,19 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path):
         whole.save_checkpoint({"step": 2, "not": lambda: None}, str(tmp_path / "deep" / "best.ckpt"))
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["best.ckpt"]
     assert torch.load(tmp_path / "deep" / "best.ckpt", weights_only=True) == {"step": 1}
+
+
+def test_settings_that_cannot_be_written_leave_the_earlier_ones(tmp_path):
+    class Half:
+        def save(self, config, path, **how):
+            Path(path).write_text("model:\n  di")
+            raise OSError("killed")
+
+    (tmp_path / "config.yaml").write_text("model: {}\n")
+    trainer = SimpleNamespace(is_global_zero=True, default_root_dir=str(tmp_path))
+    with pytest.raises(OSError, match="killed"):
+        _SaveConfig(Half(), None).setup(trainer, None, "fit")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["model: {}\n"]
 
 
 def test_a_run_without_validation_still_leaves_a_checkpoint(toy_dataset, tmp_path):

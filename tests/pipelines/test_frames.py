@@ -13,6 +13,7 @@ import recsys
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.pipelines.cli import main
+from recsys.pipelines.export import export
 
 QUICK: dict[str, Any] = {"max_epochs": 1}
 
@@ -39,6 +40,8 @@ def test_settings_reach_the_preparation(toy_frames: dict[str, Any], tmp_path: Pa
     )
     assert data.manifest.positives == ("like",)
     assert Dataset.open(tmp_path / "data").manifest.data_hash == data.manifest.data_hash
+    with pytest.raises(InputError, match="the output s3:/bucket/data is a URL"):
+        recsys.prepare(toy_frames["interactions"], output="s3://bucket/data")
     with pytest.raises(InputError, match="psychic"):
         recsys.prepare(toy_frames["interactions"], split="psychic")
 
@@ -75,6 +78,9 @@ def test_fit_gives_a_recommender_that_can_be_saved(
     assert 0 <= result["retrieval"]["dense"]["ndcg@10"] <= 1
     assert list(result["baselines"]) == ["popularity"]
     folder = rec.bundle.path
+    export(folder.parent / "checkpoints" / "best.ckpt", data.path, tmp_path / "exported", histories=True)
+    assert rec.bundle.manifest == recsys.Recommender.load(tmp_path / "exported").bundle.manifest
+    assert rec.bundle.manifest["hybrid_weights"] and "tokenizers/sids.json" in rec.bundle.manifest["files"]
     rec.save(tmp_path / "bundle")
     assert recsys.Recommender.load(tmp_path / "bundle").recommend_frame([7, 9], 4, at=1_702_000_000).equals(frame)
     del rec

@@ -36,6 +36,22 @@ def test_predict_is_export_and_candidates(
         assert ours.equals(theirs)
 
 
+def test_the_last_checkpoint_of_a_run_and_a_file_of_flags(
+    checkpoint: Path, toy_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "1" / "checkpoints").mkdir(parents=True)
+    checkpoint.rename(tmp_path / "runs" / "1" / "checkpoints" / "last.ckpt")
+    (tmp_path / "flags.yaml").write_text(f"data: {{path: '{toy_dataset.path}'}}\nk: 3\noutput: lists\n")
+    main(["--config", "flags.yaml", "--ckpt_path", "last", "--k", "4"])
+    main(["--config", "flags.yaml", "--ckpt_path", "last", "--trainer.default_root_dir", "runs/1", "--output", "named"])
+    lists = [pl.read_parquet(name + "/*.parquet")["item_ids"] for name in ("lists", "named")]
+    assert [column.list.len().max() for column in lists] == [4, 3]
+    assert lists[1].to_list() == lists[0].list.head(3).to_list()
+    with pytest.raises(InputError, match="--ckpt_path last: nowhere does not exist"):
+        main(["--config", "flags.yaml", "--ckpt_path", "last", "--trainer.default_root_dir", "nowhere"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
