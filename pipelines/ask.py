@@ -13,6 +13,7 @@ from recsys.retrieval.rag.ask import Asker
 from recsys.retrieval.rag.ask_answer import AskAnswer
 from recsys.retrieval.rag.dry_model import DryModel
 from recsys.retrieval.rag.passage import estimated_tokens
+from recsys.retrieval.rag.prompt_lines import shown_answer
 from recsys.retrieval.recommender import Recommender
 from recsys.retrieval.rerank.lm.protocol import LanguageModel
 
@@ -95,7 +96,7 @@ def _show(answer: AskAnswer) -> None:
     console = stdout_console()
     console.print(answer.text, markup=False)
     for step in answer.table.steps if answer.table is not None else ():
-        console.print(f"query ({step.outcome}): {step.sql or step.error}", markup=False)
+        console.print(f"query ({step.outcome}): {shown_answer(step.sql or step.error or '')}", markup=False)
     for note in answer.notes:
         console.print(f"note: {note}", markup=False)
     if answer.usage.calls:

@@ -234,7 +234,7 @@ class _Work:
             self.error = error
         except duckdb.Error as error:
             self.error = SqlError(_one_line(str(error)))
-        except (MemoryError, RecursionError, OverflowError, ValueError) as error:  # a value that Python cannot hold
+        except Exception as error:  # such as a value that Python cannot hold; no rows at all would be an answer
             self.error = SqlError(f"the result cannot be read: {_one_line(str(error)) or type(error).__name__}")
         finally:
             self.done.set()
@@ -242,6 +242,8 @@ class _Work:
 
 def _one_line(text: str) -> str:
     """An error of DuckDB without the picture of the query and without advice about its settings."""
+    if "pytz" in text:  # which its Python needs for them
+        return "the query gives times with a time zone; CAST them AS TIMESTAMP"
     line = " ".join(text.split("\nLINE ")[0].split("\nPossible solutions")[0].split())
     return line.split(" Database is launched")[0][:300]
 
