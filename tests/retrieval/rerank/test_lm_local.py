@@ -270,6 +270,10 @@ def test_a_fault_of_the_device_is_an_error(small_lm_folder: Path) -> None:
     assert all("computing failed" in (choice.error or "") for choice in choices)
     assert asyncio.run(lm.generate([ask("y")], max_tokens=3))[0].finish == "error"
     lm.model.lm_head.weight = torch.nn.Parameter(weight, requires_grad=False)
+    words = lm.model.model.embed_tokens.weight
+    lm.model.model.embed_tokens.weight = torch.nn.Parameter(words[:5], requires_grad=False)  # no row for most tokens
+    assert "computing failed" in (asyncio.run(lm.choose([ask("y")], [["A"]]))[0].error or "")
+    lm.model.model.embed_tokens.weight = torch.nn.Parameter(words, requires_grad=False)
     assert asyncio.run(lm.choose([ask("x")], [["A"]]))[0].log_probs == pytest.approx(good.log_probs, abs=1e-4)
 
 
