@@ -24,12 +24,11 @@ from recsys.retrieval.rerank.request import RerankRequest
 from recsys.retrieval.rerank.reranker import Reranker
 from recsys.retrieval.rerank.result import Faults, RerankResult
 from recsys.retrieval.rerank.tally import DEADLINE, passed
+from recsys.tokenizers.text_encoder import LOADING_ERRORS
 
 __all__ = ["CrossEncoderReranker"]
 
 _QUERY_CHARS = 300
-_MISFITS = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-"""What libraries raise over a folder that is no model of theirs."""
 
 
 class CrossEncoderReranker(Reranker):
@@ -166,7 +165,7 @@ def _loaded(path: Path, device: str) -> Any:
             str(path), device=device, local_files_only=True, trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )  # fmt: skip
-    except _MISFITS as error:
+    except LOADING_ERRORS as error:
         line = " ".join(str(error).split())[:300]
         raise InputError(f"{path} cannot be loaded as a cross-encoder ({line}); give another model") from None
     outputs = int(model.num_labels)

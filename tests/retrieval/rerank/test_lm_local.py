@@ -288,6 +288,26 @@ def test_weights_in_a_pickle_are_not_read(small_lm_folder: Path, tmp_path: Path)
         LocalLanguageModel.load(folder, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", b"\x40\x00\x00\x00\x00\x00\x00\x00{"),  # a download that was cut off
+        ("config.json", b"[]"),
+        ("config.json", b'{"model_type": "llama", "hidden_size": "x"}'),
+        ("tokenizer.json", b"[1]"),
+        ("generation_config.json", b"[]"),
+        ("chat_template.jinja", b"{{ 1 // 0 }}"),
+    ],
+)
+def test_a_folder_that_is_damaged_is_one_line(file: str, content: bytes, small_lm_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(small_lm_folder, folder)
+    (folder / file).write_bytes(content)
+    with pytest.raises(InputError, match="cannot be loaded as a causal language model|chat template") as caught:
+        LocalLanguageModel.load(folder, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
 def test_prices_make_a_cost(small_lm_folder: Path) -> None:
     prices = Prices(prompt=1.0, reused=0.1, generated=3.0)
     lm = LocalLanguageModel.load(small_lm_folder, device="cpu", prices=prices)
