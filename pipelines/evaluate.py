@@ -87,6 +87,8 @@ def evaluate(
     """
     if (bundle is None) == (lists is None):
         raise InputError("give either --bundle or --lists to say what to measure")
+    if seed < 0:
+        raise InputError(f"--seed must be at least 0, got {seed}")
     if lists is not None and retrievers is not None:
         raise InputError("--retrievers chooses among those of a bundle; leave it out with --lists")
     if lists is not None and rerank is not None:
