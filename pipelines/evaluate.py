@@ -75,7 +75,7 @@ def evaluate(
         all_positives: of a time split, rank every positive of the period too, each after all events before it.
         rerank: rerankers to measure on the lists of some users, A,B: pointwise, pairwise-all, pairwise-heap,
             pairwise-sliding, listwise, first, full-list, set, embedding-feedback, cross-encoder.
-        lm: their language model: a folder, or http(s)://host/v1#model.
+        lm: their language model: a folder, or http(s)://host/v1#model, whose key is read from RECSYS_API_KEY.
         cross_encoder: folder of the model of cross-encoder.
         feedback: folder of a trained head of embedding-feedback; default none.
         prompt: name or file of another prompt than the method's own.

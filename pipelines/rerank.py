@@ -85,7 +85,7 @@ def rerank(
         user: a user id.
         users: or many: Parquet or CSV with a column user_id, or text with one id per line.
         lists: or lists made elsewhere: Parquet with the columns user_id and item_ids (lists, best first).
-        lm: the language model: a folder, or http(s)://host/v1#model.
+        lm: the language model: a folder, or http(s)://host/v1#model, whose key is read from RECSYS_API_KEY.
         cross_encoder: folder of the model of cross-encoder.
         feedback: folder of a trained head of embedding-feedback; default none.
         prompt: name or file of another prompt than the method's own.

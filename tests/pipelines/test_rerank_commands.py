@@ -150,6 +150,17 @@ def test_exit_codes_tell_bad_input_from_answers_in_part(
         assert message in capsys.readouterr().err
 
 
+def test_a_server_gets_its_key_from_the_environment(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai", reason="needs the extra llm")
+    options = RerankOptions(method="first", lm="http://localhost:1/v1#m")
+    for key in ("of-this-server", None):
+        monkeypatch.delenv("RECSYS_API_KEY", raising=False)
+        if key is not None:
+            monkeypatch.setenv("RECSYS_API_KEY", key)
+        reranker: Any = options.open(Bundle.open(toy_bundle))
+        assert reranker.lm._connections._api_key == key and str(key) not in str(options.identity())
+
+
 def test_options_refuse_what_a_method_lacks_or_does_not_read() -> None:
     with pytest.raises(InputError, match="no reranking method is called 'frist'"):
         RerankOptions(method="frist")
