@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from recsys.errors import InputError
 from recsys.files import write_json
 from recsys.pipelines.console import stderr_console, stdout_console
+from recsys.pipelines.language_model import named_model
 from recsys.retrieval.rag.ask import Asker
 from recsys.retrieval.rag.ask_answer import AskAnswer
 from recsys.retrieval.rag.dry_model import DryModel
 from recsys.retrieval.rag.passage import estimated_tokens
+from recsys.retrieval.rag.prompt_lines import shown_answer
 from recsys.retrieval.recommender import Recommender
 from recsys.retrieval.rerank.lm.protocol import LanguageModel
 
@@ -20,7 +21,6 @@ __all__ = ["INCOMPLETE", "ask"]
 
 INCOMPLETE = 3
 """Exit code of an answer that a language model should have had a part in and had not."""
-_KEY = "RECSYS_API_KEY"
 
 
 def ask(
@@ -55,7 +55,7 @@ def ask(
     """
     if bundle is None:
         raise InputError("--bundle must be given: a folder that `recsys export --histories` wrote")
-    model: LanguageModel | None = DryModel() if dry else _model(lm)
+    model: LanguageModel | None = DryModel() if dry else None if lm is None else named_model(lm)
     recommender = Recommender.load(bundle)
     store = None
     if passages:
@@ -82,20 +82,11 @@ def ask(
         raise SystemExit(INCOMPLETE)
 
 
-def _model(lm: str | None) -> LanguageModel | None:
-    if lm is None:
-        return None
-    from recsys.retrieval.rerank.lm.open import open_language_model
-
-    key = os.environ.get(_KEY)
-    return open_language_model(lm, **({"api_key": key} if key and "://" in lm else {}))
-
-
 def _show(answer: AskAnswer) -> None:
     console = stdout_console()
     console.print(answer.text, markup=False)
     for step in answer.table.steps if answer.table is not None else ():
-        console.print(f"query ({step.outcome}): {step.sql or step.error}", markup=False)
+        console.print(f"query ({step.outcome}): {shown_answer(step.sql or step.error or '')}", markup=False)
     for note in answer.notes:
         console.print(f"note: {note}", markup=False)
     if answer.usage.calls:

@@ -85,7 +85,7 @@ def candidates(
         rules: JSON list of business rules, such as [{"rule": "cap", "column": "brand", "n": 2}].
         rerank: put the first items in another order by this method: pointwise, pairwise-all, pairwise-heap,
             pairwise-sliding, listwise, first, full-list, set, embedding-feedback, cross-encoder.
-        lm: its language model: a folder, or http(s)://host/v1#model.
+        lm: its language model: a folder, or http(s)://host/v1#model, whose key is read from RECSYS_API_KEY.
         cross_encoder: folder of the model of cross-encoder.
         feedback: folder of a trained head of embedding-feedback; default none.
         prompt: name or file of another prompt than the method's own.

@@ -75,7 +75,7 @@ def evaluate(
         all_positives: of a time split, rank every positive of the period too, each after all events before it.
         rerank: rerankers to measure on the lists of some users, A,B: pointwise, pairwise-all, pairwise-heap,
             pairwise-sliding, listwise, first, full-list, set, embedding-feedback, cross-encoder.
-        lm: their language model: a folder, or http(s)://host/v1#model.
+        lm: their language model: a folder, or http(s)://host/v1#model, whose key is read from RECSYS_API_KEY.
         cross_encoder: folder of the model of cross-encoder.
         feedback: folder of a trained head of embedding-feedback; default none.
         prompt: name or file of another prompt than the method's own.
@@ -87,6 +87,8 @@ def evaluate(
     """
     if (bundle is None) == (lists is None):
         raise InputError("give either --bundle or --lists to say what to measure")
+    if seed < 0:
+        raise InputError(f"--seed must be at least 0, got {seed}")
     if lists is not None and retrievers is not None:
         raise InputError("--retrievers chooses among those of a bundle; leave it out with --lists")
     if lists is not None and rerank is not None:

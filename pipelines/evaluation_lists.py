@@ -104,7 +104,7 @@ def read_lists(path: Path) -> pl.DataFrame:
     """The columns user_id and item_ids of a Parquet file, or of a folder of such files.
 
     Raises:
-        InputError: it cannot be read, or lacks a column.
+        InputError: it cannot be read, lacks a column, or a row lacks one of both.
     """
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))
@@ -125,8 +125,14 @@ def read_lists(path: Path) -> pl.DataFrame:
                 raise InputError(f"{file} has no column {column}; it has {', '.join(frame.columns) or 'none'}")
         if isinstance(frame["item_ids"].dtype, pl.Array):
             frame = frame.with_columns(pl.col("item_ids").arr.to_list())
-        if not isinstance(frame["item_ids"].dtype, pl.List):
-            raise InputError(f"{file}: column item_ids must hold lists, it is {frame['item_ids'].dtype}")
+        kind = frame["item_ids"].dtype
+        if not isinstance(kind, pl.List) or kind.inner.is_nested():
+            raise InputError(f"{file}: column item_ids must hold lists of ids, it is {kind}")
+        for column in ("user_id", "item_ids"):
+            empty = frame[column].is_null().to_numpy()
+            if empty.any():
+                row = int(np.flatnonzero(empty)[0])
+                raise InputError(f"{file}: row {row} has no {column}; give every row both")
         frames.append(frame.select("user_id", "item_ids"))
     try:
         return pl.concat(frames)
@@ -135,10 +141,6 @@ def read_lists(path: Path) -> pl.DataFrame:
 
 
 def _check_rows(path: Path, frame: pl.DataFrame, user_L: NDArray[np.int64]) -> None:
-    for column in ("user_id", "item_ids"):
-        empty = frame[column].is_null().to_numpy()
-        if empty.any():
-            raise InputError(f"{path}: row {int(np.flatnonzero(empty)[0])} has no {column}; give every row both")
     order = np.argsort(user_L, kind="stable")
     again = np.flatnonzero((user_L[order][1:] == user_L[order][:-1]) & (user_L[order][1:] >= 0))
     if len(again):

@@ -23,6 +23,8 @@ from recsys.pipelines.rerank_options import RerankOptions
 from recsys.retrieval.recommender import Recommender
 from recsys.retrieval.reordering import ShortList
 from recsys.retrieval.rerank.chain import RerankChain, request_of
+from recsys.retrieval.rerank.cross_encoder import CrossEncoderReranker
+from recsys.retrieval.rerank.lm.protocol import Chat, Message
 from recsys.retrieval.rerank.prompted import PromptedReranker
 from recsys.retrieval.rerank.request import RerankRequest
 from recsys.retrieval.user_features import stored_user
@@ -83,7 +85,7 @@ def rerank(
         user: a user id.
         users: or many: Parquet or CSV with a column user_id, or text with one id per line.
         lists: or lists made elsewhere: Parquet with the columns user_id and item_ids (lists, best first).
-        lm: the language model: a folder, or http(s)://host/v1#model.
+        lm: the language model: a folder, or http(s)://host/v1#model, whose key is read from RECSYS_API_KEY.
         cross_encoder: folder of the model of cross-encoder.
         feedback: folder of a trained head of embedding-feedback; default none.
         prompt: name or file of another prompt than the method's own.
@@ -94,6 +96,7 @@ def rerank(
         at: time of the requests; default the wall clock, or the last event's time.
         k: items shown of a list.
         dry: show what the language model would be asked first about the first list, and its tokens; no model is called.
+            With --json these questions are written, too.
         output: write the lists in their new order, as Parquet that `recsys evaluate --lists` reads.
         json: write orders, tokens, times and faults to this file.
     """
@@ -102,6 +105,8 @@ def rerank(
     for flag, number in (("--k", k), ("--deadline-ms", deadline_ms)):
         if number is not None and not number > 0:
             raise InputError(f"{flag} must be above 0, got {number}")
+    if dry and output is not None:
+        raise InputError("--output: a dry view puts nothing in order; leave it out, or leave out --dry")
     options = RerankOptions(
         method=method, lm=lm, cross_encoder=cross_encoder, feedback=feedback, prompt=prompt, top=top, weight=weight
     )
@@ -119,7 +124,10 @@ def rerank(
     reranker = options.open(rec.bundle)
     chain = RerankChain(reranker, top=top, weight=weight, deadline_ms=deadline_ms)
     if dry:
-        _show_prompts(reranker, request_of(asked[0].short, chain.history_events), asked[0].user_id)
+        chats = _show_prompts(reranker, request_of(asked[0].short, chain.history_events), asked[0].user_id)
+        if json is not None:
+            prompts = [[{"role": one.role, "text": one.text} for one in chat] for chat in chats]
+            write_json(json, {"settings": options.identity(), "user_id": asked[0].user_id, "prompts": prompts})
         return
     answers = list(_answers(chain, asked))
     if output is not None:
@@ -257,13 +265,19 @@ def _show_sums(asked: Sequence[_Asked], answers: Sequence[Answer]) -> None:
     )
 
 
-def _show_prompts(reranker: Any, request: RerankRequest, user_id: Any) -> None:
-    """The first questions about a list, as a chat, with their tokens."""
+def _show_prompts(reranker: Any, request: RerankRequest, user_id: Any) -> list[Chat]:
+    """The first questions about a list, as chats, the first one printed with its tokens."""
     console = stdout_console()
     if not isinstance(reranker, PromptedReranker):
         console.print(f"{reranker.name} asks no language model; it reads {len(request.candidates)} items of user "
                       f"{user_id} and {len(request.events)} events", markup=False)  # fmt: skip
-        return
+        if not isinstance(reranker, CrossEncoderReranker):
+            return []
+        query = reranker.query(request)
+        console.rule("read beside each item", align="left")
+        console.print(query, markup=False)
+        console.rule()
+        return [[Message("user", query)]]
     chats = reranker.questions(request)
     console.print(
         f"{reranker.name} would first ask {len(chats)} questions about the list of user {user_id}", markup=False
@@ -283,3 +297,4 @@ def _show_prompts(reranker: Any, request: RerankRequest, user_id: Any) -> None:
             f"template; the model reads up to {reranker.lm.context_tokens:,}",
             markup=False,
         )
+    return chats

@@ -220,7 +220,7 @@ def _fit_feedback(
 def _check(settings: dict[str, Any]) -> None:
     least = {
         "k": 2, "users": 1, "max_tokens": 1, "epochs": 1, "batch_lists": 1, "lora_rank": 1, "valid_users": 0,
-        "test_users": 0, "num_samples": 2,
+        "test_users": 0, "num_samples": 2, "seed": 0,
     }  # fmt: skip
     for name, smallest in least.items():
         if settings[name] < smallest:
@@ -230,6 +230,10 @@ def _check(settings: dict[str, Any]) -> None:
         raise InputError(f"--lr must be positive, got {settings['lr']}")
     if settings["beta"] <= 0:
         raise InputError(f"--beta must be positive, got {settings['beta']}")
+    if settings["rank_weight"] is not None and settings["rank_weight"] < 0:
+        raise InputError(f"--rank-weight must be a number from 0, got {settings['rank_weight']}")
+    if not 0 <= settings["separator_weight"] <= 1:
+        raise InputError(f"--separator-weight must be from 0 to 1, got {settings['separator_weight']}")
     if settings["method"] == "cross-encoder":
         if settings["loss"] not in ("first", "pg-rank"):
             raise InputError(

@@ -26,6 +26,7 @@ from recsys.pipelines.rerank_lists import RerankLists
 from recsys.retrieval.rerank.cross_encoder import CrossEncoderReranker
 from recsys.retrieval.rerank.fusion import rerank_scores
 from recsys.retrieval.rerank.lm.adapter import TRAINED, fingerprint
+from recsys.tokenizers.text_encoder import LOADING_ERRORS
 
 __all__ = ["fit_cross_encoder", "start_folder"]
 
@@ -156,7 +157,7 @@ def start_folder(lm: Path, folder: Path, seed: int) -> Path:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             net = _net(lm)
-    except (AttributeError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except LOADING_ERRORS as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"--lm {lm} cannot be made a cross-encoder ({reason}); give an encoder such as BERT") from None
     finally:

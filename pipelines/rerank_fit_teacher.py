@@ -67,13 +67,13 @@ def _orders(path: Path) -> dict[str | None, list[str | None]]:
     if not path.is_file():
         raise InputError(f"--teacher {path} is no file; give JSON lines with user_id and item_ids")
     orders: dict[str | None, list[str | None]] = {}
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
             try:
                 row: Any = json.loads(line)
-            except (ValueError, RecursionError):
+            except (ValueError, RecursionError):  # bytes that are no text among them
                 row = None
             if not isinstance(row, dict) or "user_id" not in row or not isinstance(row.get("item_ids"), list):
                 raise InputError(f"--teacher {path}, line {number}: expected an object with user_id and item_ids")

@@ -13,6 +13,7 @@ from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import read_json, sha256_file
+from recsys.pipelines.language_model import named_model
 from recsys.pipelines.rerank_fit_lists import validation_users
 from recsys.retrieval.rerank.chain import RerankChain
 from recsys.retrieval.rerank.lm.adapter import TRAINED
@@ -89,7 +90,7 @@ class RerankOptions:
         settings: dict[str, Any] = {"training_only": training_only} if self.method == "embedding-feedback" else {}
         return open_reranker(
             self.method,
-            lm=self.lm,
+            lm=None if self.lm is None else named_model(self.lm),
             bundle=bundle,
             cross_encoder=self.cross_encoder,
             feedback=self.feedback,

@@ -69,7 +69,7 @@ def rows(
         data: the prepared dataset that it was made from.
         work: folder for results and rows.
         methods: rerankers, A,B.
-        lm: their language model: a folder, or http(s)://host/v1#model.
+        lm: their language model: a folder, or http(s)://host/v1#model, whose key is read from RECSYS_API_KEY.
         cross_encoder: folder of the model of cross-encoder.
         feedback: folder of a trained head of embedding-feedback.
         prompt: name or file of another prompt than the method's own.

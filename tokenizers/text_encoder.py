@@ -24,17 +24,9 @@ _KEPT = (".json", ".txt", ".safetensors", ".model", ".vocab", ".tiktoken")
 """Configuration, vocabularies and weights: files that run no code when they are read."""
 _LEFT_OUT = ("onnx", "openvino")
 """Sub-folders with the same weights for other engines."""
-LOADING_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What libraries raise over a folder that is no model of theirs."""
+LOADING_ERRORS = (Exception,)
+"""What libraries raise over a folder that is no model of theirs: anything. Those of safetensors (weights cut off) and
+huggingface_hub (a field of another type) share no other class."""
 _TEXTS_AT_ONCE = 512
 _BATCH = 64
 

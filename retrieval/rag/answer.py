@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from recsys.errors import InputError, shown
 from recsys.retrieval.rag.chunk_search import Reward, SearchSettings, of_sets, search_chunks
-from recsys.retrieval.rag.citations import MIN_OVERLAP, CheckedAnswer, Entails, check_answer
+from recsys.retrieval.rag.citations import MIN_OVERLAP, CheckedAnswer, Entails, check_answer, judged_answer
+from recsys.retrieval.rag.model_reward import ModelReward
 from recsys.retrieval.rag.passage import FoundPassage, Passage, relevance
 from recsys.retrieval.rag.passage_store import PassageStore
 from recsys.retrieval.rag.placement import strongest_at_both_ends
@@ -23,7 +24,7 @@ from recsys.retrieval.rerank.lm.protocol import Chat, Generation, LanguageModel
 from recsys.retrieval.rerank.lm.usage import Usage
 from recsys.retrieval.rerank.prompt import Prompt
 
-__all__ = ["SELECTIONS", "Answer", "Answerer"]
+__all__ = ["SELECTIONS", "Answer", "Answerer", "GivenPassages"]
 
 SELECTIONS = ("greedy", "tree", "top")
 Status = Literal["answered", "cut", "nothing found", "failed"]
@@ -49,6 +50,17 @@ class Answer:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     """From the question to the answer, search included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenPassages:
+    """What goes into a prompt."""
+
+    given: tuple[Passage, ...]
+    """In the order of the prompt."""
+    notes: tuple[str, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    """Of a language model that valued lists of passages; part of the answer's."""
 
 
 class Answerer:
@@ -138,16 +150,20 @@ class Answerer:
         if not found:
             text = "Nothing was found about this question."
             return self._told(question, text, "nothing found", (), start, "no passage was found")
-        given, notes = await asyncio.to_thread(self.chosen, question, found, budget_tokens, deadline)
-        if not given:
+        choice = await asyncio.to_thread(self.choose, question, found, budget_tokens, deadline)
+        if not choice.given:
             text = "Nothing that was found fits the budget of the prompt."
-            return self._told(question, text, "nothing found", (), start, *notes)
-        answer = await self.answer_from(question, given, deadline=deadline)
-        return replace(answer, notes=(*notes, *answer.notes), seconds=time.monotonic() - start)
+            return self._told(question, text, "nothing found", (), start, *choice.notes, usage=choice.usage)
+        answer = await self.answer_from(question, choice.given, deadline=deadline)
+        return replace(
+            answer, notes=(*choice.notes, *answer.notes), usage=choice.usage + answer.usage,
+            seconds=time.monotonic() - start,
+        )  # fmt: skip
 
     async def answer_from(self, question: str, given: Sequence[Passage], *, deadline: float | None = None) -> Answer:
         """An answer from passages that :meth:`chosen` gave, as they stand: none is left out or moved."""
-        return self.checked(question, given, await self._generated(self.chat(question, given), deadline))
+        said = await self._generated(self.chat(question, given), deadline)
+        return await asyncio.to_thread(self.checked, question, given, said)
 
     def chat(self, question: str, given: Sequence[Passage]) -> Chat:
         """What is put to the model, without asking: a dry view."""
@@ -165,6 +181,17 @@ class Answerer:
         deadline: float | None = None,
     ) -> tuple[tuple[Passage, ...], tuple[str, ...]]:
         """Passages for the prompt, the strongest at both ends, and notes."""
+        choice = self.choose(question, found, budget_tokens, deadline)
+        return choice.given, choice.notes
+
+    def choose(
+        self,
+        question: str,
+        found: Sequence[FoundPassage],
+        budget_tokens: int | None = None,
+        deadline: float | None = None,
+    ) -> GivenPassages:
+        """:meth:`chosen`, and what the choice took."""
         lines = numbered([hit.passage for hit in found], self._passage_chars)
         tokens = [count + 1 for count in self.lm.count_tokens(lines)]
         bare = sum(self.lm.count_tokens([message.text for message in self.chat(question, [])]))
@@ -172,14 +199,15 @@ class Answerer:
         wanted = self.budget_tokens if budget_tokens is None else budget_tokens
         budget = min(wanted, room)
         notes = [f"the model has room for {max(0, room)} tokens of passages"] if room < wanted else []
-        selected = self._selected(question, found, tokens, budget, deadline)
+        selected, usage = self._selected(question, found, tokens, budget, deadline)
         if not selected.complete:
             notes.append("the deadline ended the choice of passages")
         left_out = len(found) - len(selected.chosen)
         if left_out:
             notes.append(f"{len(selected.chosen)} of {len(found)} passages found were given, {selected.tokens} tokens")
         strongest = sorted(selected.chosen)  # numbers are places in the order of the search
-        return tuple(found[place].passage for place in strongest_at_both_ends(strongest)), tuple(notes)
+        given = tuple(found[place].passage for place in strongest_at_both_ends(strongest))
+        return GivenPassages(given=given, notes=tuple(notes), usage=usage)
 
     def checked(self, question: str, given: Sequence[Passage], said: Generation) -> Answer:
         """The answer that a generation amounts to."""
@@ -195,7 +223,8 @@ class Answerer:
             notes.append("the model gave an empty answer")
         if status == "failed":
             return self._told(question, _found_instead(given), "failed", given, None, *notes, usage=said.usage)
-        checked = check_answer(text, given, min_overlap=self.min_overlap, entails=self.entails)
+        checked, more = judged_answer(text, given, min_overlap=self.min_overlap, entails=self.entails)
+        notes += more
         if checked.unknown_citations:
             numbers = ", ".join(map(str, checked.unknown_citations[:10]))
             notes.append(f"the answer cites passages that do not exist: {numbers}")
@@ -229,25 +258,28 @@ class Answerer:
         tokens: Sequence[int],
         budget_tokens: int,
         deadline: float | None,
-    ) -> Selection:
+    ) -> tuple[Selection, Usage]:
         if self.selection == "top":
-            return _first_that_fit(tokens, budget_tokens)
+            return _first_that_fit(tokens, budget_tokens), Usage()
         passages = [hit.passage for hit in found]
         value = utility_of(
             question, [passage.text for passage in passages], relevance(found), self.store.similarity(passages)
         )
         start = greedy(value, tokens, budget_tokens)
         if self.selection == "greedy":
-            return start
+            return start, Usage()
         settings = self.search_settings or SearchSettings()
         if self.reward is None:
             return search_chunks(
                 of_sets(value), tokens, budget_tokens, settings=settings, start=start.chosen, any_order=True,
                 deadline=deadline,
-            )  # fmt: skip
+            ), Usage()  # fmt: skip
         reward = self.reward(question, passages)
+        if isinstance(reward, ModelReward):
+            reward.deadline = deadline
         best = search_chunks(reward, tokens, budget_tokens, settings=settings, start=start.chosen, deadline=deadline)
-        return best if best.chosen else start  # a model that fails values nothing
+        usage = reward.usage if isinstance(reward, ModelReward) else Usage()
+        return (best if best.chosen else start), usage  # a model that fails values nothing
 
     def _told(
         self, question: str, text: str, status: Status, given: Sequence[Passage], start: float | None, *notes: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +41,8 @@ from recsys.retrieval.rerank.background_loop import run
 from recsys.retrieval.rerank.lm.protocol import LanguageModel
 from recsys.retrieval.rerank.prompt import Prompt
 from recsys.retrieval.rerank.request import RerankItem, RerankRequest
-from recsys.retrieval.rerank.reranker import Reranker
+from recsys.retrieval.rerank.reranker import Reranker, answered
+from recsys.retrieval.rerank.result import RerankResult
 
 __all__ = ["Asker", "Conversation", "ask"]
 
@@ -49,8 +51,12 @@ _LONGEST_QUESTION = 2_000
 _MOST_TURNS = 20
 _MOST_READ = 20
 """Newest events that a reranker reads in words."""
+_SOFT = 0.9
+"""Part of the time that is left after which a reranker is to come to its end."""
 _LATELY = 5
 """Titles of the user's newest items that a reply may speak of."""
+
+_LOGGER = logging.getLogger("recsys.ask")
 
 
 class Asker:
@@ -242,10 +248,12 @@ class Asker:
             work.notes.append("no item fits all that was asked for")
         work.notes += page.notes
         hits = list(page.hits)
-        if self.store is not None and not work.late():
+        if self.store is not None and work.late():
+            work.notes.append("the deadline passed, so passages were not searched")
+        elif self.store is not None:
             with work.stage("passages"):
                 hits = await self._with_passages(self.store, work, hits, filters, allow, wanted, recommended)
-        if self.reranker is not None and len(hits) > 1 and not work.late():
+        if self.reranker is not None and len(hits) > 1:
             with work.stage("rerank"):
                 hits = await self._reranked(work, catalogue, hits, who, settings)
         return replace(page, hits=tuple(hits[:k])), filters
@@ -306,12 +314,36 @@ class Asker:
             user_K=catalogue.user_features(who.get("user_id"), settings.get("user_features")),
             query=work.question,
         )
-        (result,) = await self.reranker.rerank_async([request], deadline=work.deadline)
+        result = await self._order(work, self.reranker, request)
+        if result is None:
+            return hits
         work.usage += result.usage
         work.notes += result.notes
         work.complete &= result.complete
         by_id = {hit.item_id: hit for hit in hits}
         return [by_id[item_id] for item_id in result.ids]
+
+    async def _order(self, work: AskWork, reranker: Reranker, request: RerankRequest) -> RerankResult | None:
+        """What the reranker says; None, counted and noted, where it fails or says nothing in time."""
+        now = time.monotonic()
+        left = None if work.deadline is None else work.deadline - now
+        try:
+            if left is not None and left <= 0:
+                raise TimeoutError
+            async with asyncio.timeout(left):
+                (result,) = await answered(reranker, [request], None if left is None else now + _SOFT * left)
+            return result
+        except InputError:
+            raise
+        except TimeoutError:
+            why = "did not answer in time"
+        except Exception:
+            _LOGGER.warning("the reranker %s failed", reranker.name, exc_info=True)
+            why = "failed"
+        work.complete = False
+        work.count("failed")
+        work.notes.append(f"the reranker {reranker.name} {why}; the order is that from before it")
+        return None
 
     # -- the answer ------------------------------------------------------------------------------------------------
 

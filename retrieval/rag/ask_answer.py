@@ -53,7 +53,7 @@ class AskFaults:
     """Shown, but their words are less than half in what was known of the items."""
     refused_queries: int = 0
     failed: int = 0
-    """Calls without an answer: errors, a passed deadline."""
+    """Calls without an answer, of the language model or of a reranker: errors, a passed deadline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

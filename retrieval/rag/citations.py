@@ -6,12 +6,21 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 from recsys.retrieval.rag.passage import Passage
 from recsys.retrieval.rag.sentences import CITATION, sentence_spans
 from recsys.retrieval.rag.words import content_words
 
-__all__ = ["MIN_OVERLAP", "MIN_PROBABILITY", "CheckedAnswer", "CheckedSentence", "Entails", "check_answer", "cited_in"]
+__all__ = [
+    "MIN_OVERLAP",
+    "MIN_PROBABILITY",
+    "CheckedAnswer",
+    "CheckedSentence",
+    "Entails",
+    "check_answer",
+    "cited_in",
+    "judged_answer",
+]
 
 MIN_OVERLAP = 0.5
 """Share of a sentence's content words that its passages must hold, unless asked otherwise."""
@@ -57,6 +66,18 @@ class CheckedAnswer:
     """Places in ``sentences``, from 0, of those that their citations do not support, or that cite nothing."""
     judged_by: str
     """``overlap`` or ``entailment``."""
+
+    @classmethod
+    def of(cls, text: str, sentences: Sequence[CheckedSentence], judged_by: str) -> CheckedAnswer:
+        """What some checked sentences amount to, which are the text's."""
+        return cls(
+            text=text,
+            sentences=tuple(sentences),
+            cited=tuple(dict.fromkeys(number for sentence in sentences for number in sentence.cited)),
+            unknown_citations=tuple(dict.fromkeys(number for sentence in sentences for number in sentence.unknown)),
+            unsupported=tuple(place for place, sentence in enumerate(sentences) if not sentence.supported),
+            judged_by=judged_by,
+        )
 
     @property
     def passed(self) -> bool:
@@ -109,28 +130,37 @@ def check_answer(
         )
         for piece, cited, found, support, claimed in zip(pieces, known, numbers, supports, has_claim, strict=True)
     )
-    return CheckedAnswer(
-        text=text,
-        sentences=sentences,
-        cited=tuple(dict.fromkeys(number for sentence in sentences for number in sentence.cited)),
-        unknown_citations=tuple(dict.fromkeys(number for sentence in sentences for number in sentence.unknown)),
-        unsupported=tuple(place for place, sentence in enumerate(sentences) if not sentence.supported),
-        judged_by="overlap" if entails is None else "entailment",
-    )
+    return CheckedAnswer.of(text, sentences, "overlap" if entails is None else "entailment")
+
+
+def judged_answer(
+    text: str, passages: Sequence[Passage | str], *, min_overlap: float, entails: Entails | None
+) -> tuple[CheckedAnswer, tuple[str, ...]]:
+    """:func:`check_answer`, and notes: where the judge cannot compute, it is the overlap that counts."""
+    try:
+        return check_answer(text, passages, min_overlap=min_overlap, entails=entails), ()
+    except (IndexError, RuntimeError) as error:  # torch's own: too little memory, no such token, …
+        if entails is None:
+            raise
+        note = f"the entailment model failed ({shown(' '.join(str(error).split()))}); words that overlap were counted"
+        return check_answer(text, passages, min_overlap=min_overlap), (note,)
 
 
 def cited_in(text: str) -> tuple[int, ...]:
-    """Numbers in brackets, in their order, each once; a range counts as all its numbers, the first 50 of a long one.
+    """Numbers in brackets, in their order, each once; a range counts as all its numbers, a long one as its first 50 and
+    its last.
 
     >>> cited_in("Red [2], wooden [1, 3] and old [5-7][2].")
     (2, 1, 3, 5, 6, 7)
+    >>> len(cited_in("[1-900]")), cited_in("[1-900]")[-1], cited_in("[9-7]")
+    (51, 900, (9, 7))
     """
     found: dict[int, None] = {}
     for match in _CITATION.finditer(text):
         for low, high in _PARTS.findall(match.group()):
-            first = int(low)
-            last = min(int(high), first + _MOST_RANGE - 1) if high else first
-            found.update(dict.fromkeys(range(first, max(first, last) + 1)))
+            first, last = int(low), int(high or low)
+            found.update(dict.fromkeys(range(first, min(last, first + _MOST_RANGE - 1) + 1)))
+            found.update(dict.fromkeys((first, last)))
     return tuple(found)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from recsys.errors import InputError
 from recsys.events import Event
 from recsys.retrieval.explain import Explanation
-from recsys.retrieval.rag.citations import MIN_OVERLAP, CheckedAnswer, Entails, check_answer
+from recsys.retrieval.rag.citations import MIN_OVERLAP, CheckedAnswer, Entails, check_answer, judged_answer
 from recsys.retrieval.rag.evidence import evidence_for, title_of
 from recsys.retrieval.rag.passage import Passage
 from recsys.retrieval.rag.passage_store import PassageStore
@@ -122,32 +122,28 @@ async def explain_recommendation_async(
             usage, written = said.usage, shown_answer(said.text)
             if said.finish in ("deadline", "error"):
                 notes.append(f"the model's text ends early: {said.error or 'the deadline'}")
-            kept, left_out = _kept(written, evidence, entails, min_overlap)
-            if left_out:
+            checked, more = await asyncio.to_thread(
+                judged_answer, written, evidence, min_overlap=min_overlap, entails=entails
+            )
+            notes += more
+            held = [one for one in checked.sentences if one.supported and one.support is not None and not one.unknown]
+            kept = " ".join(one.text for one in held[:MOST_SENTENCES])
+            citations = CheckedAnswer.of(kept, held[:MOST_SENTENCES], checked.judged_by)
+            if left_out := len(checked.sentences) - len(held):
                 notes.append(f"{left_out} sentences of the model are not supported by what they cite and left out")
-    text = kept or template
+    if not kept:
+        citations = check_answer(template, evidence, min_overlap=min_overlap)
     return RecommendationReason(
         item_id=explanation.item_id,
-        text=text,
+        text=kept or template,
         written_by="model" if kept else "template",
         evidence=tuple(evidence),
-        citations=check_answer(text, evidence, min_overlap=min_overlap),
+        citations=citations,
         explanation=explanation,
         model_text=written,
         usage=usage,
         notes=tuple(notes),
     )
-
-
-def _kept(text: str, evidence: Sequence[Passage], entails: Entails | None, min_overlap: float) -> tuple[str, int]:
-    """The first sentences that stand on what they cite and cite nothing else, and how many others there are."""
-    checked = check_answer(text, evidence, min_overlap=min_overlap, entails=entails)
-    held = [
-        sentence.text
-        for sentence in checked.sentences
-        if sentence.supported and sentence.support is not None and not sentence.unknown
-    ]
-    return " ".join(held[:MOST_SENTENCES]), len(checked.sentences) - len(held)
 
 
 def _template(evidence: Sequence[Passage]) -> str:

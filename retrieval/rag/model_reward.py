@@ -13,9 +13,10 @@ from recsys.retrieval.rag.prompt_lines import load_prompt, numbered
 from recsys.retrieval.rerank.as_data import as_data
 from recsys.retrieval.rerank.background_loop import run
 from recsys.retrieval.rerank.lm.protocol import LanguageModel
+from recsys.retrieval.rerank.lm.usage import Usage
 from recsys.retrieval.rerank.prompt import Prompt
 
-__all__ = ["enough_by_model"]
+__all__ = ["ModelReward", "enough_by_model"]
 
 
 def enough_by_model(
@@ -36,24 +37,37 @@ def enough_by_model(
     answers = words.option("answers", ["yes", "no"])
     if len(answers) != 2 or not all(isinstance(answer, str) and answer for answer in answers):
         raise InputError(f"prompt {words.source}: option 'answers' must hold two words, got {shown(answers)}")
-    chars, question_chars = words.option("passage_chars", 400), words.option("question_chars", 500)
+    return lambda question, passages: ModelReward(lm, words, answers, question, passages)
 
-    def of(question: str, passages: Sequence[Passage]) -> Reward:
-        asked = as_data(question, question_chars)
 
-        def reward(orders: Sequence[tuple[int, ...]]) -> list[float]:
-            chats = [
-                words.render(
-                    passages="\n".join(numbered([passages[number] for number in order], chars)), question=asked
-                )
-                for order in orders
-            ]
-            choices = run(lm.choose(chats, [answers] * len(chats), prefill=words.prefill))
-            return [_share(choice.log_probs) if choice.error is None else 0.0 for choice in choices]
+class ModelReward:
+    """A :data:`~recsys.retrieval.rag.chunk_search.Reward` that knows what it took."""
 
-        return reward
+    def __init__(
+        self, lm: LanguageModel, prompt: Prompt, answers: Sequence[str], question: str, passages: Sequence[Passage]
+    ) -> None:
+        """See :func:`enough_by_model`."""
+        self._lm, self._prompt, self._answers = lm, prompt, answers
+        self._asked = as_data(question, prompt.option("question_chars", 500))
+        self._passages, self._chars = passages, prompt.option("passage_chars", 400)
+        self.usage = Usage()
+        """Of all lists that were valued so far."""
+        self.deadline: float | None = None
+        """A reading of :func:`time.monotonic` past which a list is worth nothing."""
 
-    return of
+    def __call__(self, orders: Sequence[tuple[int, ...]]) -> list[float]:
+        chats = [
+            self._prompt.render(
+                passages="\n".join(numbered([self._passages[number] for number in order], self._chars)),
+                question=self._asked,
+            )
+            for order in orders
+        ]
+        choices = run(
+            self._lm.choose(chats, [self._answers] * len(chats), prefill=self._prompt.prefill, deadline=self.deadline)
+        )
+        self.usage = sum((choice.usage for choice in choices), self.usage)
+        return [_share(choice.log_probs) if choice.error is None else 0.0 for choice in choices]
 
 
 def _share(log_probs: Sequence[float]) -> float:

@@ -33,7 +33,7 @@ def item_passages(
     Args:
         items: item_id, and title or text or both, as :attr:`Recommender.items` has them.
         columns: others to append as ``name: value``, one a line.
-        limits, count: see :func:`recsys.retrieval.rag.chunking.chunks`.
+        limits, count: see :func:`recsys.retrieval.rag.chunking.chunks`; the title before a later piece comes on top.
 
     Raises:
         InputError: a column is missing.

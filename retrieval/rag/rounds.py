@@ -134,7 +134,9 @@ class RoundAnswerer:
             # What was looked up counts as asked for, so that its passages are not left out as beside the point.
             whole = " ".join([question, *looked_up])
             budget = self._room(question, looked_up)
-            given, _ = await asyncio.to_thread(answerer.chosen, whole, list(state.found.values()), budget, deadline)
+            choice = await asyncio.to_thread(answerer.choose, whole, list(state.found.values()), budget, deadline)
+            given = choice.given
+            state.usage += choice.usage
             chat = self._chat(question, given, looked_up)
             if not given or self._cost(chat) > self.budget_tokens - state.tokens:
                 state.rounds.append(Round(question=wanted, found=new, said="", usage=Usage()))
@@ -149,14 +151,13 @@ class RoundAnswerer:
             state.rounds.append(Round(question=wanted, found=new, said=said.text, usage=said.usage))
             text, next_question = read_round(said.text, self._answer_mark, self._follow_up_mark)
             if said.finish == "error" and not text:
-                ended = "failed"
-                break
+                return self._done(answerer.checked(question, given, said), state, "failed", start)
             if next_question is None:
                 if said.finish == "deadline" and not text:
                     ended = "deadline"
                     break
                 if text:
-                    answer = answerer.checked(question, given, replace(said, text=text))
+                    answer = await asyncio.to_thread(answerer.checked, question, given, replace(said, text=text))
                     return self._done(answer, state, "answered", start)
                 ended = "unreadable"
                 break
@@ -177,7 +178,9 @@ class RoundAnswerer:
         if not state.found:
             return await answerer.answer_async(question, passages=[], deadline=deadline)
         whole = " ".join([question, *(one.question for one in state.rounds[1:])])
-        given, _ = await asyncio.to_thread(answerer.chosen, whole, list(state.found.values()), None, deadline)
+        choice = await asyncio.to_thread(answerer.choose, whole, list(state.found.values()), None, deadline)
+        given = choice.given
+        state.usage += choice.usage
         if not given:
             return await answerer.answer_async(question, passages=[], deadline=deadline)
         if self._cost(answerer.chat(question, given)) > self.budget_tokens - state.tokens:
@@ -214,12 +217,13 @@ class RoundAnswerer:
     def _room(self, question: str, looked_up: Sequence[str]) -> int:
         """Tokens of passages in a round: the answerer's budget, or what its model has room for."""
         answerer = self.answerer
-        left = answerer.lm.context_tokens - self._cost(self._chat(question, [], looked_up)) - _TEMPLATE_TOKENS
+        left = answerer.lm.context_tokens - self._cost(self._chat(question, [], looked_up))
         return max(0, min(answerer.budget_tokens, left))
 
     def _cost(self, chat: Any) -> int:
-        lm = self.answerer.lm
-        return sum(lm.count_tokens([message.text for message in chat])) + self.answerer.max_tokens
+        """Most tokens of prompt and answer."""
+        texts = [*(message.text for message in chat), self.prompt.prefill]
+        return sum(self.answerer.lm.count_tokens(texts)) + _TEMPLATE_TOKENS + self.answerer.max_tokens
 
     async def _generated(self, chat: Any, deadline: float | None) -> Generation:
         answerer = self.answerer

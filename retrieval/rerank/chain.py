@@ -17,7 +17,7 @@ from recsys.retrieval.rerank.background_loop import start
 from recsys.retrieval.rerank.fusion import fused_places, rerank_scores
 from recsys.retrieval.rerank.item_text import item_texts
 from recsys.retrieval.rerank.request import RerankItem, RerankRequest
-from recsys.retrieval.rerank.reranker import Reranker
+from recsys.retrieval.rerank.reranker import Reranker, answered
 from recsys.retrieval.rerank.result import RerankResult
 
 __all__ = ["MOST_HISTORY", "RerankChain", "request_of"]
@@ -84,58 +84,70 @@ class RerankChain:
             own = began + self.deadline_ms / 1000
             deadline = own if deadline is None else min(deadline, own)
         requests = [request_of(one, self.history_events) for one in lists]
-        results = self._results(requests, began, deadline)
-        if isinstance(results, str):
-            return [Reordered(places=range(len(one.row_C)), notes=(results,), counts=_LATE) for one in lists]
+        results, why = self._results(requests, began, deadline)
+        if why is not None:
+            spent = [_counts(result) for result in results] or [{}] * len(lists)
+            return [
+                Reordered(
+                    places=range(len(one.row_C)),
+                    notes=(why,),
+                    counts=counts | {"rerank_failed": max(1, counts.get("rerank_failed", 0))},
+                )
+                for one, counts in zip(lists, spent, strict=True)
+            ]
         return [self._order(one, result) for one, result in zip(lists, results, strict=True)]
 
     def _results(
         self, requests: Sequence[RerankRequest], began: float, deadline: float | None
-    ) -> list[RerankResult] | str:
-        """What the reranker says, or why it says nothing."""
+    ) -> tuple[list[RerankResult], str | None]:
+        """What the reranker says, as far as it is known, and why its orders are not taken; None where they are."""
         late = f"the reranker {self.reranker.name} did not answer in time; the order is that from before it"
         if deadline is not None and time.monotonic() >= deadline:
-            return late
+            return [], late
         soft = None if deadline is None else began + _SOFT * (deadline - began)
-        running = start(self.reranker.rerank_async(requests, deadline=soft))
+        running = start(answered(self.reranker, requests, soft))
         try:
             results = running.result(None if deadline is None else max(deadline - time.monotonic(), 0.0))
         except NotInTime:
             running.cancel()
-            return late
+            return [], late
         except InputError:
             raise
         except Exception:
             _LOGGER.warning("the reranker %s failed", self.reranker.name, exc_info=True)
-            return f"the reranker {self.reranker.name} failed; the order is that from before it"
+            return [], f"the reranker {self.reranker.name} failed; the order is that from before it"
         if soft is not None and time.monotonic() >= soft and not all(result.complete for result in results):
-            return late
-        return results
+            return results, late
+        return results, None
 
     def _order(self, one: ShortList, result: RerankResult) -> Reordered:
-        usage, faults, notes = result.usage, result.faults, list(result.notes)
+        notes = list(result.notes)
         if not result.complete:
             notes.append(f"the reranker {self.reranker.name} answered in part; the rest is in the order from before it")
-        counts = {
-            "rerank_calls": usage.calls,
-            "rerank_prompt_tokens": usage.prompt_tokens,
-            "rerank_reused_tokens": usage.reused_tokens,
-            "rerank_generated_tokens": usage.generated_tokens,
-            "rerank_missing": faults.missing,
-            "rerank_repeated": faults.repeated,
-            "rerank_foreign": faults.foreign,
-            "rerank_malformed": faults.malformed,
-            "rerank_failed": faults.failed,
-        }
         if self.weight is None:
             place = {item_id: at for at, item_id in enumerate(result.candidates)}
             places = [place[item_id] for item_id in result.ids]
         else:
             places = fused_places(one.score_C, rerank_scores(result), self.weight).tolist()
-        return Reordered(places=places, notes=tuple(notes), counts=counts)
+        return Reordered(places=places, notes=tuple(notes), counts=_counts(result))
 
 
-_LATE = {"rerank_failed": 1}
+def _counts(result: RerankResult) -> dict[str, int]:
+    """What a result took and what was wrong with its answers, in whole numbers."""
+    usage, faults = result.usage, result.faults
+    return {
+        "rerank_calls": usage.calls,
+        "rerank_prompt_tokens": usage.prompt_tokens,
+        "rerank_reused_tokens": usage.reused_tokens,
+        "rerank_generated_tokens": usage.generated_tokens,
+        "rerank_model_ms": round(1000 * usage.seconds),
+        "rerank_cost_millionths": round(1_000_000 * usage.cost),
+        "rerank_missing": faults.missing,
+        "rerank_repeated": faults.repeated,
+        "rerank_foreign": faults.foreign,
+        "rerank_malformed": faults.malformed,
+        "rerank_failed": faults.failed,
+    }
 
 
 def request_of(one: ShortList, history_events: int = MOST_HISTORY) -> RerankRequest:

@@ -10,7 +10,7 @@ from recsys.retrieval.rerank.background_loop import run
 from recsys.retrieval.rerank.request import RerankRequest
 from recsys.retrieval.rerank.result import RerankResult
 
-__all__ = ["Reranker"]
+__all__ = ["Reranker", "answered"]
 
 
 class Reranker(ABC):
@@ -47,3 +47,20 @@ class Reranker(ABC):
         from recsys.retrieval.rerank.chain import RerankChain
 
         return RerankChain(self, top=self.num_reordered).reorder(lists, deadline=deadline)
+
+
+async def answered(
+    reranker: Reranker, requests: Sequence[RerankRequest], deadline: float | None = None
+) -> list[RerankResult]:
+    """What a reranker gives, one result for each request and of its candidates, whoever wrote the reranker.
+
+    Raises:
+        ValueError: it gives something else, which nobody can use.
+    """
+    results = list(await reranker.rerank_async(requests, deadline=deadline))
+    if len(results) != len(requests):
+        raise ValueError(f"the reranker {reranker.name} gave {len(results)} results for {len(requests)} lists")
+    for result, request in zip(results, requests, strict=True):
+        if tuple(result.candidates) != request.ids:
+            raise ValueError(f"the reranker {reranker.name} gave the order of another list than it was asked about")
+    return results

@@ -380,6 +380,7 @@ def test_segment_rows_hold_the_default_retrievers_figures(toy_bundle, toy_datase
         (["--lists", "x.parquet", "--retrievers", "dense"], "leave it out with --lists"),
         (["--lists", "x.parquet", "--all-positives"], "leave it out with --lists"),
         (["--bundle", "BUNDLE", "--all-positives"], "has one target per user"),
+        (["--bundle", "BUNDLE", "--seed", "-1"], "--seed must be at least 0"),
     ],
 )
 def test_bad_input_is_one_line(words, message, toy_bundle, toy_dataset, capsys):

@@ -95,6 +95,7 @@ def test_a_folder_of_parts_and_the_json(questions, toy_dataset, tmp_path, monkey
     [
         (pl.DataFrame({"user_id": ["u1"], "items": [["i1"]]}), "has no column item_ids; it has user_id, items"),
         (pl.DataFrame({"user_id": ["u1"], "item_ids": ["i1"]}), "must hold lists"),
+        (pl.DataFrame({"user_id": ["u1"], "item_ids": [[["i1"]]]}), "must hold lists of ids"),
         (pl.DataFrame({"user_id": ["u1", "u1"], "item_ids": [["i1"], ["i2"]]}), "row 1 is a second list of user 'u1'"),
         (pl.DataFrame({"user_id": ["u1", None], "item_ids": [["i1"], ["i2"]]}), "row 1 has no user_id"),
         (pl.DataFrame({"user_id": ["u1", "u2"], "item_ids": [None, ["i2"]]}), "row 0 has no item_ids"),

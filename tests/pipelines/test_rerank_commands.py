@@ -49,6 +49,7 @@ def test_rerank_shows_and_writes_what_a_request_would_get(
     (one,) = json.loads(out.read_text())["lists"]
     assert one["item_ids"] == page.item_ids and one["item_ids_before"] == rec.recommend("u3", k=8, at=AT).item_ids
     assert (one["calls"], one["failed"]) == (1, 0) and one["prompt_tokens"] > 100
+    assert one["model_ms"] >= 0 and one["cost_millionths"] == 0
     frame = pl.read_parquet(lists)
     assert frame.to_dicts() == [{"user_id": "u3", "item_ids": page.item_ids}]
 
@@ -89,6 +90,17 @@ def test_lists_from_elsewhere_are_reordered_around_what_is_not_known(
     assert json.loads((tmp_path / "eval.json").read_text())["protocol"]["candidates"] == "lists"
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"), [([["i1", "i2"], None], "row 1 has no item_ids"), ([[{"a": 1}], []], "must hold lists of ids")]
+)
+def test_lists_that_are_none_are_one_line(toy_bundle: Path, tmp_path: Path, ids: list[Any], message: str) -> None:
+    given, out = tmp_path / "given.parquet", tmp_path / "out.parquet"
+    pl.DataFrame({"user_id": ["u1", "u2"], "item_ids": ids}).write_parquet(given)
+    with pytest.raises(InputError, match=message):
+        run("rerank", "--bundle", toy_bundle, "--lists", given, "--method", "embedding-feedback", "--output", out)
+    assert not out.exists()
+
+
 def test_somebody_unknown_is_answered_as_new_and_it_is_said(
     toy_bundle: Path, lm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +110,7 @@ def test_somebody_unknown_is_answered_as_new_and_it_is_said(
 
 
 def test_a_dry_run_shows_the_prompt_and_its_tokens(
-    toy_bundle: Path, lm: str, capsys: pytest.CaptureFixture[str]
+    toy_bundle: Path, lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("rerank", "--bundle", toy_bundle, "--user", "u3", "--method", "first", "--lm", lm, "--at", AT, "--dry")
     said = capsys.readouterr().out
@@ -106,6 +118,13 @@ def test_a_dry_run_shows_the_prompt_and_its_tokens(
     first = rec.items["title"][int(rec.bundle.vocabulary.items.index(rec.recommend("u3", at=AT).item_ids[:1])[0])]
     assert "first would first ask 1 questions" in said and f"[A] {first}" in said and "tokens in this question" in said
     assert "lists, the first ten" not in said
+    written = tmp_path / "dry.json"
+    run("rerank", "--bundle", toy_bundle, "--user", "u3", "--method", "pointwise", "--lm", lm, "--top", 3, "--dry",
+        "--json", written)  # fmt: skip
+    prompts = json.loads(written.read_text())["prompts"]
+    assert len(prompts) == 3 and "Would the user choose" in prompts[0][-1]["text"]
+    with pytest.raises(InputError, match="--output: a dry view puts nothing in order"):
+        run("rerank", "--bundle", toy_bundle, "--user", "u3", "--method", "first", "--lm", lm, "--dry", "--output", "x")
 
 
 def test_exit_codes_tell_bad_input_from_answers_in_part(
@@ -129,6 +148,17 @@ def test_exit_codes_tell_bad_input_from_answers_in_part(
     ]:
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_server_gets_its_key_from_the_environment(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai", reason="needs the extra llm")
+    options = RerankOptions(method="first", lm="http://localhost:1/v1#m")
+    for key in ("of-this-server", None):
+        monkeypatch.delenv("RECSYS_API_KEY", raising=False)
+        if key is not None:
+            monkeypatch.setenv("RECSYS_API_KEY", key)
+        reranker: Any = options.open(Bundle.open(toy_bundle))
+        assert reranker.lm._connections._api_key == key and str(key) not in str(options.identity())
 
 
 def test_options_refuse_what_a_method_lacks_or_does_not_read() -> None:

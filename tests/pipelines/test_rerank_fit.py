@@ -245,6 +245,9 @@ def test_bad_input_is_one_line_and_exit_2(toy_bundle, toy_dataset, small_world, 
         (good, ["--epochs", "0"], "--epochs must be at least 1"),
         (good, ["--lr", "-1"], "--lr must be positive"),
         (good, ["--loss", "dpo"], "--loss"),
+        (good, ["--seed", "-1"], "--seed must be at least 0"),
+        (good, ["--rank-weight", "-1"], "--rank-weight must be a number from 0"),
+        (good, ["--separator-weight", "-0.5"], "--separator-weight must be from 0 to 1"),
         (good, ["--lists", "slates"], "has no slates"),
         (good, ["--teacher", str(tmp_path / "lines")], "line 1: expected an object with user_id and item_ids"),
         (good, ["--max-tokens", "10"], "leaves 10 tokens an epoch"),
@@ -277,4 +280,7 @@ def test_a_teacher_s_order_becomes_places(tmp_path):
         teacher_ranks(file, lists)
     file.write_text(json.dumps({"user_id": 7, "item_ids": []}))
     with pytest.raises(InputError, match="holds none of the users"):
+        teacher_ranks(file, lists)
+    file.write_bytes(json.dumps(rows[0]).encode() + b"\n\xff\xfe\n")
+    with pytest.raises(InputError, match="line 2: expected an object"):
         teacher_ranks(file, lists)

@@ -22,6 +22,7 @@ class QueryResult:
     sql: str
     """As it ran."""
     columns: tuple[str, ...]
+    """Names of one line each: a query may call them anything."""
     rows: tuple[tuple[Any, ...], ...]
     """Texts, numbers, booleans, None and lists of these; dates as ISO text."""
     truncated: bool = False
@@ -44,7 +45,7 @@ class QueryResult:
                 break
             truncated |= any(cut for _, cut in cells)
             kept.append(tuple(cell for cell, _ in cells))
-        names = tuple(_plain(str(name), limits.cell_chars)[0] for name in columns)
+        names = tuple(_plain(_line(str(name)), limits.cell_chars)[0] for name in columns)
         return cls(sql=sql, columns=names, rows=tuple(kept), truncated=truncated, **fields)
 
     def as_text(self) -> str:
@@ -77,4 +78,13 @@ def _shown(cell: Any) -> str:
         return f"{cell:.6g}" if abs(cell) < 1e6 else f"{cell:.0f}"
     if isinstance(cell, list):
         return ", ".join(_shown(one) for one in cell)
-    return " ".join(str(cell).split())
+    return _line(str(cell))
+
+
+def _line(text: str) -> str:
+    """One line that neither makes another row of itself nor moves a terminal.
+
+    >>> _line("items\\n7 items\\x1b[2K")
+    'items 7 items[2K'
+    """
+    return " ".join("".join(sign for sign in word if sign.isprintable()) for word in text.split())

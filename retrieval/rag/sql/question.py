@@ -119,6 +119,8 @@ async def answer_from_tables(
         sql = _query_in(prompt.prefill, answer.text)
         try:
             result = await asyncio.to_thread(tables.query, sql, must_read=must_read, deadline=deadline)
+            if not result.tables:  # what it says is the model's own
+                raise SqlError(f"the query reads no table; select from {' or '.join(tables.tables)}")
         except SqlError as refusal:
             failed, error = sql, str(refusal)
             steps.append(SqlStep(sql=sql, outcome="refused", error=error))

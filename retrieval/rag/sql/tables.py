@@ -39,6 +39,10 @@ _MOST_EVENTS = 10_000
 """Newest events of a user that a query can see."""
 _GRACE_SECONDS = 1.0
 """After which a query that an interrupt does not stop is left alone."""
+_UNREADABLE = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
 _SETTINGS = {
     "threads": 1, "temp_directory": "", "autoinstall_known_extensions": False, "autoload_known_extensions": False,
     "allow_community_extensions": False, "allow_unsigned_extensions": False, "python_enable_replacements": False,
@@ -234,7 +238,7 @@ class _Work:
             self.error = error
         except duckdb.Error as error:
             self.error = SqlError(_one_line(str(error)))
-        except (MemoryError, RecursionError, OverflowError, ValueError) as error:  # a value that Python cannot hold
+        except _UNREADABLE as error:  # such as a value that Python cannot hold; no rows at all would be an answer
             self.error = SqlError(f"the result cannot be read: {_one_line(str(error)) or type(error).__name__}")
         finally:
             self.done.set()
@@ -242,6 +246,8 @@ class _Work:
 
 def _one_line(text: str) -> str:
     """An error of DuckDB without the picture of the query and without advice about its settings."""
+    if "pytz" in text:  # which its Python needs for them
+        return "the query gives times with a time zone; CAST them AS TIMESTAMP"
     line = " ".join(text.split("\nLINE ")[0].split("\nPossible solutions")[0].split())
     return line.split(" Database is launched")[0][:300]
 

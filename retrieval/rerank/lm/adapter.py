@@ -11,6 +11,7 @@ import torch
 
 from recsys.errors import InputError, shown
 from recsys.files import read_json
+from recsys.tokenizers.text_encoder import LOADING_ERRORS
 
 __all__ = ["TRAINED", "fingerprint", "is_adapter", "load_adapter"]
 
@@ -76,6 +77,6 @@ def load_adapter(folder: Path | str, *, base: Path | str | None = None, dtype: t
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning)
             merged = PeftModel.from_pretrained(model, str(folder), config=stated).merge_and_unload()
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except LOADING_ERRORS as error:
         raise InputError(f"the adapter of {folder} cannot be read: {' '.join(str(error).split())[:300]}") from None
     return merged.eval()

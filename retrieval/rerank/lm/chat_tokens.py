@@ -9,6 +9,7 @@ from typing import Any
 
 from recsys.errors import InputError, shown
 from recsys.retrieval.rerank.lm.protocol import Chat
+from recsys.tokenizers.text_encoder import LOADING_ERRORS
 
 __all__ = ["ChatTokens"]
 
@@ -174,16 +175,15 @@ class ChatTokens:
         return pieces
 
     def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        import jinja2
-
         try:
             with self._lock:
                 rendered: str = self._tokenizer.apply_chat_template(
                     messages, add_generation_prompt=add_generation_prompt, tokenize=False
                 )
-        except jinja2.TemplateError as error:
+        except LOADING_ERRORS as error:  # a template is a program
             roles = ", ".join(message["role"] for message in messages)
-            raise InputError(f"the chat template of this model refuses a chat of {roles}: {error}") from None
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"the chat template of this model refuses a chat of {roles}: {reason}") from None
         return rendered
 
     def _find_stop_ids(self) -> frozenset[int]:

@@ -9,6 +9,7 @@ import torch
 
 from recsys.errors import InputError
 from recsys.retrieval.rerank.lm.adapter import is_adapter, load_adapter
+from recsys.tokenizers.text_encoder import LOADING_ERRORS
 
 __all__ = ["load_model_folder"]
 
@@ -55,8 +56,8 @@ def load_model_folder(path: Path, *, device: str, dtype: str) -> tuple[Any, Any]
         model = model.to(place)
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+    except LOADING_ERRORS as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"{path} cannot be loaded as a causal language model on {device}: {reason}") from None
     finally:
         if bars:

@@ -86,9 +86,14 @@ class ServerLanguageModel:
         Raises:
             InputError: no such address can be, a number is out of range, or openai is not installed.
         """
-        parts = urlsplit(base_url)
+        like = "give one like http://localhost:8000/v1"
+        try:
+            parts = urlsplit(base_url)
+            host = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
+        except ValueError as error:  # a port beyond 65535, half an IPv6 address
+            raise InputError(f"{shown(base_url)} is no address of a server ({error}); {like}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"{shown(base_url)} is no address of a server; give one like http://localhost:8000/v1")
+            raise InputError(f"{shown(base_url)} is no address of a server; {like}")
         if not model:
             raise InputError(f"no model of {base_url} is named; give the name by which the server knows it")
         for what, value, least in (
@@ -107,7 +112,6 @@ class ServerLanguageModel:
         from then on without asking, and callers generate instead."""
         self._model, self._timeout_s, self._prices = model, timeout_s, prices or Prices()
         self._prefills, self._prefill_body = prefills, dict(prefill_body or {})
-        host = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
         self._where = f"{parts.scheme}://{host}{parts.path}"
         self._connections = Connections(
             base_url=base_url,

@@ -182,6 +182,9 @@ def test_a_language_model_values_lists_of_passages(
         lm, store, selection="tree", reward=enough_by_model(lm), max_tokens=3, search=SearchSettings(max_evaluations=12)
     )
     answer = answerer.answer("red train")
+    assert answer.usage.calls == 13 and answer.usage.prompt_tokens > 13 * 40, "twelve lists and the answer"
+    late = answerer.answer("red train", deadline=time.monotonic() + 0.01)
+    assert late.usage.calls < 13 and any("deadline ended the choice" in note for note in late.notes)
     chosen = [store.passages.index(passage) for passage in answer.passages]
     assert chosen and reward([tuple(chosen)])[0] > 0
     saying_server.say({"status": 500, "raw": "no"})

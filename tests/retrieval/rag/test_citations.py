@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recsys.errors import InputError
-from recsys.retrieval.rag.citations import check_answer, cited_in
+from recsys.retrieval.rag.citations import check_answer, cited_in, judged_answer
 from recsys.retrieval.rag.nli import EntailmentModel
 from recsys.retrieval.rag.passage import Passage
 
@@ -88,8 +88,10 @@ def test_no_text_makes_it_fail(text: str, count: int) -> None:
 
 def test_forms_of_citations() -> None:
     assert cited_in("a[1]b[2,3] [4; 5] 【6】 [^7] [8–10]") == (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
-    assert cited_in("[3-1] [x] [] [1.5] (1)") == (3,)
-    assert len(cited_in("[1-999999999]")) == 50
+    assert cited_in("[3-1] [x] [] [1.5] (1)") == (3, 1)
+    assert len(cited_in("[1-999999999]")) == 51
+    many = check_answer("The train is red [1-900].", ["the red train"] * 60)
+    assert many.unknown_citations == (900,) and not many.passed, "where a long range ends nobody gave anything"
 
 
 def test_an_entailment_model_judges(small_nli_folder: Path) -> None:
@@ -104,6 +106,15 @@ def test_an_entailment_model_judges(small_nli_folder: Path) -> None:
     (first,) = judge([(PASSAGES[0].text, "The train is red .")])
     assert checked.sentences[0].support == pytest.approx(first, abs=1e-5)
     assert check_answer(text, PASSAGES, entails=judge, min_probability=1.0).unsupported == (0, 1)
+
+
+def test_a_judge_that_cannot_compute_leaves_the_overlap() -> None:
+    def judge(pairs: object) -> list[float]:
+        raise RuntimeError("no\nmemory")
+
+    checked, notes = judged_answer("The train is red [1].", PASSAGES, min_overlap=0.5, entails=judge)
+    assert checked == check_answer("The train is red [1].", PASSAGES) and checked.judged_by == "overlap"
+    assert notes == ("the entailment model failed ('no memory'); words that overlap were counted",)
 
 
 def test_a_judge_is_asked_about_each_citation_and_all_together() -> None:

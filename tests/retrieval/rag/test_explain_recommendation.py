@@ -75,6 +75,11 @@ def test_only_what_the_evidence_holds_is_kept(recommender: Recommender, saying_s
     assert (reason.written_by, reason.text) == ("model", f"{first} [1].")
     assert reason.citations.passed and "dragons" in reason.model_text and reason.usage.calls == 1
     assert any("3 sentences of the model are not supported" in note for note in reason.notes)
+    judged = explain_recommendation(
+        recommender, user, item, lm=saying_lm, entails=lambda pairs: [float("dragons" in claim) for _, claim in pairs]
+    )
+    assert judged.text == "Everybody in Rome loves dragons [1]." and judged.citations.judged_by == "entailment"
+    assert judged.citations.passed and judged.citations.text == judged.text
     assert "[1] Your history has" in saying_server.asked[0] or "[1] No single event" in saying_server.asked[0]
 
 

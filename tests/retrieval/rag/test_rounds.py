@@ -104,6 +104,8 @@ def test_faults_end_the_rounds(answerer: Answerer, saying_server: Any) -> None:
     saying_server.say("Follow up: Acme?", {"status": 500, "raw": ""})
     found = RoundAnswerer(answerer).answer(QUESTION)
     assert found.ended == "failed" and found.answer.status == "failed" and len(found.rounds) == 2
+    assert len(saying_server.asked) == 2, "who failed is not asked once more"
+    assert TEXTS[0] in found.answer.text and any("gave no answer" in note for note in found.answer.notes)
     saying_server.say({"text": "Follow up: Acme?", "wait": 0.1})
     start = time.monotonic()
     late = RoundAnswerer(answerer).answer(QUESTION, deadline=start + 0.25)
@@ -134,8 +136,14 @@ def test_a_small_model_ends_too(small_lm_folder: Path, store: PassageStore) -> N
     from recsys.retrieval.rerank.lm.local import LocalLanguageModel
 
     lm = LocalLanguageModel.load(small_lm_folder)
-    found = RoundAnswerer(Answerer(lm, store, max_tokens=10)).answer(QUESTION)
+    answerer = Answerer(lm, store, max_tokens=10)
+    found = RoundAnswerer(answerer).answer(QUESTION)
     assert found.answer.text and 1 <= len(found.rounds) <= 5
+    # The tokens of the chat template are of the budget as well.
+    chat = RoundAnswerer(answerer)._chat(QUESTION, found.answer.passages, [])
+    budget = sum(lm.count_tokens([message.text for message in chat])) + 10
+    usage = RoundAnswerer(answerer, budget_tokens=budget).answer(QUESTION).answer.usage
+    assert usage.prompt_tokens + usage.generated_tokens <= budget
 
 
 @given(st.lists(st.sampled_from(["Answer:", "follow-up :", "Follow up:", "FOLLOW UP:", "\n", " ", "x", "?", "[1]"])

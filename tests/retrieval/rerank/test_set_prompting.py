@@ -166,6 +166,15 @@ def test_numbers_that_are_none_keep_the_order_and_are_counted(
     assert result.faults == Faults(malformed=1) and "numbers that are none" in result.notes[0]
 
 
+def test_a_model_that_cannot_compute_keeps_the_order(small_lm_folder: Path, few_requests: list[RerankRequest]) -> None:
+    lm = LocalLanguageModel.load(small_lm_folder, device="cpu")
+    head = lm.model.lm_head
+    head.weight = torch.nn.Parameter(head.weight[:, :-1], requires_grad=False)  # shapes no longer fit
+    result = SetPromptingReranker(lm).rerank(few_requests)[0]
+    assert result.ids == few_requests[0].ids and result.faults == Faults(failed=1) and not result.complete
+    assert "computing failed" in result.notes[0]
+
+
 def test_what_is_taken_off_is_the_likelihood_without_a_user(small_lm: Any, few_requests: list[RerankRequest]) -> None:
     plain, calibrated = (SetPromptingReranker(small_lm, calibrate=on).rerank(few_requests)[0] for on in (False, True))
     nobody = replace(few_requests[0], history=(), query=None)

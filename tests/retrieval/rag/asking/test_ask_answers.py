@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -158,6 +159,37 @@ def test_a_reranker_orders_the_page(shop: Recommender) -> None:
     (request,) = reranker.seen
     assert request.query == "a ship" and len(request.events) == len(shop.events_of("u0") or ())
     check(shop, answer)
+
+
+@pytest.mark.parametrize("how", ["raises", "is slow", "answers nothing", "answers of others"])
+def test_a_reranker_that_fails_or_is_late_costs_its_order_only(shop: Recommender, how: str) -> None:
+    from recsys.retrieval.rerank.reranker import Reranker
+    from recsys.retrieval.rerank.result import RerankResult
+
+    class Bad(Reranker):
+        name = "bad"
+
+        async def rerank_async(self, requests: Any, *, deadline: float | None = None) -> list[RerankResult]:
+            if how == "raises":
+                raise RuntimeError("weights are gone")
+            if how == "is slow":  # and does not look at the deadline
+                await asyncio.sleep(30)
+            few = [] if how == "answers nothing" else [request.ids[:1] for request in requests]
+            return [RerankResult(ids=ids, candidates=ids) for ids in few]
+
+    asker = Asker(shop, reranker=Bad())
+    if how == "is slow":
+        asker._catalogue()  # what is made once is not of the time below
+    start = time.monotonic()
+    answer = asker.ask("u0", "a ship", k=3, deadline_ms=3_000 if how == "is slow" else None)
+    assert time.monotonic() - start < 20
+    assert answer.page.item_ids == shop.recommend("u0", k=3, allow=_ships(shop)).item_ids and not answer.complete
+    late = "the reranker bad did not answer in time; the order is that from before it"
+    said = late if how == "is slow" else late.replace("did not answer in time", "failed")
+    assert said in answer.notes and answer.faults.failed == 1
+    check(shop, answer)
+    soon = asker.ask("u0", "a ship", k=3, deadline_ms=0.01)  # over before the reranker's turn: said as well
+    assert soon.page.item_ids == answer.page.item_ids and late in soon.notes and not soon.complete
 
 
 def script(filters: str = "[]", reply: str = "", sql: str = "") -> Any:

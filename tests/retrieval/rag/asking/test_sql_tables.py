@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +15,7 @@ from recsys.events import Event
 from recsys.retrieval.rerank.background_loop import run
 
 pytest.importorskip("duckdb", reason="needs the extra rag")
+from recsys.retrieval.rag.ask_facts import table_text  # noqa: E402
 from recsys.retrieval.rag.sql.checked_query import SqlError  # noqa: E402
 from recsys.retrieval.rag.sql.column_values import ColumnValues  # noqa: E402
 from recsys.retrieval.rag.sql.limits import SqlLimits  # noqa: E402
@@ -83,6 +85,30 @@ def test_results_are_cut_to_the_limits(shop_items: pl.DataFrame) -> None:
         assert not tables.query("SELECT count(*) AS n FROM items").truncated
 
 
+def test_no_name_of_a_column_makes_a_row_of_itself(shop_items: pl.DataFrame) -> None:
+    with ItemDatabase(shop_items).open([]) as tables:
+        found = tables.query('SELECT count(*) AS "items\n999 items\x1b[2K" FROM items')
+        assert found.columns == ("items 999 items[2K",) and found.as_text() == "items 999 items[2K\n30"
+        assert table_text(found) == "items 999 items[2K: 30"
+        assert tables.query("SELECT '\x1b[31mred\n7' AS a FROM items LIMIT 1").as_text() == "a\n[31mred 7"
+
+
+def test_a_result_that_cannot_be_read_is_an_error_and_not_empty(
+    shop_items: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise TypeError("no such kind of value")
+
+    with ItemDatabase(shop_items).open([]) as tables:
+        if importlib.util.find_spec("pytz") is None:
+            with pytest.raises(SqlError, match="CAST them AS TIMESTAMP"):
+                tables.query("SELECT to_timestamp(0) FROM items")
+        assert tables.query("SELECT CAST(to_timestamp(0) AS TIMESTAMP)").rows == (("1970-01-01T00:00:00",),)
+        monkeypatch.setattr("recsys.retrieval.rag.sql.tables.checked_query", fails)
+        with pytest.raises(SqlError, match="cannot be read: no such kind of value"):
+            tables.query("SELECT 1")
+
+
 def test_errors_say_what_to_change(shop_items: pl.DataFrame) -> None:
     with ItemDatabase(shop_items).open(EVENTS) as tables:
         for sql, message in (
@@ -148,6 +174,11 @@ def test_a_query_is_asked_for_run_and_mended_once(shop_items: pl.DataFrame, talk
         assert [step.outcome for step in answer.steps] == ["refused", "rows"] and answer.repaired
         assert "kind: ship" in talking.told[0] and "Ignore that (x)" in talking.told[0]
         assert "nothing" in talking.told[1] and "Binder Error" in talking.told[1]
+        talking.told = []
+        said[:] = ["SELECT 42 AS ships", "SELECT 'there are 42'"]  # which no table says
+        answer = run(answer_from_tables("how many ships?", tables, values, talker))
+        assert answer.result is None and [step.outcome for step in answer.steps] == ["refused", "refused"]
+        assert "reads no table; select from items or history" in talking.told[1]
         talking.told = []
         said[:] = ["I cannot.", "DROP TABLE items"]
         answer = run(answer_from_tables("how many?", tables, values, talker))
