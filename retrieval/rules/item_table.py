@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 from recsys.retrieval.rules.rule import Value, Where
 
 __all__ = ["Allowed", "ItemTable"]
@@ -56,7 +56,8 @@ class ItemTable:
             InputError: names the columns that there are.
         """
         if column not in self.items.columns:
-            raise InputError(f"{rule}: the items have no column {column!r}; they have {', '.join(self.items.columns)}")
+            there = ", ".join(self.items.columns)
+            raise InputError(f"{rule}: the items have no column {shown(column)}; they have {there}")
 
     def allowed(self, filters: Iterable[Where]) -> Allowed:
         """Items that pass all filters; from memory where the same filters were asked for before.
@@ -135,7 +136,8 @@ class ItemTable:
             else:
                 fits = text and isinstance(value, str)
             if not fits:
-                raise InputError(f"Where: column {rule.column!r} holds {kind}, which cannot be compared with {value!r}")
+                found = f"column {rule.column!r} holds {kind}"
+                raise InputError(f"Where: {found}, which cannot be compared with {shown(value)}")
         if rule.bounds and (text or kind == pl.Boolean):
             raise InputError(f"Where: column {rule.column!r} holds {kind}; at_least and at_most are for numbers, dates")
 
