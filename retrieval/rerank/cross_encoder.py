@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 from recsys.files import read_json
 from recsys.retrieval.rerank.as_data import as_data
 from recsys.retrieval.rerank.item_lines import item_line
@@ -68,6 +69,7 @@ class CrossEncoderReranker(Reranker):
         self.item_chars = at_least(1, "item_chars", item_chars, self.prompt.option("item_chars", 200))
         self.batch_pairs = at_least(1, "batch_pairs", batch_pairs, 32)
         self.model = _loaded(Path(path), device)
+        self._one_at_a_time = threading.Lock()  # tokenizers may fail where two threads use one
 
     def query(self, request: RerankRequest) -> str:
         """What the model reads of the user: a dry view. The newest item stands first, since the end may be cut off."""
@@ -97,21 +99,27 @@ class CrossEncoderReranker(Reranker):
         usages = [Usage() for _ in requests]
         # Pairs of like length share a batch, those of one list as far as possible.
         asked.sort(key=lambda pair: (pair[0] // 64, len(pair[2]) + len(pair[3])))
+        why = DEADLINE
         for low in range(0, len(asked), self.batch_pairs):
-            if passed(deadline):
-                break
             batch = asked[low : low + self.batch_pairs]
-            start = time.monotonic()
             pairs = [(query, text) for _, _, query, text in batch]
-            values = self.model.predict(
-                pairs, batch_size=self.batch_pairs, show_progress_bar=False, activation_fn=torch.nn.Identity()
-            )
-            lengths = self._lengths(pairs)
-            seconds = (time.monotonic() - start) / len(batch)
+            with self._one_at_a_time:
+                if passed(deadline):
+                    break
+                start = time.monotonic()
+                try:
+                    values = self.model.predict(
+                        pairs, batch_size=self.batch_pairs, show_progress_bar=False, activation_fn=torch.nn.Identity()
+                    )
+                    lengths = self._lengths(pairs)
+                except (IndexError, RuntimeError) as error:  # torch's own: too little memory, no such token, …
+                    why = f"computing failed: {shown(' '.join(str(error).split()))}"
+                    break
+                seconds = (time.monotonic() - start) / len(batch)
             for (row, place, _, _), value, length in zip(batch, values.tolist(), lengths, strict=True):
                 scores[row][place] = float(value)
                 usages[row] += Usage(calls=1, prompt_tokens=length, seconds=seconds)
-        return [_result(*one) for one in zip(requests, scores, usages, strict=True)]
+        return [_result(*one, why) for one in zip(requests, scores, usages, strict=True)]
 
     def _lengths(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
         queries, texts = zip(*pairs, strict=True)
@@ -119,13 +127,14 @@ class CrossEncoderReranker(Reranker):
         return [len(ids) for ids in encoded["input_ids"]]
 
 
-def _result(request: RerankRequest, score_of: dict[int, float], usage: Usage) -> RerankResult:
+def _result(request: RerankRequest, score_of: dict[int, float], usage: Usage, why: str) -> RerankResult:
+    """The order by the scores; the earlier one, and why, where candidates have none."""
     count = len(request.ids)
     if count < 2:
         return RerankResult(ids=request.ids, candidates=request.ids, usage=usage)
     if len(score_of) < count:
         faults = Faults(failed=count - len(score_of))
-        return RerankResult.unchanged(request.ids, DEADLINE, usage=usage, faults=faults)
+        return RerankResult.unchanged(request.ids, why, usage=usage, faults=faults)
     scores = [score_of[place] for place in range(count)]
     if not all(map(math.isfinite, scores)):
         note = "the model gave numbers that are not finite"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 from recsys.retrieval.rerank.item_lines import item_line
 from recsys.retrieval.rerank.lm.local import LocalLanguageModel
 from recsys.retrieval.rerank.lm.protocol import Chat, LanguageModel, Message
@@ -121,7 +121,11 @@ class SetPromptingReranker(PromptedReranker):
             if longest > self.local.context_tokens:
                 note = f"the prompt spans {longest} tokens, and {self.local.name} takes {self.local.context_tokens}"
                 return RerankResult.unchanged(ids, note, usage=usage, faults=Faults(failed=1))
-            found.append(self.answer_likelihoods(parts))
+            try:
+                found.append(self.answer_likelihoods(parts))
+            except (IndexError, RuntimeError) as error:  # torch's own: too little memory, no such token, …
+                note = f"computing failed: {shown(' '.join(str(error).split()))}"
+                return RerankResult.unchanged(ids, note, usage=usage, faults=Faults(failed=1))
             cost = self.local.prices.cost(num_tokens, 0, 0)
             usage += Usage(calls=1, prompt_tokens=num_tokens, seconds=time.monotonic() - start, cost=cost)
         scores = [one[0] - sum(one[1:]) for one in zip(*found, strict=True)]

@@ -42,7 +42,7 @@ def test_a_file_holds_every_rule(tmp_path: Path):
         ({"rule": "cap", "column": 3, "n": 2}, "Cap.column must be the name of a column, got 3"),
         ({"rule": "cap", "column": "brand", "n": "2"}, "Cap.n must be a positive integer, got '2'"),
         ({"rule": "cap", "column": "brand"}, "cap: it lacks n"),
-        ({"rule": "cap", "column": "brand", "n": 2, "colour": 1}, "no field 'colour'; its fields are column, n, missing"),
+        ({"rule": "cap", "column": "brand", "n": 2, "x": 1}, "no field 'x'; its fields are column, n, missing"),
         ({"rule": "cap", "column": "brand", "n": 2, "a\nb": {}}, r"cap has no field 'a\nb'"),
         ({"rule": "mmr", "lam": 2}, "MMR.lam must be from 0 to 1"),
         ({"rule": "mmr", "lam": float("nan")}, "MMR.lam must be a finite number"),

@@ -92,7 +92,7 @@ class ModelWorker:
                     jobs = [job for job in jobs if not job.future.done()] + new
                     try:
                         self._tick([question for job in new for question in job.questions])
-                    except RuntimeError as error:  # torch's own, too little memory among them
+                    except (IndexError, RuntimeError) as error:  # torch's own: no such token, too little memory, …
                         reason = shown(" ".join(str(error).split()))
                         self._give_up(jobs, f"computing failed: {reason}; a smaller batch_tokens takes less memory")
         except BaseException as error:
