@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.pipelines.export import export_model
 from recsys.retrieval.page import Page
@@ -447,6 +448,20 @@ def test_a_rule_that_does_not_fit_the_bundle_is_one_line(rec, rules, said):
     with pytest.raises(InputError) as caught:
         rec.recommend("u1", at=AT, rules=rules)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_floor_on_a_union_ends_no_search_early(full_world):
+    bundle = Bundle.open(full_world.bundle)
+    few = {"dense": 1, "generative": 1, "parallel": 1, "set": 0, "memory": 0, "cold": 0}
+    weights = {"codes": {"generative": 3.0, "parallel": 0.3}, "cold": 0.0, "budgets": few}
+    rec = Recommender(replace(bundle, manifest={**bundle.manifest, "hybrid_weights": weights}, hybrid_head=None))
+    for user in range(6):
+        ask = {"user_id": f"u{user}", "at": AT, "retrievers": ("hybrid",)}
+        best = rec.recommend(**ask, k=30).hits[:6]
+        page = rec.recommend(**ask, k=4, rules=[Floor(best[-1].score - 1e-4)])
+        assert len(page) == 4 and set(page.item_ids) <= {hit.item_id for hit in best}
+        hopeless = rec.recommend(**ask, k=4, rules=[Floor(1e9)], max_candidates=9)
+        assert len(hopeless) == 0 and hopeless.notes[-1].endswith("among 9")
 
 
 def test_floors_need_a_score_that_compares(rec):
