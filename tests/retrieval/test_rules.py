@@ -292,6 +292,18 @@ def test_kept_filters_are_bounded(rec, monkeypatch):
     assert items.allowed([Where("stock", 0)]) is not found[0]
 
 
+def test_values_of_kept_filters_are_bounded_too(rec, monkeypatch):
+    monkeypatch.setattr("recsys.retrieval.rules.item_table._BYTES", 1 << 20)
+    items = ItemTable(rec.items)
+    for number in range(9):
+        items.allowed([Where("brand", [f"{number}-{value}" for value in range(5_000)])])  # .4 MB each
+        small = items.allowed([Where("stock", number)])
+    assert len(items._kept) <= 6 and items.allowed([Where("stock", 8)]) is small
+    for number in range(1_100):
+        items.allowed([Where("stock", number)])
+    assert 500 < len(items._kept) <= 1024 and items._num_bytes <= 1 << 20
+
+
 def test_filters_join_the_allow_list_and_exclusions(rec):
     brands = dict(zip(rec.items["item_id"], rec.items["brand"], strict=True))
     allow = ["i1", "i2", "i4", "i8", "i12", "not there"]
