@@ -293,15 +293,16 @@ def test_kept_filters_are_bounded(rec, monkeypatch):
 
 
 def test_values_of_kept_filters_are_bounded_too(rec, monkeypatch):
-    monkeypatch.setattr("recsys.retrieval.rules.item_table._BYTES", 1 << 20)
+    monkeypatch.setattr("recsys.retrieval.rules.item_table._BYTES", 100_000)
+    monkeypatch.setattr("recsys.retrieval.rules.item_table._MOST", 12)
     items = ItemTable(rec.items)
     for number in range(9):
-        items.allowed([Where("brand", [f"{number}-{value}" for value in range(5_000)])])  # .4 MB each
+        items.allowed([Where("brand", [f"{number}-{value}" for value in range(500)])])  # 40 KB each
         small = items.allowed([Where("stock", number)])
     assert len(items._kept) <= 6 and items.allowed([Where("stock", 8)]) is small
-    for number in range(1_100):
+    for number in range(20):
         items.allowed([Where("stock", number)])
-    assert 500 < len(items._kept) <= 1024 and items._num_bytes <= 1 << 20
+    assert len(items._kept) == 12 and 0 < items._num_bytes < 12 * 500
 
 
 def test_filters_join_the_allow_list_and_exclusions(rec):
