@@ -130,7 +130,7 @@ def check_rules(rules: Sequence[Rule], k: int) -> None:
     places = set[int]()
     for pin in _of(rules, Pin):
         if pin.place > k:
-            raise InputError(f"Pin: place {shown(pin.place)} is beyond the {k} items asked for")
+            raise InputError(f"Pin: place {pin.place} is beyond the {k} items asked for")
         if pin.place in places:
             raise InputError(f"Pin: two items are pinned to place {pin.place}")
         places.add(pin.place)

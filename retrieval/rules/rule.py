@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from recsys.errors import InputError, shown
+from recsys.retrieval.limits import taken
 from recsys.vocabulary import id_text
 
 __all__ = [
@@ -79,7 +80,7 @@ class Where(Rule):
         if self.values is not None:
             given = self.values
             alone = isinstance(given, (str, bytes)) or not isinstance(given, Iterable)
-            listed = [given] if alone else list(given)  # type: ignore[arg-type]
+            listed = [given] if alone else taken(f"Where({shown(self.column)})", given)
             plain = tuple(one.item() if isinstance(one, np.generic) else one for one in listed)
             object.__setattr__(self, "values", plain)
         for name in ("at_least", "at_most"):
@@ -122,7 +123,7 @@ class Cap(Rule):
     def __post_init__(self) -> None:
         _check_column(self)
         _check_count(self, "n")
-        if self.missing not in ("free", "group"):
+        if not _is_word(self.missing, "free", "group"):
             raise InputError(f"Cap.missing must be 'free' or 'group', got {shown(self.missing)}")
 
 
@@ -157,10 +158,12 @@ class Floor(Rule):
 
     def __post_init__(self) -> None:
         _check_number(self, "at_least")
-        if self.on not in ("retrieval", "rank_by", "action"):
+        if not _is_word(self.on, "retrieval", "rank_by", "action"):
             raise InputError(f"Floor.on must be 'retrieval', 'rank_by' or 'action', got {shown(self.on)}")
         if (self.on == "action") != (self.action is not None):
             raise InputError("Floor needs the name of an action with on='action', and only then")
+        if self.action is not None and not isinstance(self.action, str):
+            raise InputError(f"Floor.action must be the name of an action, got {shown(self.action)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +187,7 @@ class Freshness(Rule):
             _check_number(self, name)
         if self.half_life <= 0:
             raise InputError(f"Freshness.half_life must be positive, got {shown(self.half_life)}")
-        if self.mode not in ("add", "multiply"):
+        if not _is_word(self.mode, "add", "multiply"):
             raise InputError(f"Freshness.mode must be 'add' or 'multiply', got {shown(self.mode)}")
 
 
@@ -199,7 +202,7 @@ class Boost(Rule):
     def __post_init__(self) -> None:
         if isinstance(self.items, (str, bytes)) or not isinstance(self.items, Iterable):
             raise InputError(f"Boost.items must be a collection of item ids, got {shown(self.items)}")
-        object.__setattr__(self, "items", tuple(self.items))
+        object.__setattr__(self, "items", tuple(taken("Boost.items", self.items)))
         _check_number(self, "weight")
 
 
@@ -258,7 +261,7 @@ def _check_column(rule: Where | Cap | Freshness) -> None:
 
 def _check_count(rule: Rule, name: str) -> None:
     value = getattr(rule, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
         raise InputError(f"{type(rule).__name__}.{name} must be a positive integer, got {shown(value)}")
 
 
@@ -267,7 +270,13 @@ def _check_bool(rule: Rule, name: str) -> None:
         raise InputError(f"{type(rule).__name__}.{name} must be True or False, got {shown(getattr(rule, name))}")
 
 
+def _is_word(value: Any, *words: str) -> bool:
+    return isinstance(value, str) and value in words  # an array would compare itself with each
+
+
 def _check_number(rule: Rule, name: str) -> None:
+    """Refuse what is none, and keep it as a float: numpy multiplies with no larger integers than its own."""
     value = getattr(rule, name)
     if not is_number(value):
         raise InputError(f"{type(rule).__name__}.{name} must be a finite number, got {shown(value)}")
+    object.__setattr__(rule, name, float(value))

@@ -422,9 +422,15 @@ def test_a_negative_weight_lowers_what_is_hidden(rec):
         (lambda: Explore(10**5000, 0.1), "Explore.seed must be an integer of at most 128 bits, got an integer of"),
         (lambda: Where("brand", ["a", "\ud800"]), "cannot compare with '\\ud800', which no file holds"),
         (lambda: Where("price", 10**5000), "give a finite number"),
+        (lambda: Cap("brand", 1, np.array(["free", "group"])), "Cap.missing must be"),
+        (lambda: Floor(0.1, on=pl.Series([1.5])), "Floor.on must be"),
+        (lambda: Floor(0.1, on="action", action=["like"]), "Floor.action must be the name of an action, got ['like']"),
+        (lambda: Where("price", range(10**9)), "Where('price') holds more than 10,000,000 ids"),
+        (lambda: Boost(range(10**9), 1), "Boost.items holds more than 10,000,000 ids"),
         (lambda: MMR(0.5, scale=1), "MMR.scale must be True or False, got 1"),
         (lambda: Floor(10**5000), "Floor.at_least must be a finite number, got an integer of 16610 bits"),
-        (lambda: Request(rules=[Pin("i1", 10**5000)]), "place an integer of 16610 bits is beyond the 10 items"),
+        (lambda: Pin("i1", 10**5000), "Pin.place must be a positive integer, got an integer of 16610 bits"),
+        (lambda: Cap("brand", 2**63), "Cap.n must be a positive integer, got 9223372036854775808"),
         (lambda: Explore(1, 1.5), "Explore.epsilon must be from 0 to 1"),
         (lambda: Explore(1, temperature=0), "Explore.temperature must be positive"),
         (lambda: Request(rules=[MMR(0.5), MMR(0.4)]), "rules hold MMR 2 times"),
@@ -491,7 +497,7 @@ def test_pins_that_may_not_be_shown_are_said(rec):
         "pinned item 'nowhere' is not in the catalogue",
         "1 pinned items are not among those that may be shown",
     )
-    odd = rec.recommend(k=3, at=AT, rules=[Pin(10**5000, 1)])
+    odd = rec.recommend(k=3, at=AT, rules=[Pin(10**5000, 1), Boost(["i3"], 10**20), Freshness("born", 1, -(10**29))])
     assert odd.notes == ("pinned item an integer of 16610 bits is not in the catalogue",)
     short = rec.recommend(k=9, at=AT, allow=["i1", "i2"], rules=[Pin("i2", 9)])
     assert short.item_ids == ["i1", "i2"]
