@@ -25,6 +25,7 @@ from recsys.retrieval.reordering import Reordered, ShortList
 from recsys.retrieval.rules.rule import LARGEST, Explore, Floor, Freshness
 from recsys.retrieval.rules.selection import select
 from recsys.retrieval.snapshot import Snapshot
+from recsys.vocabulary import id_text
 
 __all__ = ["Chosen", "Look", "Probabilities", "Reorder", "choose_pages"]
 
@@ -240,7 +241,7 @@ def _choose(snapshot: Snapshot, pool: _Pool, pinned: _Pool | None, *, explore: E
         mmr=rules.mmr,
         vector_CD=vector_CD,
         explore=explore,
-        key="" if request.user_id is None else str(request.user_id),
+        key=id_text(request.user_id) or "",  # an id that nobody can have is nobody's
     )
     for cap, count in zip(rules.caps, made.num_capped, strict=True):
         if count:
