@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
-
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 from recsys.files import read_json
 from recsys.retrieval.rules import MMR, Boost, Cap, Explore, Floor, Freshness, Pin, Rule, Where
 
@@ -17,11 +15,6 @@ __all__ = ["read_rules", "rule_of"]
 KINDS: dict[str, type[Rule]] = {
     kind.__name__.lower(): kind for kind in (Where, Cap, MMR, Floor, Freshness, Boost, Pin, Explore)
 }
-
-_UNION = re.compile(
-    r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors:.*value: ", re.IGNORECASE
-)
-"""What the parser says where a field takes several types."""
 
 
 def read_rules(path: Path) -> list[Rule]:
@@ -50,25 +43,16 @@ def rule_of(fields: Any) -> Rule:
     """
     named = fields.get("rule") if isinstance(fields, dict) else fields
     if not isinstance(fields, dict) or not isinstance(named, str) or named not in KINDS:
-        raise InputError(f'"rule" must be one of {", ".join(KINDS)}, got {named!r}')
+        raise InputError(f'"rule" must be one of {", ".join(KINDS)}, got {shown(named)}')
     kind = KINDS[named]
     rest = {name: value for name, value in fields.items() if name != "rule"}
+    known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name, value in rest.items():
+        if name not in known:
+            raise InputError(f"{named} has no field {shown(name)}; its fields are {', '.join(known)}")
         if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value)):
-            raise InputError(f"{named}: {name} takes a plain value or a list of them, got {value!r}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, fail_untyped=True)
-    try:
-        parser.parse_object(rest)
-    except ArgumentError as error:
-        raise InputError(f"{named}: {_plain(str(error))}") from error
+            raise InputError(f"{named}: {name} takes a plain value or a list of them, got {shown(value)}")
+    missing = [name for name, field in known.items() if field.default is dataclasses.MISSING and name not in rest]
+    if missing:
+        raise InputError(f"{named}: it lacks {', '.join(missing)}")
     return kind(**rest)  # as the file has them: a text that spells a number stays one
-
-
-def _plain(message: str) -> str:
-    """The parser's message on one line, types by their names."""
-    text = " ".join(message.split()).removeprefix("Parser key ").replace("typing.", "").replace("datetime.", "")
-    text = re.sub(r"<class '(\w+)'>", r"\1", text)
-    text = re.sub(_UNION, r"Expected one of \1. Got value: ", text)
-    text = re.sub(r"<class 'collections.abc.Iterable'>|collections.abc.Iterable\[[^\]]*\]", "list", text)
-    return text.replace("the following arguments are required: ", "it lacks ")

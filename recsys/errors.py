@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Closed", "InputError", "Overloaded", "SourceUnavailable", "shown"]
+__all__ = ["Closed", "DamagedHistory", "InputError", "Overloaded", "SourceUnavailable", "shown"]
 
 _MOST_SHOWN = 80
 
@@ -21,6 +21,10 @@ class SourceUnavailable(RuntimeError):
 
     Its text is one line saying which source, what failed and what to do. Worth trying again.
     """
+
+
+class DamagedHistory(SourceUnavailable):
+    """A source answers, but holds events of a user that cannot be read; others are not concerned."""
 
 
 class Overloaded(RuntimeError):

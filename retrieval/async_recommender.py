@@ -235,10 +235,13 @@ class AsyncRecommender:
                 self._timer = loop.call_soon(self._start_batches)  # after those that arrive in this turn of the loop
             async with limit:
                 page = await waiter.page
-        except (asyncio.CancelledError, Closed):
+        except asyncio.CancelledError:
             self.counts.cancelled += 1
             raise
         except BaseException as error:
+            if isinstance(error, Closed) and self._closing:  # otherwise it is the source of histories that was closed
+                self.counts.cancelled += 1
+                raise
             if isinstance(error, TimeoutError) and limit.expired():
                 self.counts.timed_out += 1
                 raise TimeoutError(f"no answer within {timeout:g} s") from error

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recsys.bundle import Bundle
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 
 __all__ = ["CatalogueChange", "GivenRows", "given_rows"]
 
@@ -74,7 +74,7 @@ class CatalogueChange:
         ids = pl.concat([frame["item_id"] for frame in typed]) if typed else table["item_id"][:0]
         if ids.n_unique() != len(ids):
             twice = next(name for name, count in Counter(ids.to_list()).items() if count > 1)
-            raise InputError(f"items: the id {twice!r} stands in two rows; give one row per item")
+            raise InputError(f"items: the id {shown(twice)} stands in two rows; give one row per item")
         new, codes = [table[:0]], {kind: list[Any]() for kind in kinds}
         numbers, changed, is_read = [np.zeros(0, dtype=np.int64)], [table[:0]], [np.zeros(0, dtype=np.bool_)]
         for frame in typed:
@@ -142,7 +142,9 @@ def given_rows(items: Any) -> GivenRows:
     elif isinstance(items, Sequence) and all(isinstance(row, Mapping) for row in items):
         groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
         for row in items:
-            groups.setdefault(tuple(sorted(map(str, row))), []).append(row)
+            if strange := [name for name in row if not isinstance(name, str)]:
+                raise InputError(f"items: a column is called {shown(strange[0])}; names of columns are text")
+            groups.setdefault(tuple(sorted(row)), []).append(row)
         frames = [
             _frame({name: [_plain(row[name]) for row in rows] for name in names}) for names, rows in groups.items()
         ]
@@ -151,7 +153,21 @@ def given_rows(items: Any) -> GivenRows:
     for frame in frames:
         if "item_id" not in frame.columns:
             raise InputError(f"items: the column item_id is missing (there are: {', '.join(frame.columns) or 'none'})")
-    return tuple(frame for frame in frames if frame.height)
+    return tuple(_with_ids(frame) for frame in frames if frame.height)
+
+
+def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:
+    """Rows whose ids are integers or text; 7.0 is 7, as in JSON and in a column of pandas with gaps."""
+    ids = frame["item_id"]
+    if ids.dtype.is_float():
+        bad = ids.filter((ids.round() != ids) | (ids.abs() >= 2**53))
+        if bad.is_empty():
+            return frame.with_columns(ids.cast(pl.Int64))
+    elif ids.dtype != pl.Boolean:  # what else cannot be read as an id is said where the type of the table is known
+        return frame
+    else:
+        bad = ids.drop_nulls()
+    raise InputError(f"items: item_id {shown(bad.first())} is no id; give integers or text")
 
 
 def _frame(columns: Mapping[str, list[Any]]) -> pl.DataFrame:
@@ -159,7 +175,7 @@ def _frame(columns: Mapping[str, list[Any]]) -> pl.DataFrame:
     for name, values in columns.items():
         try:
             series.append(pl.Series(name, values, strict=True))
-        except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
             line = " ".join(str(error).split())[:120]
             raise InputError(f"items, column {name}: its values are not of one type ({line})") from error
     return pl.DataFrame(series)
@@ -188,10 +204,18 @@ def _typed(frame: pl.DataFrame, table: pl.DataFrame, kinds: Sequence[str], lenie
         except pl.exceptions.PolarsError as error:
             line = " ".join(str(error).split())[:120]
             raise InputError(f"items, column {name}: its values are no {table.schema[name]} ({line})") from error
+        if _is_count(table.schema[name]) and frame[name].dtype.is_float():  # a cast would cut 7.5 to 7
+            cut = frame[name].filter(column.cast(frame[name].dtype) != frame[name])
+            if len(cut):
+                raise InputError(f"items, column {name}: its values are no {table.schema[name]} ({cut[0]})")
         frame = frame.with_columns(column)
     if frame["item_id"].null_count():
         raise InputError(f"items: row {int(frame['item_id'].is_null().arg_max() or 0) + 1} has no item_id")
     return frame
+
+
+def _is_count(dtype: pl.DataType) -> bool:
+    return dtype.is_integer() or dtype == pl.Boolean
 
 
 def _differs(before: pl.Series, after: pl.Series) -> NDArray[np.bool_]:
@@ -207,14 +231,15 @@ def _withdrawn(
 ) -> Ints:
     found = {}
     for what, ids in (("withdraw", withdraw), ("restore", restore)):
-        if isinstance(ids, (str, bytes)):
-            raise InputError(f"{what} must be a collection of item ids, got the single value {ids!r}")
+        if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+            raise InputError(f"{what} must be a collection of item ids, got the single value {shown(ids)}")
         names = list(ids)
         number = bundle.vocabulary.items.index(names)
         if (number < 0).any() and not lenient:
             strange = names[int(np.argmin(number))]
-            where = "; what is new cannot be withdrawn in the same call" if strange in set(given.to_list()) else ""
-            raise InputError(f"{what}: item {strange!r} is not in the catalogue of {bundle.path}{where}")
+            is_new = isinstance(strange, (str, int)) and strange in set(given.to_list())
+            where = "; what is new cannot be withdrawn in the same call" if is_new else ""
+            raise InputError(f"{what}: item {shown(strange)} is not in the catalogue of {bundle.path}{where}")
         found[what] = np.unique(number[number >= 0])
     both = np.intersect1d(found["withdraw"], found["restore"])
     if len(both):

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 from recsys.events import History
 from recsys.index.memory_terms import MemoryTerms
 from recsys.retrieval.dense import DenseRetriever
@@ -107,12 +107,12 @@ def explained(
         InputError: the catalogue does not hold the item, or ``max_events`` is below 1.
     """
     if isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1:
-        raise InputError(f"max_events must be a positive integer, got {max_events!r}")
+        raise InputError(f"max_events must be a positive integer, got {shown(max_events)}")
     bundle, history = snapshot.bundle, question.history
     words, config = bundle.vocabulary, bundle.model.config
     item = int(words.items.index([item_id])[0])
     if item < 0:
-        raise InputError(f"item {item_id!r} is not in the catalogue of {bundle.path}")
+        raise InputError(f"item {shown(item_id)} is not in the catalogue of {bundle.path}")
     # Under `positives_only` the window counts positive events; the cap keeps the work bounded all the same.
     first = 0 if config.positives_only else config.first_visible(len(history))
     places = list(range(len(history)))[first:][::-1][:max_events]

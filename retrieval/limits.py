@@ -13,7 +13,7 @@ from recsys.errors import InputError, shown
 if TYPE_CHECKING:
     from recsys.retrieval.request import Request
 
-__all__ = ["MOST_OF_ANYTHING", "Limits"]
+__all__ = ["MOST_OF_ANYTHING", "Limits", "collection", "taken", "weights_of"]
 
 MOST_OF_ANYTHING = 10_000_000
 """Elements of an iterator that are looked at before any limit is known, so that an endless one ends."""
@@ -105,12 +105,30 @@ def collection(name: str, values: Any) -> Any:
         return values
     if isinstance(values, (str, bytes, bytearray, Mapping)) or not isinstance(values, Iterable):
         raise InputError(f"{name} must be a collection of item ids, got the single value {shown(values)}")
-    if isinstance(values, Sized):
-        return values  # a series or an array
-    taken = list(islice(values, MOST_OF_ANYTHING + 1))
-    if len(taken) > MOST_OF_ANYTHING:
+    if not isinstance(values, Sized):
+        return taken(name, values)
+    _length(name, values)
+    return values  # a series or an array
+
+
+def taken(name: str, values: Any) -> list[Any]:
+    """The elements of an iterable, as long as it ends.
+
+    Raises:
+        InputError: there are too many.
+    """
+    many = isinstance(values, Sized) and _length(name, values) > MOST_OF_ANYTHING
+    found = [] if many else list(islice(values, MOST_OF_ANYTHING + 1))
+    if many or len(found) > MOST_OF_ANYTHING:
         raise InputError(f"{name} holds more than {MOST_OF_ANYTHING:,} ids (an endless iterator?)")
-    return taken
+    return found
+
+
+def _length(name: str, values: Any) -> int:
+    try:
+        return len(values)
+    except TypeError:  # an array of no dimension
+        raise InputError(f"{name} must be a collection of item ids, got the single value {shown(values)}") from None
 
 
 def weights_of(rank_by: Any) -> None:

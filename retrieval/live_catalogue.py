@@ -115,8 +115,7 @@ class LiveCatalogue:
     def update_items(self, items: Any, withdraw: Iterable[Any], restore: Iterable[Any]) -> None:
         """See :meth:`recsys.retrieval.recommender.Recommender.update_items`."""
         rows = given_rows(items)
-        gone = withdraw if isinstance(withdraw, (str, bytes)) else list(withdraw)
-        back = restore if isinstance(restore, (str, bytes)) else list(restore)
+        gone, back = (_read_once(ids) for ids in (withdraw, restore))
         with self._lock:
             before = self.snapshot.bundle
             after = _changed(self._state, rows, gone, back)
@@ -152,6 +151,11 @@ class LiveCatalogue:
     def save(self, path: Path | str) -> None:
         """Write a bundle that loads as what answers now."""
         save_state(self._state, Path(path))
+
+
+def _read_once(ids: Any) -> Any:
+    """A collection that may be read again; what is none is refused where it is checked."""
+    return ids if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable) else list(ids)
 
 
 def _changed(

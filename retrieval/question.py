@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.errors import Closed, InputError, SourceUnavailable, shown
+from recsys.errors import Closed, DamagedHistory, InputError, SourceUnavailable, shown
 from recsys.events import UNKNOWN_ITEM, History
 from recsys.retrieval.history_sources.bundle import BundleHistories, no_histories
 from recsys.retrieval.history_sources.event_text import plain_id
+from recsys.retrieval.history_sources.reader import HistoryReader
 from recsys.retrieval.history_sources.reading import StoredHistory
 from recsys.retrieval.history_sources.source import HistorySource
 from recsys.retrieval.limits import Limits
@@ -100,10 +101,11 @@ def questions_of(
                 results[row] = error
     stored: dict[int, StoredHistory | None] = {}
     if users and (reader := snapshot.reader) is not None:
-        try:
-            stored = dict(zip(users, reader.read(list(users.values())), strict=True))
-        except (InputError, SourceUnavailable, Closed) as error:
-            results = [error if row in users else result for row, result in enumerate(results)]
+        for row, found in _read(reader, users).items():
+            if isinstance(found, Exception):
+                results[row] = found
+            else:
+                stored[row] = found
     for row, request in enumerate(requests):
         if results[row] is None:
             try:
@@ -111,6 +113,20 @@ def questions_of(
             except InputError as error:
                 results[row] = error
     return results
+
+
+def _read(
+    reader: HistoryReader, users: dict[int, Any]
+) -> dict[int, StoredHistory | None | InputError | SourceUnavailable | Closed]:
+    """What the source says of each user; one whose events cannot be read fails alone."""
+    try:
+        return dict(zip(users, reader.read(list(users.values())), strict=True))
+    except (InputError, DamagedHistory) as error:
+        if len(users) == 1:
+            return dict.fromkeys(users, error)
+    except (SourceUnavailable, Closed) as error:
+        return dict.fromkeys(users, error)
+    return {row: found for one in users.items() for row, found in _read(reader, dict([one])).items()}
 
 
 def question_of(

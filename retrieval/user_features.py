@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recsys.bundle import Bundle
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 from recsys.tokenizers.table_columns import table_rows
 
 __all__ = ["encoded_user", "stored_user"]
@@ -44,12 +44,14 @@ def encoded_user(bundle: Bundle, given: Mapping[str, Any]) -> NDArray[np.float32
             read = (
                 f"it reads {', '.join(names)}" if names else "it reads none; prepare with --user-features to have some"
             )
-            raise InputError(f"user_features: the model of {bundle.path} reads no column {name!r} of users; {read}")
+            raise InputError(
+                f"user_features: the model of {bundle.path} reads no column {shown(name)} of users; {read}"
+            )
     known = {name: value for name, value in given.items() if value is not None}
     try:
         row = pl.DataFrame({name: pl.Series([value]) for name, value in known.items()}) if known else pl.DataFrame()
         table = row if known else pl.DataFrame({"": [None]})
         encoded: NDArray[np.float32] = table_rows(bundle.user_blocks, table, pl.Series(["of the request"]))[0]
-    except (ValueError, TypeError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"user_features: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, OverflowError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"user_features: {' '.join(str(error).split())[:200]}") from error
     return encoded

@@ -24,6 +24,9 @@ from recsys.vocabulary import Vocabulary
 
 __all__ = ["HistoryReader"]
 
+_USER = 32
+"""Events whose memory a remembered user takes beside their own: 1.2 KB of arrays, marks and keys."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
@@ -47,7 +50,8 @@ class HistoryReader:
         Args:
             source: where events come from.
             vocabulary: of the bundle that answers.
-            max_events: events remembered at most, of the users asked for last; each takes about 41 bytes.
+            max_events: events remembered at most, of the users asked for last; each takes about 41 bytes, and a user
+                as much as 32 of them.
         """
         self.source, self.vocabulary, self.max_events = source, vocabulary, max_events
         self._base: BundleHistories | None = None
@@ -57,7 +61,7 @@ class HistoryReader:
             if isinstance(base, BundleHistories) and base.vocabulary is vocabulary:  # what it holds never changes
                 self._base, self._store = base, source.store
         self._kept: OrderedDict[str | int, _Kept] = OrderedDict()
-        self._num_events = 0
+        self._num_events = self._size = 0
         self._lock = threading.Lock()
 
     @property
@@ -101,16 +105,18 @@ class HistoryReader:
 
     def _remembered(self, user: str | int, mark: Mark, stored: StoredHistory) -> StoredHistory:
         with self._lock:
-            before = self._kept.pop(user, None)
-            if before is not None:
-                self._num_events -= len(before.stored.history)
-            if len(stored.history) <= self.max_events:
-                self._kept[user] = _Kept(mark, stored)
-                self._num_events += len(stored.history)
-            while self._num_events > self.max_events:
-                _, oldest = self._kept.popitem(last=False)
-                self._num_events -= len(oldest.stored.history)
+            self._count(self._kept.pop(user, None), -1)
+            if len(stored.history) + _USER <= self.max_events:
+                self._kept[user] = kept = _Kept(mark, stored)
+                self._count(kept, 1)
+            while self._size > self.max_events:
+                self._count(self._kept.popitem(last=False)[1], -1)
         return stored
+
+    def _count(self, kept: _Kept | None, sign: int) -> None:
+        if kept is not None:
+            self._num_events += sign * len(kept.stored.history)
+            self._size += sign * (len(kept.stored.history) + _USER)
 
 
 def _can_continue(history: History, events: list[Event], vocabulary: Vocabulary) -> bool:

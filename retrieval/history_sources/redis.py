@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
-from recsys.errors import Closed, InputError, SourceUnavailable
+from recsys.errors import Closed, DamagedHistory, InputError, SourceUnavailable
 from recsys.events import Event
 from recsys.retrieval.history_sources.event_text import event_texts, events_of, id_text
 from recsys.retrieval.history_sources.source import Mark, Tail, all_of
@@ -118,7 +118,7 @@ class RedisHistories:
             return tails
         except (TypeError, ValueError) as error:
             reason = f"holds events that cannot be read ({error}); restore a copy"
-            raise SourceUnavailable(f"{self._where} {reason}") from error
+            raise DamagedHistory(f"{self._where} {reason}") from error
 
     def append(self, user_id: Any, events: Sequence[Event]) -> None:
         """See :meth:`HistorySource.append`; no events, no user."""

@@ -32,6 +32,7 @@ class HistorySource(Protocol):
         Raises:
             InputError: an id that is neither a string nor an integer.
             SourceUnavailable: the source cannot be read. It never answers with a part of what it holds.
+                :class:`~recsys.errors.DamagedHistory` where only some of these users are concerned.
         """
         ...
 

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
 
-from recsys.errors import Closed, InputError, SourceUnavailable
+from recsys.errors import Closed, DamagedHistory, InputError, SourceUnavailable
 from recsys.events import Event
 from recsys.retrieval.history_sources.event_text import event_texts, events_of, id_text
 from recsys.retrieval.history_sources.source import Mark, Tail, all_of
@@ -120,7 +120,7 @@ class SqliteHistories:
             return [Tail(events_of(body for _, body in rows), mark, same) for rows, mark, same in found]
         except (TypeError, ValueError) as error:
             reason = f"holds events that cannot be read ({error}); restore a copy"
-            raise SourceUnavailable(f"{self.path} {reason}") from error
+            raise DamagedHistory(f"{self.path} {reason}") from error
 
     def append(self, user_id: Any, events: Sequence[Event]) -> None:
         """See :meth:`HistorySource.append`; no events, no user."""

@@ -25,6 +25,7 @@ from recsys.retrieval.reordering import Reordered, ShortList
 from recsys.retrieval.rules.rule import LARGEST, Explore, Floor, Freshness
 from recsys.retrieval.rules.selection import select
 from recsys.retrieval.snapshot import Snapshot
+from recsys.vocabulary import id_text
 
 __all__ = ["Chosen", "Look", "Probabilities", "Reorder", "choose_pages"]
 
@@ -60,6 +61,8 @@ class _Pool:
     place_score_C: NDArray[np.float64] | None = None
     """Of the places, falling, where a reranker has put the candidates in their order; None = each has its own."""
     reranker_notes: tuple[str, ...] = ()
+    is_sorted: bool = True
+    """Whether no item that the retriever did not bring has a higher score than one that it did."""
 
     @property
     def is_all(self) -> bool:
@@ -68,8 +71,7 @@ class _Pool:
         if len(self.found) < question.num_wanted or question.num_wanted >= _most(question):
             return True
         floors = [floor.at_least for floor in question.rules.floors if floor.on == "retrieval"]
-        # One retriever: no item that it did not bring has a higher score than one that it did.
-        return bool(floors) and min(hit[1] for hit in self.found) < max(floors)
+        return self.is_sorted and bool(floors) and min(hit[1] for hit in self.found) < max(floors)
 
 
 def choose_pages(snapshot: Snapshot, questions: Sequence[Question], look: Look, reorder: Reorder) -> list[Chosen]:
@@ -91,7 +93,7 @@ def choose_pages(snapshot: Snapshot, questions: Sequence[Question], look: Look, 
         for part in (rows[low : low + together] for low in range(0, len(rows), together)):
             found, probability = look(part, [asked[row] for row in part])
             pools = {
-                row: _Pool(asked[row], hits, chances)
+                row: _Pool(asked[row], hits, chances, is_sorted=_is_sorted(snapshot, asked[row]))
                 for row, hits, chances in zip(part, found, probability, strict=True)
             }
             for row, one in _reranked(snapshot, pools, reorder, said).items():
@@ -108,6 +110,11 @@ def choose_pages(snapshot: Snapshot, questions: Sequence[Question], look: Look, 
         widest = max((question.num_wanted for question in asked.values()), default=1)
         together = max(1, _TOGETHER // widest)
     return [chosen[row] for row in range(len(questions))]
+
+
+def _is_sorted(snapshot: Snapshot, question: Question) -> bool:
+    """Beams and unions of searches are no beginning of the sorted catalogue, other searches are."""
+    return not any(snapshot.retrievers[name].lists_only for name in question.request.retrievers)
 
 
 def _most(question: Question) -> int:
@@ -234,7 +241,7 @@ def _choose(snapshot: Snapshot, pool: _Pool, pinned: _Pool | None, *, explore: E
         mmr=rules.mmr,
         vector_CD=vector_CD,
         explore=explore,
-        key="" if request.user_id is None else str(request.user_id),
+        key=id_text(request.user_id) or "",  # an id that nobody can have is nobody's
     )
     for cap, count in zip(rules.caps, made.num_capped, strict=True):
         if count:

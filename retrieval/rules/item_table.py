@@ -16,14 +16,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 from recsys.retrieval.rules.rule import Value, Where
 
 __all__ = ["Allowed", "ItemTable"]
 
 _BYTES = 1 << 28
-"""Memory for masks of filters; the least recently used go first, at least four stay."""
+"""Memory for masks of filters and the values that they compare with; the least recently used go first."""
 _MOST = 1024
+_LEAST = 4
+"""Masks that stay, whatever they take."""
 _WIDE = 2**126
 
 Ints = NDArray[np.int64]
@@ -47,7 +49,7 @@ class ItemTable:
         self._gone = np.zeros(0, dtype=np.int64) if gone is None else gone
         self._lock = threading.Lock()
         self._kept: OrderedDict[frozenset[Where], Allowed] = OrderedDict()
-        self._most = min(_MOST, max(4, _BYTES // (9 * max(1, len(items)))))
+        self._num_bytes = 0
 
     def check(self, column: str, rule: str) -> None:
         """Refuse a column that the items do not have.
@@ -56,7 +58,8 @@ class ItemTable:
             InputError: names the columns that there are.
         """
         if column not in self.items.columns:
-            raise InputError(f"{rule}: the items have no column {column!r}; they have {', '.join(self.items.columns)}")
+            there = ", ".join(self.items.columns)
+            raise InputError(f"{rule}: the items have no column {shown(column)}; they have {there}")
 
     def allowed(self, filters: Iterable[Where]) -> Allowed:
         """Items that pass all filters; from memory where the same filters were asked for before.
@@ -78,9 +81,12 @@ class ItemTable:
         mask_I[self._gone] = False
         made = Allowed(mask_I, np.flatnonzero(mask_I).astype(np.int64))
         with self._lock:
-            made = self._kept.setdefault(wanted, made)
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
+            if wanted in self._kept:  # somebody else was faster
+                return self._kept[wanted]
+            self._kept[wanted] = made
+            self._num_bytes += _held_bytes(wanted, made)
+            while len(self._kept) > _LEAST and (self._num_bytes > _BYTES or len(self._kept) > _MOST):
+                self._num_bytes -= _held_bytes(*self._kept.popitem(last=False))
         return made
 
     def groups(self, column: str, item_C: Ints) -> list[tuple[Hashable, ...]]:
@@ -135,7 +141,8 @@ class ItemTable:
             else:
                 fits = text and isinstance(value, str)
             if not fits:
-                raise InputError(f"Where: column {rule.column!r} holds {kind}, which cannot be compared with {value!r}")
+                found = f"column {rule.column!r} holds {kind}"
+                raise InputError(f"Where: {found}, which cannot be compared with {shown(value)}")
         if rule.bounds and (text or kind == pl.Boolean):
             raise InputError(f"Where: column {rule.column!r} holds {kind}; at_least and at_most are for numbers, dates")
 
@@ -156,6 +163,13 @@ class ItemTable:
         passes_I = np.bincount(row_V[passes_V], minlength=len(self.items)) > 0
         found_I: NDArray[np.bool_] = np.where(has_I, passes_I ^ rule.negate, rule.missing)
         return found_I
+
+
+def _held_bytes(filters: Iterable[Where], allowed: Allowed) -> int:
+    """Of a mask and of what it is found by; a value takes 64 bytes, and a text those of its letters."""
+    values = [value for one in filters for value in one.operands]
+    letters = sum(4 * len(value) for value in values if isinstance(value, str))
+    return allowed.mask_I.nbytes + allowed.ids_N.nbytes + 64 * len(values) + letters
 
 
 def _inner(kind: pl.DataType) -> pl.DataType:

@@ -22,7 +22,8 @@ def uniforms(key: str, item_C: NDArray[np.int64]) -> NDArray[np.float64]:
 
     An item's number is the same whichever other items are asked for.
     """
-    start = np.uint64(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little"))
+    digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
+    start = np.uint64(int.from_bytes(digest, "little"))
     state_C = start + (item_C.astype(np.uint64) + np.uint64(1)) * _STEP
     for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
         state_C = (state_C ^ (state_C >> np.uint64(shift))) * factor

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 from recsys.retrieval.rules.rule import MMR, Boost, Cap, Explore, Floor, Freshness, Pin, Rule, Where
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class RulePlan:
             if floor.on == "rank_by" and request.rank_by is None:
                 raise InputError("Floor: on='rank_by' needs rank_by, the action or weights to order by")
             if floor.action is not None and floor.action not in snapshot.actions:
-                raise InputError(f"Floor: this model ranks by {list(snapshot.actions)}, not by {floor.action!r}")
+                raise InputError(f"Floor: this model ranks by {list(snapshot.actions)}, not by {shown(floor.action)}")
             if floor.action is not None and not request.rank:
                 raise InputError("Floor: a floor on an action needs rank=True")
         pins, notes = _of(rules, Pin), list[str]()
@@ -69,9 +69,9 @@ class RulePlan:
         places = dict[int, int]()
         for pin, found in zip(pins, item.tolist(), strict=True):
             if found < 0:
-                notes.append(f"pinned item {pin.item!r} is not in the catalogue")
+                notes.append(f"pinned item {shown(pin.item)} is not in the catalogue")
             elif found in places.values():
-                raise InputError(f"Pin: item {pin.item!r} is pinned twice")
+                raise InputError(f"Pin: item {shown(pin.item)} is pinned twice")
             else:
                 places[pin.place - 1] = found
         shifts: list[tuple[Boost, Ints] | Freshness] = []
@@ -123,7 +123,7 @@ def check_rules(rules: Sequence[Rule], k: int) -> None:
     """
     for rule in rules:
         if not isinstance(rule, Rule):
-            raise InputError(f"rules must be rules such as Cap('category', n=2), got {rule!r}")
+            raise InputError(f"rules must be rules such as Cap('category', n=2), got {shown(rule)}")
     for kind in (MMR, Explore):
         if len(_of(rules, kind)) > 1:
             raise InputError(f"rules hold {kind.__name__} {len(_of(rules, kind))} times; give one")

@@ -15,7 +15,9 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
+from recsys.retrieval.limits import taken
+from recsys.vocabulary import id_text
 
 __all__ = [
     "LARGEST",
@@ -34,6 +36,7 @@ __all__ = [
 
 LARGEST = 1e30
 """Numbers of rules are at most this large, so that sums of scores stay finite."""
+_SEED_BITS = 128
 Value = str | bool | int | float | date | datetime
 """What a column of items is compared with."""
 
@@ -67,15 +70,17 @@ class Where(Rule):
         bounded = self.at_least is not None or self.at_most is not None
         if (self.values is None) != bounded:
             raise InputError(
-                f"Where({self.column!r}) needs values to be equal to, or at_least and at_most; it got "
+                f"Where({shown(self.column)}) needs values to be equal to, or at_least and at_most; it got "
                 + ("both" if bounded else "neither")
             )
         if isinstance(self.values, Mapping):
-            raise InputError(f"Where({self.column!r}) compares with texts, numbers and dates, not with {self.values!r}")
+            raise InputError(
+                f"Where({shown(self.column)}) compares with texts, numbers and dates, not with {shown(self.values)}"
+            )
         if self.values is not None:
             given = self.values
             alone = isinstance(given, (str, bytes)) or not isinstance(given, Iterable)
-            listed = [given] if alone else list(given)  # type: ignore[arg-type]
+            listed = [given] if alone else taken(f"Where({shown(self.column)})", given)
             plain = tuple(one.item() if isinstance(one, np.generic) else one for one in listed)
             object.__setattr__(self, "values", plain)
         for name in ("at_least", "at_most"):
@@ -83,12 +88,17 @@ class Where(Rule):
                 object.__setattr__(self, name, getattr(self, name).item())
         for value in (*self.operands, *self.bounds):
             if value is None or not isinstance(value, (str, int, float, date)):
-                raise InputError(f"Where({self.column!r}) compares with texts, numbers and dates, not with {value!r}")
+                raise InputError(
+                    f"Where({shown(self.column)}) compares with texts, numbers and dates, not with {shown(value)}"
+                )
+            if isinstance(value, str) and id_text(value) is None:
+                raise InputError(f"Where({shown(self.column)}) cannot compare with {shown(value)}, which no file holds")
             if not isinstance(value, (str, date, bool)) and not is_number(value, 1e300):
-                raise InputError(f"Where({self.column!r}) cannot compare with {value!r}; give a finite number")
+                raise InputError(
+                    f"Where({shown(self.column)}) cannot compare with {shown(value)}; give a finite number"
+                )
         for name in ("negate", "missing"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"Where.{name} must be True or False, got {getattr(self, name)!r}")
+            _check_bool(self, name)
 
     @property
     def operands(self) -> tuple[Value, ...]:
@@ -113,8 +123,8 @@ class Cap(Rule):
     def __post_init__(self) -> None:
         _check_column(self)
         _check_count(self, "n")
-        if self.missing not in ("free", "group"):
-            raise InputError(f"Cap.missing must be 'free' or 'group', got {self.missing!r}")
+        if not _is_word(self.missing, "free", "group"):
+            raise InputError(f"Cap.missing must be 'free' or 'group', got {shown(self.missing)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +142,9 @@ class MMR(Rule):
 
     def __post_init__(self) -> None:
         _check_number(self, "lam")
+        _check_bool(self, "scale")
         if not 0 <= self.lam <= 1:
-            raise InputError(f"MMR.lam must be from 0 to 1, got {self.lam!r}")
+            raise InputError(f"MMR.lam must be from 0 to 1, got {shown(self.lam)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +158,12 @@ class Floor(Rule):
 
     def __post_init__(self) -> None:
         _check_number(self, "at_least")
-        if self.on not in ("retrieval", "rank_by", "action"):
-            raise InputError(f"Floor.on must be 'retrieval', 'rank_by' or 'action', got {self.on!r}")
+        if not _is_word(self.on, "retrieval", "rank_by", "action"):
+            raise InputError(f"Floor.on must be 'retrieval', 'rank_by' or 'action', got {shown(self.on)}")
         if (self.on == "action") != (self.action is not None):
             raise InputError("Floor needs the name of an action with on='action', and only then")
+        if self.action is not None and not isinstance(self.action, str):
+            raise InputError(f"Floor.action must be the name of an action, got {shown(self.action)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +186,9 @@ class Freshness(Rule):
         for name in ("half_life", "weight"):
             _check_number(self, name)
         if self.half_life <= 0:
-            raise InputError(f"Freshness.half_life must be positive, got {self.half_life!r}")
-        if self.mode not in ("add", "multiply"):
-            raise InputError(f"Freshness.mode must be 'add' or 'multiply', got {self.mode!r}")
+            raise InputError(f"Freshness.half_life must be positive, got {shown(self.half_life)}")
+        if not _is_word(self.mode, "add", "multiply"):
+            raise InputError(f"Freshness.mode must be 'add' or 'multiply', got {shown(self.mode)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +201,8 @@ class Boost(Rule):
 
     def __post_init__(self) -> None:
         if isinstance(self.items, (str, bytes)) or not isinstance(self.items, Iterable):
-            raise InputError(f"Boost.items must be a collection of item ids, got {self.items!r}")
-        object.__setattr__(self, "items", tuple(self.items))
+            raise InputError(f"Boost.items must be a collection of item ids, got {shown(self.items)}")
+        object.__setattr__(self, "items", tuple(taken("Boost.items", self.items)))
         _check_number(self, "weight")
 
 
@@ -222,18 +235,18 @@ class Explore(Rule):
     """Each place is drawn with probability ∝ exp(score / temperature): Plackett–Luce. Below 1 nearer to the best."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise InputError(f"Explore.seed must be an integer, got {self.seed!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed.bit_length() > _SEED_BITS:
+            raise InputError(f"Explore.seed must be an integer of at most {_SEED_BITS} bits, got {shown(self.seed)}")
         if (self.epsilon is None) == (self.temperature is None):
             raise InputError("Explore needs epsilon or temperature, and not both")
         if self.epsilon is not None:
             _check_number(self, "epsilon")
             if not 0 <= self.epsilon <= 1:
-                raise InputError(f"Explore.epsilon must be from 0 to 1, got {self.epsilon!r}")
+                raise InputError(f"Explore.epsilon must be from 0 to 1, got {shown(self.epsilon)}")
         if self.temperature is not None:
             _check_number(self, "temperature")
             if self.temperature <= 0:
-                raise InputError(f"Explore.temperature must be positive, got {self.temperature!r}")
+                raise InputError(f"Explore.temperature must be positive, got {shown(self.temperature)}")
 
 
 def is_number(value: Any, largest: float = LARGEST) -> bool:
@@ -243,16 +256,27 @@ def is_number(value: Any, largest: float = LARGEST) -> bool:
 
 def _check_column(rule: Where | Cap | Freshness) -> None:
     if not isinstance(rule.column, str):
-        raise InputError(f"{type(rule).__name__}.column must be the name of a column, got {rule.column!r}")
+        raise InputError(f"{type(rule).__name__}.column must be the name of a column, got {shown(rule.column)}")
 
 
 def _check_count(rule: Rule, name: str) -> None:
     value = getattr(rule, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{type(rule).__name__}.{name} must be a positive integer, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
+        raise InputError(f"{type(rule).__name__}.{name} must be a positive integer, got {shown(value)}")
+
+
+def _check_bool(rule: Rule, name: str) -> None:
+    if not isinstance(getattr(rule, name), bool):
+        raise InputError(f"{type(rule).__name__}.{name} must be True or False, got {shown(getattr(rule, name))}")
+
+
+def _is_word(value: Any, *words: str) -> bool:
+    return isinstance(value, str) and value in words  # an array would compare itself with each
 
 
 def _check_number(rule: Rule, name: str) -> None:
+    """Refuse what is none, and keep it as a float: numpy multiplies with no larger integers than its own."""
     value = getattr(rule, name)
     if not is_number(value):
-        raise InputError(f"{type(rule).__name__}.{name} must be a finite number, got {value!r}")
+        raise InputError(f"{type(rule).__name__}.{name} must be a finite number, got {shown(value)}")
+    object.__setattr__(rule, name, float(value))

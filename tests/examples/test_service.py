@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -137,6 +138,8 @@ def test_metrics_say_what_was_done(client: Any) -> None:
         ("/recommend", {"rank_by": {"buy": 1}}, (400, "bad_request")),
         ("/recommend", {"rules": [{"rule": "cap", "column": "brand", "n": 2}]}, (400, "bad_request")),
         ("/recommend", {"rules": [{"rule": "guess"}]}, (400, "bad_request")),
+        ("/recommend", {"rules": [{"rule": "mmr", "lam": 10**400}]}, (400, "bad_request")),
+        ("/recommend", {"rules": [{"rule": "floor", "at_least": -(10**400)}]}, (400, "bad_request")),
         ("/events", {"user_id": "u1", "events": []}, (422, "invalid")),
         ("/events", {"user_id": "u1", "events": [click("i1", timestamp=-1)]}, (422, "invalid")),
         ("/explain", {"user_id": "u1", "item_id": "nothing"}, (404, "not_found")),
@@ -217,6 +220,30 @@ def test_an_answer_that_is_late_and_one_too_many_bodies_are_named(toy_bundle: Pa
 
     asked_of_app(toy_bundle, tmp_path / "a.sqlite", {"timeout_seconds": 1e-6}, late)
     asked_of_app(toy_bundle, tmp_path / "b.sqlite", {"max_requests": 3}, many)
+
+
+def test_rules_wait_for_no_store_and_search_no_whole_catalogue(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = tmp_path / "events.sqlite"
+    impossible = {"rule": "floor", "at_least": 1.0, "on": "action", "action": "like"}
+
+    async def questions(client: Any) -> None:
+        monkeypatch.setattr("examples.service.messages.MAX_CANDIDATES", 7)
+        other = sqlite3.connect(events, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        stored = [
+            asyncio.create_task(client.post("/events", json={"user_id": f"u{row}", "events": [click("i1")]}))
+            for row in range(4)
+        ]
+        await asyncio.sleep(0.1)
+        page = await client.post("/recommend", json={"rules": [impossible], "k": 3})
+        assert not any(task.done() for task in stored)
+        assert ids(page) == [] and page.json()["notes"][-1] == "the rules left 0 of the 3 items asked for, among 7"
+        other.close()
+        assert [reply.status_code for reply in await asyncio.gather(*stored)] == [201] * 4
+
+    asked_of_app(toy_bundle, events, {"timeout_seconds": 60.0}, questions)
 
 
 def test_the_catalogue_is_changed_with_the_token_only(toy_bundle: Path, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import MISSING
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +27,7 @@ from recsys.errors import InputError
 from recsys.events import Event
 from recsys.retrieval.page import Page
 from recsys.retrieval.recommender import Recommender
+from recsys.retrieval.rules import MMR, Boost, Cap, Explore, Floor, Freshness, Pin, Rule, Where
 
 ODD_JSON: list[Any] = [
     None, True, False, 0, 1, -1, 2, 31, 32, 10**9, 2**31, 2**63, -(2**63), 10**30, 0.5, -1e308, "", "x", "\0", "../x",
@@ -43,6 +46,13 @@ REQUEST_FIELDS = (
     "rank", "rank_by", "candidates", "user_features", "rules", "max_candidates",
 )  # fmt: skip
 EVENT_FIELDS = ("item_id", "actions", "timestamp", "surface", "value", "unknown")
+RULES = (Where, Cap, MMR, Floor, Freshness, Boost, Pin, Explore)
+FITTING: dict[str, list[Any]] = {
+    "column": ["title", "text", "item_id"], "values": ["title 3", ["title 1", "title 2"]], "n": [1, 2], "place": [1, 2],
+    "items": [["i1", "i2"]], "item": ["i3"], "on": ["retrieval", "rank_by", "action"], "action": ["like"],
+    "mode": ["add", "multiply"], "missing": ["free", "group", True], "negate": [True], "scale": [False],
+    "at_least": ["a", -1.0], "seed": [7], "lam": [0.5], "epsilon": [0.3], "temperature": [0.5], "weight": [2.0],
+}  # fmt: skip
 MOST_CHARACTERS = 2_000
 """Of an error."""
 
@@ -87,9 +97,28 @@ def odd_request(choices: Choices) -> dict[str, Any]:
         fields["history"] = [odd_event(choices) for _ in range(choices.integer(0, 4))]
     if choices.integer(0, 1):
         fields["retrievers"] = pick(choices, [("dense",), ("memory",), ("dense_learned", "memory")])
+    if choices.integer(0, 1):
+        made = [odd_rule(choices) for _ in range(choices.integer(1, 3))]
+        fields["rules"] = [rule for rule in made if rule is not None]
     for _ in range(choices.integer(0, 3)):
         fields[pick(choices, REQUEST_FIELDS)] = pick(choices, ODD_VALUES)
     return fields
+
+
+def odd_rule(choices: Choices) -> Rule | None:
+    """A rule some of whose fields are odd; None where it was refused in one clear line."""
+    kind: Any = pick(choices, RULES)
+    fields = {}
+    for one in fields_of(kind):
+        if one.default is MISSING or choices.integer(0, 2) == 0:
+            fits = one.name in FITTING and choices.integer(0, 3)
+            fields[one.name] = pick(choices, FITTING[one.name] if fits else ODD_VALUES)
+    try:
+        rule: Rule = kind(**fields)
+    except InputError as error:
+        clear(error)
+        return None
+    return rule
 
 
 def ask(rec: Recommender, fields: dict[str, Any]) -> Page | None:

@@ -17,6 +17,7 @@ from recsys.errors import InputError
 from recsys.events import Event
 from recsys.files import sha256_file
 from recsys.retrieval.recommender import Recommender
+from recsys.retrieval.rules import Explore
 
 
 @pytest.fixture
@@ -86,3 +87,10 @@ def test_integers_too_long_to_be_written_out_were_a_value_error(toy_bundle: Path
         assert len(str(error)) < 300
     else:
         assert "an integer of 16610 bits is not in this bundle" in page.notes[0]
+
+
+@pytest.mark.parametrize("user", [10**5000, "\ud800", b"u1"], ids=["long", "surrogate", "bytes"])
+def test_chance_for_an_id_that_nobody_can_have_was_a_value_error(toy_bundle: Path, user: object):
+    rec, rules = Recommender.load(toy_bundle), [Explore(3, epsilon=0.5)]
+    drawn = rec.recommend(user, at=1_702_000_000, rules=rules)
+    assert drawn.item_ids == rec.recommend(at=1_702_000_000, rules=rules).item_ids

@@ -223,6 +223,8 @@ def test_a_request_may_bring_the_columns_of_a_new_user(bundle, dataset):
         ({"note": "x"}, "reads no column 'note' of users; it reads age, city, tags, taste, joined"),
         ({"taste": [1.0]}, "column taste: .* 3 finite numbers"),
         ({"age": "old"}, "column age: .* no column of numbers"),
+        ({"age": 10**400}, "too large"),
+        ({10**5000: 1}, "reads no column an integer of 16610 bits"),
     ],
 )
 def test_columns_that_cannot_be_read_are_refused(bundle, given, message):

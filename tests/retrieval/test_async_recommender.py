@@ -358,6 +358,18 @@ def test_a_time_out_of_the_recommender_itself_is_passed_on() -> None:
     asyncio.run(ask())
 
 
+def test_a_source_that_was_closed_is_a_failure_and_no_cancelled_request() -> None:
+    async def ask() -> None:
+        echo = Echo()
+        echo.refuse = lambda request: Closed("events.sqlite was closed")
+        async with AsyncRecommender(echo) as front:
+            with pytest.raises(Closed, match="events.sqlite"):
+                await front.recommend()
+            assert (front.counts.failed, front.counts.cancelled) == (1, 0)
+
+    asyncio.run(ask())
+
+
 def test_calls_beside_the_batches_are_bounded_too() -> None:
     async def ask() -> None:
         echo = Echo(is_open=False)

@@ -6,6 +6,7 @@ import gc
 import shutil
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import torch
 
 from recsys.errors import InputError
 from recsys.events import Event
+from recsys.retrieval.catalogue_change import CatalogueChange, given_rows
 from recsys.retrieval.catalogue_content import CatalogueContent
 from recsys.retrieval.live_catalogue import LiveCatalogue
 from recsys.retrieval.page import Page
 from recsys.retrieval.recommender import Recommender
+from recsys.vocabulary import IdMap
 
 AT = 1_702_000_000
 NEW = pl.DataFrame(
@@ -298,6 +301,14 @@ def test_a_change_is_one_assignment_of_parts_that_belong_together(loaded: Callab
         ({"items": [{"item_id": "n0", "vec": None, "codes": [1, 2, 99]}]}, r"level 3 must be from 0 to"),
         ({"items": 7}, r"items is a int; give a polars or pandas frame"),
         ({"withdraw": ["i3", "strange"]}, r"withdraw: item 'strange' is not in the catalogue"),
+        ({"withdraw": [10**5000]}, "withdraw: item an integer of 16610 bits is not in the catalogue"),
+        ({"withdraw": [["i3"]]}, r"withdraw: item \['i3'\] is not in the catalogue"),
+        ({"withdraw": 5}, "withdraw must be a collection of item ids, got the single value 5"),
+        ({"restore": None}, "restore must be a collection of item ids, got the single value None"),
+        ({"items": {1: 2}}, "items: a column is called 1; names of columns are text"),
+        ({"items": [{"item_id": "\ud800", "vec": None}]}, "column item_id: its values are not of one type"),
+        ({"items": [{"item_id": True, "vec": None}]}, "items: item_id True is no id; give integers or text"),
+        ({"items": [{"item_id": 7.5, "vec": None}]}, "items: item_id 7.5 is no id"),
         ({"withdraw": "i3"}, r"withdraw must be a collection of item ids"),
         ({"restore": ["strange"]}, r"restore: item 'strange'"),
         ({"items": NEW, "withdraw": ["n0"]}, r"what is new cannot be withdrawn in the same call"),
@@ -314,6 +325,22 @@ def test_bad_changes_are_one_line_and_change_nothing(
         rec.update_items(**change)
     assert "\n" not in str(error.value)
     assert rec._snapshot is before
+
+
+def test_no_number_is_cut_to_fit_its_column(loaded: Callable[[], Recommender]) -> None:
+    bundle = loaded().bundle
+    frame = pl.DataFrame({"item_id": [7, 8], "stock": [1, None], "sold": [True, None], "price": [0.5, None]})
+    counted = replace(bundle, items=frame, vocabulary=replace(bundle.vocabulary, items=IdMap(frame["item_id"])))
+
+    def changed(**row: Any) -> dict[str, Any]:
+        found: dict[str, Any] = CatalogueChange.of(counted, given_rows([row])).changed.to_dicts()[0]
+        return found
+
+    assert changed(item_id=7.0, stock=3.0, price=2) == {"item_id": 7, "stock": 3, "sold": True, "price": 2.0}
+    assert changed(item_id="8", sold=False)["sold"] is False
+    for name, value in (("stock", 7.5), ("stock", float("inf")), ("sold", 0.5)):
+        with pytest.raises(InputError, match=f"column {name}: its values are no (Int64|Boolean)"):
+            changed(item_id=7, **{name: value})
 
 
 def test_codes_may_be_given(loaded: Callable[[], Recommender]) -> None:

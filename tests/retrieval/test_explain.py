@@ -143,6 +143,8 @@ def test_stored_users_the_cap_and_the_picture(rec: Recommender):
     ("fields", "line"),
     [
         ({"item_id": "nowhere"}, "item 'nowhere' is not in the catalogue"),
+        ({"item_id": "x" * 9999}, "^item 'x{80}'… is not in the catalogue"),
+        ({"item_id": 10**5000}, "item an integer of 16610 bits is not in the catalogue"),
         ({"item_id": "i3", "max_events": 0}, "max_events must be a positive integer, got 0"),
         ({"item_id": "i3", "retriever": "psychic"}, "there is no retriever 'psychic'"),
     ],

@@ -134,6 +134,8 @@ def test_actions_that_are_none_are_refused(rec: Recommender, odd: Any):
         ({"retrievers": [None]}, "retrievers must be a sequence of names"),
         ({"retrievers": ("nobody",)}, "there is no retriever 'nobody'"),
         ({"exclude": 5}, "exclude must be a collection"),
+        ({"exclude": np.array("i1")}, "exclude must be a collection"),
+        ({"allow": np.array(5)}, "allow must be a collection"),
         ({"allow": {"i1": 1}}, "allow must be a collection"),
         ({"exclude": "i1"}, "exclude must be a collection"),
         ({"surface": 3}, "surface must be a name"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -221,3 +222,30 @@ def test_threads_see_every_acknowledged_event(bundle: Bundle, tmp_path: Path) ->
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(live, range(8)))
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_one_users_damaged_events_concern_nobody_else(
+    bundle: Bundle, rec: Recommender, tmp_path: Path, layered: bool
+) -> None:
+    path = tmp_path / "events.sqlite"
+    with SqliteHistories(path) as store:
+        ours = Recommender(bundle, history_source=over_bundle(store) if layered else store)
+        for user in ("u1", "u2"):
+            ours.append_events(user, [Event(item_id="i3", actions="like", timestamp=AT - 9)])
+        with sqlite3.connect(path) as database:
+            database.execute("UPDATE events SET body = 'x' WHERE user = (SELECT user FROM users WHERE id = '\"u1\"')")
+        asked = [Request(user_id=user, at=AT) for user in ("u2", "u1", "nobody")]
+        first, damaged, last = ours.recommend_each(asked)
+        assert isinstance(first, Page)
+        assert isinstance(damaged, SourceUnavailable) and "holds events that cannot be read" in str(damaged)
+        assert first.item_ids == ours.recommend("u2", at=AT).item_ids and isinstance(last, Page)
+        with pytest.raises(SourceUnavailable, match="cannot be read"):
+            ours.recommend_batch(asked)
+
+
+def test_a_source_that_is_away_is_not_asked_for_each_user_again(bundle: Bundle) -> None:
+    source = Counting(BundleHistories(bundle))
+    source.error = SourceUnavailable("away")  # type: ignore[assignment]
+    results = Recommender(bundle, history_source=source).recommend_each([Request(user_id="u1"), Request(user_id="u2")])
+    assert [str(result) for result in results] == ["away", "away"] and source.reads == [["u1", "u2"]]

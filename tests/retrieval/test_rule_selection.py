@@ -81,6 +81,10 @@ def test_the_seed_decides_and_the_others_do_not():
     assert kept[fewer.places].tolist() == item[first.places].tolist()
 
 
+def test_any_key_has_numbers():
+    assert select(np.zeros(3), np.arange(3), 3, explore=Explore(1, epsilon=0.5), key="\ud800").propensity[-1] == 1
+
+
 def test_numbers_are_uniform_and_their_own():
     drawn = np.stack([uniforms(f"key {row}", np.arange(500)) for row in range(40)])
     assert drawn.min() > 0 and drawn.max() < 1

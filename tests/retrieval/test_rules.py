@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.pipelines.export import export_model
 from recsys.retrieval.page import Page
@@ -291,6 +292,19 @@ def test_kept_filters_are_bounded(rec, monkeypatch):
     assert items.allowed([Where("stock", 0)]) is not found[0]
 
 
+def test_values_of_kept_filters_are_bounded_too(rec, monkeypatch):
+    monkeypatch.setattr("recsys.retrieval.rules.item_table._BYTES", 100_000)
+    monkeypatch.setattr("recsys.retrieval.rules.item_table._MOST", 12)
+    items = ItemTable(rec.items)
+    for number in range(9):
+        items.allowed([Where("brand", [f"{number}-{value}" for value in range(500)])])  # 40 KB each
+        small = items.allowed([Where("stock", number)])
+    assert len(items._kept) <= 6 and items.allowed([Where("stock", 8)]) is small
+    for number in range(20):
+        items.allowed([Where("stock", number)])
+    assert len(items._kept) == 12 and 0 < items._num_bytes < 12 * 500
+
+
 def test_filters_join_the_allow_list_and_exclusions(rec):
     brands = dict(zip(rec.items["item_id"], rec.items["brand"], strict=True))
     allow = ["i1", "i2", "i4", "i8", "i12", "not there"]
@@ -405,6 +419,18 @@ def test_a_negative_weight_lowers_what_is_hidden(rec):
         (lambda: Explore(1), "epsilon or temperature, and not both"),
         (lambda: Explore(1, 0.1, 0.1), "epsilon or temperature, and not both"),
         (lambda: Explore(1.5, 0.1), "Explore.seed must be an integer"),
+        (lambda: Explore(10**5000, 0.1), "Explore.seed must be an integer of at most 128 bits, got an integer of"),
+        (lambda: Where("brand", ["a", "\ud800"]), "cannot compare with '\\ud800', which no file holds"),
+        (lambda: Where("price", 10**5000), "give a finite number"),
+        (lambda: Cap("brand", 1, np.array(["free", "group"])), "Cap.missing must be"),
+        (lambda: Floor(0.1, on=pl.Series([1.5])), "Floor.on must be"),
+        (lambda: Floor(0.1, on="action", action=["like"]), "Floor.action must be the name of an action, got ['like']"),
+        (lambda: Where("price", range(10**9)), "Where('price') holds more than 10,000,000 ids"),
+        (lambda: Boost(range(10**9), 1), "Boost.items holds more than 10,000,000 ids"),
+        (lambda: MMR(0.5, scale=1), "MMR.scale must be True or False, got 1"),
+        (lambda: Floor(10**5000), "Floor.at_least must be a finite number, got an integer of 16610 bits"),
+        (lambda: Pin("i1", 10**5000), "Pin.place must be a positive integer, got an integer of 16610 bits"),
+        (lambda: Cap("brand", 2**63), "Cap.n must be a positive integer, got 9223372036854775808"),
         (lambda: Explore(1, 1.5), "Explore.epsilon must be from 0 to 1"),
         (lambda: Explore(1, temperature=0), "Explore.temperature must be positive"),
         (lambda: Request(rules=[MMR(0.5), MMR(0.4)]), "rules hold MMR 2 times"),
@@ -443,6 +469,20 @@ def test_a_rule_that_does_not_fit_the_bundle_is_one_line(rec, rules, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_floor_on_a_union_ends_no_search_early(full_world):
+    bundle = Bundle.open(full_world.bundle)
+    few = {"dense": 1, "generative": 1, "parallel": 1, "set": 0, "memory": 0, "cold": 0}
+    weights = {"codes": {"generative": 3.0, "parallel": 0.3}, "cold": 0.0, "budgets": few}
+    rec = Recommender(replace(bundle, manifest={**bundle.manifest, "hybrid_weights": weights}, hybrid_head=None))
+    for user in range(6):
+        ask = {"user_id": f"u{user}", "at": AT, "retrievers": ("hybrid",)}
+        best = rec.recommend(**ask, k=30).hits[:6]
+        page = rec.recommend(**ask, k=4, rules=[Floor(best[-1].score - 1e-4)])
+        assert len(page) == 4 and set(page.item_ids) <= {hit.item_id for hit in best}
+        hopeless = rec.recommend(**ask, k=4, rules=[Floor(1e9)], max_candidates=9)
+        assert len(hopeless) == 0 and hopeless.notes[-1].endswith("among 9")
+
+
 def test_floors_need_a_score_that_compares(rec):
     with pytest.raises(InputError, match="scores of several retrievers do not compare"):
         rec.recommend("u1", retrievers=("dense", "memory"), rules=[Floor(0.1)])
@@ -457,6 +497,8 @@ def test_pins_that_may_not_be_shown_are_said(rec):
         "pinned item 'nowhere' is not in the catalogue",
         "1 pinned items are not among those that may be shown",
     )
+    odd = rec.recommend(k=3, at=AT, rules=[Pin(10**5000, 1), Boost(["i3"], 10**20), Freshness("born", 1, -(10**29))])
+    assert odd.notes == ("pinned item an integer of 16610 bits is not in the catalogue",)
     short = rec.recommend(k=9, at=AT, allow=["i1", "i2"], rules=[Pin("i2", 9)])
     assert short.item_ids == ["i1", "i2"]
 
