@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hmac
-import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +19,6 @@ from examples.service.service import Service, Settings, event_of
 from recsys import Recommender
 from recsys.pipelines.rule_file import rule_of
 from recsys.retrieval.async_recommender import AsyncRecommender
-from recsys.retrieval.rules import Rule
 
 __all__ = ["create_app"]
 
@@ -118,7 +115,8 @@ def _reading(app: FastAPI, service: Service) -> None:
             if fields.get(name) is not None:
                 fields[name] = [event_of(event) for event in fields[name]]
         if body.rules:
-            fields["rules"] = await service.ready.beside(lambda: [_rule(json.dumps(rule)) for rule in body.rules])
+            fields["max_candidates"] = m.MAX_CANDIDATES
+            fields["rules"] = [rule_of(rule) for rule in body.rules]
         found = await service.ready.recommend(timeout=service.settings.timeout_seconds, **fields)
         return service.page(found, began)
 
@@ -173,8 +171,3 @@ def _writing(app: FastAPI, service: Service) -> None:
         return m.ItemsReply(
             version=recommender.version, num_items=len(bundle.items), num_withdrawn=len(bundle.withdrawn_G)
         )
-
-
-@lru_cache(maxsize=256)
-def _rule(fields: str) -> Rule:
-    return rule_of(json.loads(fields))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 __all__ = [
+    "MAX_CANDIDATES",
     "MAX_K",
     "About",
     "Accepted",
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 MAX_IDS, MAX_EVENTS, MAX_K, MAX_ITEMS, MAX_RULES = 10_000, 10_000, 500, 1_000, 16
+MAX_CANDIDATES = 5 * MAX_K
+"""Items to choose a page from, also where rules leave none: a stranger's rule must not search a whole catalogue."""
 _EXACT = 2**53 - 1
 
 _integral = BeforeValidator(lambda given: int(given) if isinstance(given, float) and given.is_integer() else given)
@@ -83,7 +86,7 @@ class RecommendMessage(_Message):
     new_events: Annotated[list[EventMessage], Field(max_length=MAX_EVENTS)] = []
     user_features: Annotated[dict[Name, Plain], Field(max_length=1_000)] | None = None
     k: Annotated[StrictInt, Field(ge=1, le=MAX_K), _integral] = 10
-    candidates: Annotated[StrictInt, Field(ge=1, le=5 * MAX_K), _integral] = 100
+    candidates: Annotated[StrictInt, Field(ge=1, le=MAX_CANDIDATES), _integral] = 100
     retrievers: Annotated[list[Name], Field(min_length=1, max_length=8)] = ["dense"]
     exclude: Ids = []
     allow: Ids | None = None
