@@ -160,6 +160,7 @@ def test_a_user_without_stored_histories_is_one_line(
     toy_model: UnifiedModel, toy_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     export_model(toy_model, toy_dataset, tmp_path / "bundle")
+    capsys.readouterr()  # its progress
     assert main(["recommend", "--bundle", str(tmp_path / "bundle"), "--user", "u1"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
