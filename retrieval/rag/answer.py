@@ -173,17 +173,6 @@ class Answerer:
             sentences=self.prompt.option("sentences", 4),
         )
 
-    def chosen(
-        self,
-        question: str,
-        found: Sequence[FoundPassage],
-        budget_tokens: int | None = None,
-        deadline: float | None = None,
-    ) -> tuple[tuple[Passage, ...], tuple[str, ...]]:
-        """Passages for the prompt, the strongest at both ends, and notes."""
-        choice = self.choose(question, found, budget_tokens, deadline)
-        return choice.given, choice.notes
-
     def choose(
         self,
         question: str,
@@ -191,7 +180,7 @@ class Answerer:
         budget_tokens: int | None = None,
         deadline: float | None = None,
     ) -> GivenPassages:
-        """:meth:`chosen`, and what the choice took."""
+        """Passages for the prompt, the strongest at both ends, notes, and what the choice took."""
         lines = numbered([hit.passage for hit in found], self._passage_chars)
         tokens = [count + 1 for count in self.lm.count_tokens(lines)]
         bare = sum(self.lm.count_tokens([message.text for message in self.chat(question, [])]))

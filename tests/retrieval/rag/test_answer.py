@@ -54,7 +54,7 @@ def test_the_prompt_shows_numbered_lines_with_the_strongest_at_both_ends(
 ) -> None:
     answerer = Answerer(lm, store, selection="top")
     found = store.search("red train cost dollars", 20)
-    given, _ = answerer.chosen("red train cost dollars", found)
+    given = answerer.choose("red train cost dollars", found).given
     assert [passage.id for passage in (given[0], given[-1])] == [hit.passage.id for hit in found[:2]]
     text = answerer.chat("How much?", given)[-1].text
     assert all(f"\n[{number}] {passage.text}\n" in text for number, passage in enumerate(given, 1))
@@ -66,7 +66,8 @@ def test_the_budget_holds(lm: LocalLanguageModel, store: PassageStore, selection
     answerer = Answerer(lm, store, selection=selection)
     found = store.search("red train costs dollars wood", 20)
     for budget in (1, 40, 70, 120, 1000):
-        given, notes = answerer.chosen("red train costs dollars wood", found, budget)
+        choice = answerer.choose("red train costs dollars wood", found, budget)
+        given, notes = choice.given, choice.notes
         lines = [f"[{number}] {passage.text}" for number, passage in enumerate(given, 1)]
         assert sum(lm.count_tokens(lines)) <= budget
         assert (len(given) < len(found)) == any("passages found were given" in note for note in notes)
