@@ -161,7 +161,7 @@ class Answerer:
         )  # fmt: skip
 
     async def answer_from(self, question: str, given: Sequence[Passage], *, deadline: float | None = None) -> Answer:
-        """An answer from passages that :meth:`chosen` gave, as they stand: none is left out or moved."""
+        """An answer from passages that :meth:`choose` gave, as they stand: none is left out or moved."""
         said = await self._generated(self.chat(question, given), deadline)
         return await asyncio.to_thread(self.checked, question, given, said)
 
