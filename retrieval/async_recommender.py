@@ -54,6 +54,8 @@ class _Waiter:
     page: asyncio.Future[Page]
     since: float
     """Seconds of the monotonic clock."""
+    begun: float = 0.0
+    """Likewise, when its computation began."""
 
 
 class AsyncRecommender:
@@ -188,7 +190,7 @@ class AsyncRecommender:
     # -- calls -----------------------------------------------------------------------------------------------------
 
     async def recommend(self, user_id: Any = None, *, timeout: float | None = None, **fields: Any) -> Page:
-        """The page that :meth:`Recommender.recommend` gives.
+        """The page that :meth:`Recommender.recommend` gives; its timings say as ``queue_ms`` how long it waited.
 
         Args:
             user_id: see :class:`recsys.retrieval.request.Request`.
@@ -214,8 +216,7 @@ class AsyncRecommender:
         loop = self._on_own_loop()
         if request.reranker is not None and not self._for_reranked_only:
             return await self._for_reranking(loop).recommend_request(request, timeout=timeout)
-        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
-            raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
+        _check_timeout(timeout)
         self.counts.requests += 1
         if len(self._waiting) >= self.max_queue:
             self._start_batches()
@@ -254,38 +255,57 @@ class AsyncRecommender:
             self._waiting.pop(number, None)
             self._settle()
 
-    async def similar_items(self, item_id: Any, k: int = 10) -> Page:
+    async def similar_items(self, item_id: Any, k: int = 10, *, timeout: float | None = None) -> Page:
         """See :meth:`Recommender.similar_items`.
 
         Raises:
             Overloaded: as many calls as may wait are under way already.
+            TimeoutError: there was no answer in so many seconds.
         """
-        return await self.beside(lambda: self.recommender.similar_items(item_id, k))
+        return await self.beside(lambda: self.recommender.similar_items(item_id, k), timeout=timeout)
 
-    async def append_events(self, user_id: Any, events: Sequence[Event]) -> None:
-        """See :meth:`Recommender.append_events`. A call that is cancelled may still be stored.
+    async def append_events(self, user_id: Any, events: Sequence[Event], *, timeout: float | None = None) -> None:
+        """See :meth:`Recommender.append_events`. A call that was cancelled, or took too long, may still be stored.
 
         Raises:
             Overloaded: as many calls as may wait are under way already; nothing was stored.
+            TimeoutError: so many seconds did not suffice; events with times can be sent again without harm.
         """
-        await self.beside(lambda: self.recommender.append_events(user_id, events))
+        await self.beside(lambda: self.recommender.append_events(user_id, events), timeout=timeout)
 
-    async def beside(self, call: Callable[[], T]) -> T:
+    async def beside(self, call: Callable[[], T], *, timeout: float | None = None) -> T:
         """Run any other call in one of a few threads that no batch uses, such as ``rec.explain``.
 
-        A call whose caller was cancelled runs to its end; closing waits for it.
+        A call whose caller was cancelled, or whose time is up, never begins if it has not begun; else it runs to its
+        end, and closing waits for it.
+
+        Args:
+            call: without arguments.
+            timeout: seconds until an answer is of no use any more; None = no limit.
 
         Raises:
             Overloaded: as many calls as may wait are under way already.
+            TimeoutError: there was no answer in time.
         """
-        loop = self._on_own_loop()
+        self._on_own_loop()
+        _check_timeout(timeout)
         if self._num_aside >= self.max_queue:
             raise Overloaded(f"{self._num_aside} calls are under way already; try another instance, or again later")
-        running = loop.run_in_executor(self._aside, call)
+        task = self._aside.submit(call)
+        running = asyncio.wrap_future(task)
         self._num_aside += 1
         self._settle()
         running.add_done_callback(self._finish_aside)
-        return await asyncio.shield(running)  # a caller who leaves does not free the thread
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                return await asyncio.shield(running)  # a caller who leaves does not free the thread
+        except TimeoutError as error:
+            if limit.expired():
+                raise TimeoutError(f"no answer within {timeout:g} s") from error
+            raise
+        finally:
+            task.cancel()  # of effect only where no thread has taken it
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
@@ -317,6 +337,9 @@ class AsyncRecommender:
         self._num_busy += 1
         self.counts.batches += 1
         self.counts.largest_batch = max(self.counts.largest_batch, len(batch))
+        begun = time.monotonic()
+        for waiter in batch:
+            waiter.begun = begun
         requests = [waiter.request for waiter in batch]
         try:
             results = self._loop.run_in_executor(self._workers, _answers, self.recommender, requests)
@@ -339,13 +362,15 @@ class AsyncRecommender:
                 if isinstance(result, BaseException):
                     waiter.page.set_exception(result)
                 else:
+                    result.timings["queue_ms"] = 1e3 * (waiter.begun - waiter.since)
                     waiter.page.set_result(result)
         self._start_batches()
 
     # -- life ------------------------------------------------------------------------------------------------------
 
     def _finish_aside(self, done: asyncio.Future[Any]) -> None:
-        done.exception()  # seen, even if its caller has left
+        if not done.cancelled():
+            done.exception()  # seen, even if its caller has left
         self._num_aside -= 1
         self._settle()
 
@@ -375,6 +400,11 @@ class AsyncRecommender:
             self._timer.cancel()
         self._workers.shutdown(wait=False)
         self._aside.shutdown(wait=False)
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+        raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
 
 
 def _answers(recommender: Recommends, requests: list[Request]) -> list[Page | Exception]:

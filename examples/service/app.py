@@ -78,10 +78,10 @@ def _operations(app: FastAPI, service: Service) -> None:
         """The process answers."""
         return m.Status()
 
-    @app.get("/ready", responses=documented(500, 503))
+    @app.get("/ready", responses=documented(500, 503, 504))
     async def ready() -> m.Status:
         """Requests are taken, and histories can be read."""
-        await service.ready.beside(lambda: recommender.events_of("somebody"))
+        await service.soon(lambda: recommender.events_of("somebody"))
         return m.Status()
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=documented(500))
@@ -118,30 +118,32 @@ def _reading(app: FastAPI, service: Service) -> None:
             fields["max_candidates"] = m.MAX_CANDIDATES
             fields["rules"] = [rule_of(rule) for rule in body.rules]
         found = await service.ready.recommend(timeout=service.settings.timeout_seconds, **fields)
+        service.queue_seconds.observe(found.timings["queue_ms"] / 1000)
         return service.page(found, began)
 
-    @app.get("/similar", responses=documented(400, 404, 422, 500, 503))
+    @app.get("/similar", responses=documented(400, 404, 422, 500, 503, 504))
     async def similar(item_id: IdText, k: Annotated[int, Query(ge=1, le=m.MAX_K)] = 10) -> m.PageReply:
         """The items nearest to one."""
         began = time.perf_counter()
         service.check_item(item_id)
-        return service.page(await service.ready.similar_items(item_id, k), began)
+        return service.page(await service.soon(lambda: recommender.similar_items(item_id, k)), began)
 
-    @app.post("/explain", responses=BODY | documented(404))
+    @app.post("/explain", responses=BODY | documented(404, 504))
     async def explain(body: m.ExplainMessage) -> m.WhyReply:
         """Which events of the user speak for an item, and which against it."""
         service.check_item(body.item_id)
         why = await service.slowly(
             lambda: recommender.explain(
                 body.user_id, body.item_id, retriever=body.retriever, max_events=body.max_events
-            )
+            ),
+            service.settings.slow_timeout_seconds,
         )
         return service.why(why)
 
-    @app.get("/events", responses=documented(400, 404, 422, 500, 503))
+    @app.get("/events", responses=documented(400, 404, 422, 500, 503, 504))
     async def stored(user_id: IdText, limit: Annotated[int, Query(ge=1, le=1000)] = 50) -> m.StoredEvents:
         """The newest events of a user."""
-        events = await service.ready.beside(lambda: recommender.events_of(user_id))
+        events = await service.soon(lambda: recommender.events_of(user_id))
         if events is None:
             raise HTTPException(404, f"user {user_id!r} has no events here")
         return service.stored(user_id, events, limit)
@@ -155,10 +157,12 @@ def _writing(app: FastAPI, service: Service) -> None:
         if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
             raise HTTPException(401, "changing the catalogue needs the admin token", {"WWW-Authenticate": "Bearer"})
 
-    @app.post("/events", status_code=201, responses=BODY)
+    @app.post("/events", status_code=201, responses=BODY | documented(504))
     async def events(body: m.EventsMessage) -> m.Accepted:
-        """Keep what a user did; the reply says that it is on the disk, and the next recommendation knows it."""
-        await service.ready.append_events(body.user_id, [event_of(event) for event in body.events])
+        """Keep what a user did; the reply says that it is on the disk, and the next recommendation knows it. After a
+        504 they may or may not be kept; events that carry their time can be sent again."""
+        kept = [event_of(event) for event in body.events]
+        await service.ready.append_events(body.user_id, kept, timeout=service.settings.timeout_seconds)
         return m.Accepted(accepted=len(body.events))
 
     @app.post("/items", dependencies=[Depends(admin)], responses=BODY | documented(401))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from prometheus_client import Gauge
+from prometheus_client import Gauge, Histogram
 from starlette.exceptions import HTTPException
 
 from examples.service import messages as m
@@ -36,7 +36,8 @@ class Settings:
         max_delay_ms: how long an idle worker waits for company while another one computes.
         max_queue: recommendations that may wait.
         max_slow: explanations and changes of the catalogue under way together; one at a time is computed.
-        timeout_seconds: for one recommendation, its time in the queue included.
+        timeout_seconds: for one answer, its time in the queue included.
+        slow_timeout_seconds: likewise for an explanation; a change of the catalogue takes the time that it takes.
         admin_token: what `/items` asks for as a bearer token; null = anybody who reaches the port may change the
             catalogue. The environment variable RECSYS_ADMIN_TOKEN keeps it out of the list of processes.
     """
@@ -48,6 +49,7 @@ class Settings:
     max_queue: int = 256
     max_slow: int = 16
     timeout_seconds: float = 2.0
+    slow_timeout_seconds: float = 10.0
     admin_token: str | None = None
 
 
@@ -66,6 +68,9 @@ class Service:
         self.metrics.cache_bytes("all", lambda: recommender.states.used_bytes)
         waiting = Gauge("service_waiting_requests", "Requests in the queue", registry=self.metrics.registry)
         waiting.set_function(lambda: 0 if self.front is None else self.front.num_waiting)
+        self.queue_seconds = Histogram(
+            "service_queue_seconds", "Time of a recommendation in the queue", registry=self.metrics.registry
+        )
         recommender.observe(RequestLog(), self.metrics)
         self._slow, self._num_slow = asyncio.Lock(), 0
 
@@ -76,16 +81,45 @@ class Service:
             raise HTTPException(503, "the service is starting or stopping", {"Retry-After": "1"})
         return self.front
 
-    async def slowly(self, call: Callable[[], T]) -> T:
-        """Run what may take long, one call at a time, so that threads are left for events."""
+    async def soon(self, call: Callable[[], T]) -> T:
+        """Run what is answered within the time for one answer, or not at all."""
+        return await self.ready.beside(call, timeout=self.settings.timeout_seconds)
+
+    async def slowly(self, call: Callable[[], T], timeout: float | None = None) -> T:
+        """Run what may take long, one call at a time, so that threads are left for events.
+
+        Args:
+            call: without arguments.
+            timeout: seconds, those before its turn included. A call that has begun keeps its turn until it ends.
+        """
         if self._num_slow >= self.settings.max_slow:
             raise Overloaded(f"{self._num_slow} slow calls wait already; try again later")
         self._num_slow += 1
-        try:
+        begun = asyncio.Event()
+
+        async def in_turn() -> T:
             async with self._slow:
+                begun.set()
                 return await self.ready.beside(call)
+
+        turn = asyncio.create_task(in_turn())
+        turn.add_done_callback(self._slow_done)
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                return await asyncio.shield(turn)
+        except TimeoutError as error:
+            if limit.expired():
+                raise TimeoutError(f"no answer within {timeout:g} s") from error
+            raise
         finally:
-            self._num_slow -= 1
+            if not begun.is_set():
+                turn.cancel()
+
+    def _slow_done(self, turn: asyncio.Task[Any]) -> None:
+        self._num_slow -= 1
+        if not turn.cancelled():
+            turn.exception()  # seen, even if its caller has left
 
     def check_item(self, item_id: Any) -> None:
         """Answer 404 for an item that the catalogue does not hold."""

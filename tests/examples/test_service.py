@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from recsys.errors import InputError
 from recsys.retrieval.history_sources import SqliteHistories, over_bundle
 from recsys.retrieval.recommender import Recommender
 
@@ -218,8 +219,45 @@ def test_an_answer_that_is_late_and_one_too_many_bodies_are_named(toy_bundle: Pa
         statuses = [reply.status_code for reply in await asyncio.gather(*asked)]
         assert statuses.count(200) == 3 and statuses.count(503) == 6
 
-    asked_of_app(toy_bundle, tmp_path / "a.sqlite", {"timeout_seconds": 1e-6}, late)
+    async def late_too(client: Any) -> None:
+        asked = {"user_id": "u1", "events": [click("i1")]}
+        replies = [
+            await client.get("/similar", params={"item_id": "i1"}),
+            await client.get("/events", params={"user_id": "u1"}),
+            await client.get("/ready"),
+            await client.post("/events", json=asked),
+            await client.post("/explain", json={"user_id": "u1", "item_id": "i1"}),
+        ]
+        assert [error(reply) for reply in replies] == [(504, "timeout")] * 5
+
+    limits = {"timeout_seconds": 1e-6, "slow_timeout_seconds": 1e-6}
+    asked_of_app(toy_bundle, tmp_path / "a.sqlite", limits, late)
+    asked_of_app(toy_bundle, tmp_path / "c.sqlite", limits, late_too)
     asked_of_app(toy_bundle, tmp_path / "b.sqlite", {"max_requests": 3}, many)
+
+
+def test_an_explanation_that_is_late_keeps_its_turn_and_one_that_never_began_does_not(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, asked = threading.Event(), list[Any]()
+
+    def explain(_: Recommender, user_id: Any, *args: Any, **options: Any) -> Any:
+        asked.append(user_id)
+        assert free.wait(30)
+        raise InputError("explained")
+
+    async def questions(client: Any) -> None:
+        monkeypatch.setattr(Recommender, "explain", explain)
+        late = [client.post("/explain", json={"user_id": user, "item_id": "i1"}) for user in ("u1", "u2")]
+        assert [error(reply) for reply in await asyncio.gather(*late)] == [(504, "timeout")] * 2
+        assert asked == ["u1"]  # the other one's turn never came
+        third = asyncio.create_task(client.post("/explain", json={"user_id": "u3", "item_id": "i1"}))
+        await asyncio.sleep(0.1)
+        assert asked == ["u1"]  # one at a time, whoever has left
+        free.set()
+        assert error(await third) == (400, "bad_request") and asked == ["u1", "u3"]
+
+    asked_of_app(toy_bundle, tmp_path / "events.sqlite", {"slow_timeout_seconds": 0.5}, questions)
 
 
 def test_rules_wait_for_no_store_and_search_no_whole_catalogue(

@@ -392,6 +392,40 @@ def test_calls_beside_the_batches_are_bounded_too() -> None:
     asyncio.run(ask())
 
 
+def test_a_call_beside_whose_time_is_up_never_begins_if_no_thread_has_taken_it() -> None:
+    async def ask() -> None:
+        echo, begun = Echo(is_open=False), list[int]()
+        async with AsyncRecommender(echo) as front:  # two threads for such calls
+            busy = [asyncio.create_task(front.similar_items(row)) for row in range(2)]
+            await turns()
+            with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
+                await front.beside(lambda: begun.append(1), timeout=0.05)
+            await until(lambda: front._num_aside == 2)
+            with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
+                await front.append_events("u", [], timeout=0.05)
+            echo.gate.set()
+            assert [page.item_ids for page in await asyncio.gather(*busy)] == [[0], [1]]
+            with pytest.raises(InputError, match="timeout must be a positive number"):
+                await front.similar_items(1, timeout=0.0)
+        assert not begun
+
+    asyncio.run(ask())
+
+
+def test_a_page_says_how_long_it_waited_for_its_batch() -> None:
+    async def ask() -> None:
+        echo = Echo(is_open=False)
+        async with AsyncRecommender(echo) as front:
+            first = spawn(front, [1])[0]
+            await until(lambda: len(echo.batches) == 1)
+            second = spawn(front, [2])[0]
+            await asyncio.sleep(0.2)
+            echo.gate.set()
+            assert (await first).timings["queue_ms"] < 150 <= (await second).timings["queue_ms"]
+
+    asyncio.run(ask())
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"max_batch": 0}, {"max_queue": True}, {"num_threads": 1.5}, {"max_delay_ms": -1}, {"max_delay_ms": float("nan")}],
