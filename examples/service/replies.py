@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -30,6 +31,9 @@ KINDS = {
     504: ("timeout", "There was no answer in time."),
 }
 
+_FOLDERS = re.compile(r"""(?<![\w/'"])/(?:[^\s/:'"]+/)+""")
+"""Of an absolute path outside quotation marks, in which messages quote ids."""
+
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For the OpenAPI document: the error replies of a route."""
@@ -37,8 +41,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def reply(status: int, message: str, kind: str | None = None, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error reply; the message may quote what a stranger sent."""
-    line = " ".join(message.encode("utf-8", "backslashreplace").decode().split())[:500]
+    """An error reply; the message may quote what a stranger sent, and names files without their folders."""
+    line = " ".join(_FOLDERS.sub("", message.encode("utf-8", "backslashreplace").decode()).split())[:500]
     body = {"type": kind or KINDS.get(status, KINDS[400])[0], "message": line}
     return JSONResponse(body, status, headers=headers)
 

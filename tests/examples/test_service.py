@@ -119,6 +119,13 @@ def test_metrics_say_what_was_done(client: Any) -> None:
     assert float(values["service_waiting_requests"]) == 0
 
 
+def test_messages_name_files_without_their_folders(client: Any, toy_bundle: Path) -> None:
+    reply = client.post("/items", json={"withdraw": ["/tmp/x/nothing"]})
+    assert error(reply) == (400, "bad_request")
+    said = reply.json()["message"]
+    assert str(toy_bundle.parent) not in said and f"of {toy_bundle.name}" in said and "'/tmp/x/nothing'" in said
+
+
 # -- what it refuses -----------------------------------------------------------------------------------------------
 
 
