@@ -1,7 +1,7 @@
 """The heads of semantic IDs, trained on the encoder of a fit's best epoch.
 
 With ``detach_codes`` L_code sends nothing into the encoder, so that its steps need not take turns with the others:
-they come after the best epoch is known, on the item vectors that will be served and on batches four times as large.
+they come after the best epoch is known, on the item vectors that will be served and on larger batches.
 Items whose vectors are close then share their first codes, which is what makes generation agree with dense retrieval:
 on Amazon Toys the residual codebooks alone, read as a tree of mean vectors, find .123 of the validation targets among
 ten items where codes of text and transitions find .077 (dense: .140).
@@ -38,7 +38,7 @@ from recsys.vocabulary import IdMap
 
 __all__ = ["add_code_heads", "train_code_heads"]
 
-_TIMES_TOKENS, _MOST_TOKENS = 4, 8192
+_TIMES_TOKENS, _MOST_TOKENS = 4, 2048
 _LR, _WEIGHT_DECAY, _CLIP = 1e-3, 0.1, 1.0
 _WARMUP, _DECAY = 100, 0.3
 _JUDGED_REQUESTS = 512

@@ -5,7 +5,7 @@ Suffixes: N = events, U = users.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,10 @@ from recsys.pipelines.prepare.splits import Split, cold_targets, held_out_items,
 from recsys.pipelines.prepare.user_content import user_content
 from recsys.sparse_rows import write_sparse
 
-__all__ = ["check_tables", "prepare_frames", "prepare_tables"]
+__all__ = ["PARTS", "check_tables", "prepare_frames", "prepare_tables"]
 
+PARTS = 4
+"""Of a preparation: checks, splits, item content, files."""
 _SLATE_SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST, "no_split": NO_SPLIT}
 
 
@@ -92,19 +94,34 @@ def prepare_frames(
     return prepare_tables(tables, Path(output), PrepareSettings(**settings))
 
 
-def prepare_tables(given: Mapping[str, Table], output: Path, settings: PrepareSettings) -> Dataset:
+def prepare_tables(
+    given: Mapping[str, Table],
+    output: Path,
+    settings: PrepareSettings,
+    *,
+    advance: Callable[[int], None] = lambda parts: None,
+) -> Dataset:
     """Write the prepared dataset of input tables; nothing appears where anything is wrong.
+
+    Args:
+        given: by name.
+        output: the folder to write.
+        settings: what to make of them.
+        advance: told of each of the ``PARTS`` that is done.
 
     Raises:
         InputError: the first thing that is wrong.
     """
     with atomic_folder(output, marker=MANIFEST_FILE) as folder:
         clean = clean_tables(given, settings)
+        advance(1)
         held_I, cold = _hold_out(clean, settings)
         split = _split(clean, settings)
         slates = _slates(clean, split, held_I, settings)
+        advance(1)
         items = entity_table(clean.item_ids, "item_id", clean.items)
         content = item_content(items, settings, given["items"].file if "items" in given else "the items table", folder)
+        advance(1)
 
         packed_events(clean.events, clean.surfaces).write_parquet(folder / "events.parquet")
         users = entity_table(clean.user_ids, "user_id", clean.users)
@@ -125,6 +142,7 @@ def prepare_tables(given: Mapping[str, Table], output: Path, settings: PrepareSe
             slates.write_parquet(folder / "slates.parquet")
         _write_content(folder, content)
         write_json(folder / MANIFEST_FILE, _manifest(folder, clean, split, slates, content, user_blocks, settings))
+        advance(1)
     return Dataset.open(output)
 
 

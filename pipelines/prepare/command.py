@@ -10,8 +10,8 @@ from rich.table import Table as RichTable
 
 from recsys.dataset import Dataset
 from recsys.errors import InputError
-from recsys.pipelines.console import stdout_console
-from recsys.pipelines.prepare.build import check_tables, prepare_tables
+from recsys.pipelines.console import progress_bar, stdout_console
+from recsys.pipelines.prepare.build import PARTS, check_tables, prepare_tables
 from recsys.pipelines.prepare.reading import Table, read_table
 from recsys.pipelines.prepare.settings import PrepareSettings, parse_columns, parse_names, parse_time
 from recsys.pipelines.prepare.sources import read_source
@@ -94,7 +94,8 @@ def prepare(
         tables = _read(interactions, items, users, impressions)
     else:
         raise InputError("prepare needs --interactions FILE (or --from); `recsys prepare --help` shows an example")
-    dataset = prepare_tables(tables, output, settings)
+    with progress_bar("prepare", PARTS, unit="parts") as advance:
+        dataset = prepare_tables(tables, output, settings, advance=advance)
     _show_dataset(dataset)
 
 
