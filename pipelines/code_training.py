@@ -146,7 +146,7 @@ def train_code_heads(
 ) -> None:
     """Train the heads of a network in place; everything else stays as it is.
 
-    AdamW at a peak rate of .002, warmed up over 100 steps and falling over the last 30 % of them. Which windows a batch
+    AdamW at a peak rate of .001, warmed up over 100 steps and falling over the last 30 % of them. Which windows a batch
     holds and what dropout draws depend on the seed and the step alone.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
