@@ -74,7 +74,8 @@ def add_code_heads(
         data: that it was trained on.
         epochs: passes over the training events.
         init_from: a checkpoint whose heads go on learning, with numbers of codes that agree with its own.
-        moved: whether training has moved the weights since; if not, codes and heads of ``init_from`` stay as they are.
+        moved: whether training has moved the weights since; if not, codes and heads of ``init_from`` stay as they are,
+            unless the data names other codes.
         log: takes figures by name and the number of steps so far.
 
     Returns:
@@ -97,7 +98,7 @@ def add_code_heads(
     if codes is None:
         return None
     network = _with_heads(model, codes, data.seed, old, carried)
-    if moved or old is None or not old.codes.sizes:
+    if moved or not carried:
         train_code_heads(network, data, epochs, log=log)
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     content["state_dict"] = {f"net.{name}": value for name, value in network.state_dict().items()}

@@ -96,6 +96,23 @@ def test_a_model_that_does_not_move_keeps_codes_and_heads_on_grown_data(
         assert torch.equal(frozen.codes.of(kind)[rows], old.codes.of(kind))
 
 
+def test_a_model_that_does_not_move_learns_other_codes_where_they_are_given(
+    run: Path, toy_dataset: Dataset, tmp_path: Path
+) -> None:
+    from_run = {**FAST, "init_from": str(run / "checkpoints" / "best.ckpt"), "max_epochs": 0, "logger": False}
+    codes = [[item % 7, item // 7 % 3, item // 21] for item in range(toy_dataset.num_items)]
+    sids = tmp_path / "codes.parquet"
+    pl.DataFrame({"item_id": toy_dataset.item_ids, "codes": codes}).write_parquet(sids)
+    once, twice = (
+        load_model(fit_dataset(toy_dataset, tmp_path / str(epochs), sids=str(sids), code_epochs=epochs, **from_run))[0]
+        for epochs in (1, 2)
+    )
+    assert once.codes.of("codes").tolist() == codes
+    assert once.code_decoder is not None and twice.code_decoder is not None
+    learned = dict(twice.code_decoder.named_parameters())
+    assert all(not torch.equal(value, learned[name]) for name, value in once.code_decoder.named_parameters())
+
+
 def test_a_file_of_codes_that_cannot_be_read_is_said_before_training(toy_dataset: Dataset, tmp_path: Path) -> None:
     pl.DataFrame({"item_id": ["i1"], "codes": [[1, 2]]}).write_parquet(tmp_path / "codes.parquet")
     with pytest.raises(InputError, match="has no codes of the item"):
