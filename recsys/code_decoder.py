@@ -352,15 +352,14 @@ class PairVectors(nn.Module):
 
     def scores(self, query_BD: Tensor) -> Tensor:
         """[B, P] logits of pairs: about the logarithm of what a softmax over items gives theirs, up to a constant."""
-        return torch.addmm(self.log_count_P, query_BD, self.vector_PD.T)
+        score_PB = torch.addmm(self.log_count_P[:, None], self.vector_PD, query_BD.T)
+        return score_PB.T  # pairs stand in rows, as the sums over them want it
 
     def first(self, score_BP: Tensor) -> Tensor:
         """[B, K] logits of first codes, those of their pairs together; very small for codes without any."""
         score_PB = score_BP.T.contiguous()
-        peak_B = score_PB.amax(0)
-        first_P = torch.repeat_interleave(self.first_K1.diff())
-        sum_KB = score_PB.new_zeros(len(self.first_K1) - 1, score_PB.shape[1])
-        sum_KB.index_add_(0, first_P, (score_PB - peak_B).exp_())
+        peak_B = score_BP.contiguous().amax(1)  # three times as fast as along the columns, the copy included
+        sum_KB = torch.segment_reduce((score_PB - peak_B).exp_(), "sum", offsets=self.first_K1, axis=0)
         return (sum_KB.clamp_min_(_SMALLEST).log_() + peak_B).T
 
     def second(self, score_BP: Tensor, first_BW: Tensor, by_codes_BWK: Tensor) -> Tensor:

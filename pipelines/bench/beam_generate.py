@@ -77,6 +77,8 @@ class Generator(PreTrainedModel, GenerationMixin):
         super().__init__(_Config(decoder.sizes[0], len(decoder.blocks)))
         self.decoder = decoder
         self.shared: UserStates | None = None
+        self.num_requests = 0
+        self.pair_BP: Tensor | None = None
 
     def get_encoder(self, modality: str | None = None) -> torch.nn.Module:
         return self.decoder  # never called: encoder outputs are given
@@ -99,7 +101,7 @@ class Generator(PreTrainedModel, GenerationMixin):
             given["visible"] = (row_M < states.num_rows_B[:, None])[:, None, None]
             given |= {f"keys_{layer}": keys for layer, (keys, _) in enumerate(states.cache)}
             given |= {f"values_{layer}": values for layer, (_, values) in enumerate(states.cache)}
-        self.shared = None if copied else states
+        self.shared, self.num_requests = None if copied else states, states.num_users
         driven: Any = self  # the types of transformers name one result for every kind of search
         found = driven.generate(
             encoder_outputs=ModelOutput(given),
@@ -138,8 +140,17 @@ class Generator(PreTrainedModel, GenerationMixin):
             k, v = cache.update(k, v, number)
             attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
             x_N1D = block.finish(x_N1D, attended, partial(self._read, encoder_outputs, past_key_values, number))
-        logit_N1K = decoder.out[level](decoder.norm(x_N1D))
+        logit_N1K = decoder.logits(level, x_N1D, self._prior(level, query_ND, decoder_input_ids[:, -1]))
         return Seq2SeqLMOutput(logits=logit_N1K, past_key_values=past_key_values)
+
+    def _prior(self, level: int, query_ND: Tensor, code_N: Tensor) -> Tensor:
+        """[N, 1, K] of :meth:`CodeDecoder.prior`: what is the same for all beams of a request is made once."""
+        decoder, rows = self.decoder, len(query_ND) // self.num_requests
+        query_BD = query_ND[::rows]
+        if level == 0:
+            self.pair_BP = decoder.pair_scores(query_BD)
+        prior_BWK = decoder.prior(level, query_BD, self.pair_BP, code_N.view(self.num_requests, rows))
+        return prior_BWK.expand(-1, rows, -1).flatten(0, 1)[:, None]
 
     def _read(self, given: ModelOutput, cache: EncoderDecoderCache, number: int, query_N1HE: Tensor) -> Tensor:
         """[N, 1, H, E] attention of a block to the history."""

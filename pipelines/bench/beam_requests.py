@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recsys.code_decoder import CodeDecoding
 from recsys.events import History
@@ -73,7 +74,8 @@ class Requests:
 
 def generative_model(window: int, sizes: tuple[int, ...] = (CODES,) * LEVELS, seed: int = 0) -> UnifiedModel:
     """Two HSTU blocks and a decoder of two blocks with random weights, of which the logits depend on history and prefix
-    as strongly as a trained model's do."""
+    as strongly as a trained model's do. It has vectors for codes and for all pairs of first codes, as many as a trained
+    one can have."""
     torch.manual_seed(seed)
     model = UnifiedModel(
         ModelConfig(
@@ -88,6 +90,7 @@ def generative_model(window: int, sizes: tuple[int, ...] = (CODES,) * LEVELS, se
             window=window,
             code_sizes=sizes,
             code_blocks=2,
+            code_pairs=sizes[0] * sizes[1],
         )
     )
     assert model.code_decoder is not None
@@ -97,6 +100,9 @@ def generative_model(window: int, sizes: tuple[int, ...] = (CODES,) * LEVELS, se
     for out in model.code_decoder.out:
         assert isinstance(out, nn.Linear)
         nn.init.normal_(out.weight, 0.0, _LOGIT_STD * out.in_features**-0.5)
+    pair_P2 = torch.cartesian_prod(torch.arange(sizes[0]), torch.arange(sizes[1]))
+    code_PL = F.pad(pair_P2, (0, len(sizes) - 2))
+    model.code_decoder.start_from(torch.randn(len(pair_P2), _DIM) * _DIM**-0.5, code_PL)
     return model.eval()
 
 
