@@ -31,6 +31,8 @@ __all__ = ["INCOMPLETE", "ask"]
 
 INCOMPLETE = 3
 """Exit code of an answer that a language model should have had a part in and had not."""
+_SHOWN = 5
+"""Items."""
 
 
 def ask(
@@ -63,7 +65,8 @@ def ask(
 
     Facts come from the items and the user's own events alone. With --rounds a language model answers from passages and
     cites them, and may name what to look up next before it does. Exit code 3: the answer is there, but the language
-    model had no part in it, or not all of the part, that it should have had (an error, the deadline, a spent budget).
+    model had no part in it, or not all of the part, that it should have had (an error, the
+    deadline, a spent budget, an answer cut short).
 
     Args:
         question: in words, such as "a puzzle, but no jigsaw puzzle".
@@ -110,6 +113,9 @@ def ask(
     for flag, number in (("--k", k), ("--candidates", candidates), ("--deadline-ms", deadline_ms)):
         if number is not None and not 0 < number < math.inf:
             raise InputError(f"{flag} must be above 0, got {number}")
+    shown = _SHOWN if k is None else k
+    if candidates is not None and candidates < shown:
+        raise InputError(f"--candidates must be at least the {shown} items of --k, got {candidates}")
     if facts == "yes" and (searched or rerank):
         raise InputError(f"{searched or '--rerank'} is for items, and --facts yes asks tables; leave one of them out")
     if json is not None:
@@ -139,7 +145,7 @@ def ask(
         asker = Asker(rec, talker, store=passages_of, reranker=_reranker(reranked, rec, talker))
         try:
             answer = asker.ask(
-                user, question, k=k or 5, facts=None if facts == "auto" else facts == "yes", deadline_ms=deadline_ms,
+                user, question, k=shown, facts=None if facts == "auto" else facts == "yes", deadline_ms=deadline_ms,
                 **({} if candidates is None else {"candidates": candidates}),
             )  # fmt: skip
         finally:
