@@ -100,6 +100,27 @@ def test_round_trip_finds_the_same(full_store: PassageStore, small_encoder_folde
         words_only.add([Passage.of("something new", "note")])
 
 
+def test_it_says_what_is_left_out_for_want_of_a_model(
+    full_store: PassageStore, store: PassageStore, small_sparse_folder: Path, tmp_path: Path
+) -> None:
+    full_store.save(tmp_path / "store")
+    assert PassageStore.load(tmp_path / "store").without_model == ("dense", "sparse")
+    assert PassageStore.load(tmp_path / "store", sparse_encoder=small_sparse_folder).without_model == ("dense",)
+    assert full_store.without_model == store.without_model == ()
+
+
+def test_encoding_that_tells_how_far_it_came_makes_the_same_vectors(
+    small_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, steps = item_passages(ITEMS), list[int]()
+    plain = PassageStore.build(made, encoder=small_encoder_folder)
+    monkeypatch.setattr("recsys.retrieval.rag.passage_store._ENCODED_AT_ONCE", 3)
+    told = PassageStore.build(made, encoder=small_encoder_folder, advance=steps.append)
+    assert steps == [3, 1] and plain._stock.vectors_PK is not None and told._stock.vectors_PK is not None
+    assert np.allclose(told._stock.vectors_PK, plain._stock.vectors_PK, atol=1e-6)
+    assert PassageStore.build([], encoder=small_encoder_folder, advance=steps.append).search("x") == []
+
+
 def test_arrays_are_mapped(store: PassageStore, tmp_path: Path) -> None:
     store.save(tmp_path / "store")
     back = PassageStore.load(tmp_path / "store")
