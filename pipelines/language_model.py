@@ -109,7 +109,7 @@ def usage_text(usage: Usage, prices: Prices | None) -> str:
 def cost_text(cost: float) -> str:
     """A cost in the currency of the prices, small ones as well.
 
-    >>> cost_text(0.0001125), cost_text(12.5)
+    >>> cost_text(0.0001126), cost_text(12.5)
     ('cost 0.000113', 'cost 12.500000')
     """
     return f"cost {cost:,.6f}"

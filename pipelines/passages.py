@@ -67,10 +67,11 @@ def passages(
     strange = 0
     if documents is not None:
         frame = read_documents(documents)
-        if items is not None and "item_id" in frame.columns:
-            frame = _with_ids_like(frame, items, documents)
-            strange = int((~frame["item_id"].drop_nulls().is_in(items["item_id"].implode())).sum())
-        made += document_passages(frame)
+        of_documents = document_passages(frame if items is None else _with_ids_like(frame, items, documents))
+        if items is not None:
+            known = set(items["item_id"])
+            strange = len({one.source for one in of_documents if one.item_id is not None and one.item_id not in known})
+        made += of_documents
     if not made:
         raise InputError("there is no text to search in: neither items nor documents hold any")
     with nullcontext(None) if encoder is None else progress_bar("passages", len(made), "texts") as advance:
@@ -138,8 +139,11 @@ def _any_known(item_ids: Iterable[Any], known: Collection[Any]) -> bool:
 
 
 def _with_ids_like(frame: pl.DataFrame, items: pl.DataFrame, path: Path) -> pl.DataFrame:
-    """The documents with item ids of the type that the catalogue's have."""
+    """The documents with item ids of the type that the catalogue's have, as far as they are ids at all."""
     kind = items["item_id"].dtype
+    given = frame.schema.get("item_id", pl.Null())
+    if not (given == pl.String or given.is_integer()):
+        return frame
     cast = frame["item_id"].cast(kind, strict=False)
     lost = (cast.is_null() & frame["item_id"].is_not_null()).arg_true()
     if len(lost):

@@ -299,6 +299,26 @@ def test_documents_from_files(tmp_path: Path) -> None:
         document_passages(pl.concat([DOCUMENTS, DOCUMENTS]))
     with pytest.raises(InputError, match="row 0 of the documents has no id"):
         document_passages(pl.DataFrame({"id": [None], "text": ["a"]}))
+    for odd, message in (
+        ({"id": [["a"]]}, r"'id' of the documents must hold texts or integers, and it holds List\(String\)"),
+        ({"text": [b"\xff"]}, "'text' of the documents must hold texts, and it holds Binary"),
+        ({"text": [["a"]]}, "'text' of the documents must hold texts"),
+        ({"item_id": [7.5]}, "'item_id' of the documents must hold texts or integers, and it holds Float64"),
+        ({"item_id": [True]}, "and it holds Boolean"),
+    ):
+        with pytest.raises(InputError, match=message):
+            document_passages(pl.DataFrame({"id": ["a"], "text": ["a"], "item_id": ["i"]} | odd))
+
+
+def test_columns_of_items_are_words() -> None:
+    items = pl.DataFrame(
+        {"item_id": [1, 2], "title": ["A", "B"], "tags": [["red", None, "wood"], []], "price": [2.5, None],
+         "sizes": [[1, 2], None], "raw": [b"\xff", b"a"]}
+    )  # fmt: skip
+    made = item_passages(items, columns=["tags", "price", "sizes"])
+    assert [one.text for one in made] == ["A\ntags: red, wood\nprice: 2.5\nsizes: 1, 2", "B"]
+    with pytest.raises(InputError, match="'raw' of the items holds Binary, no words"):
+        item_passages(items, columns=["raw"])
 
 
 def test_models_that_are_none_are_refused(tmp_path: Path, small_encoder_folder: Path) -> None:
