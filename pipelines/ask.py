@@ -216,6 +216,8 @@ def _show_costs(usage: Usage, faults: Mapping[str, int], prices: Prices | None) 
 
 def _show_prompts(prompts: Sequence[Chat], condition: str, prices: Prices | None) -> None:
     console = stdout_console()
+    if not prompts:
+        console.print("--- no prompt: there is nothing that a language model would be asked")
     for number, chat in enumerate(prompts, start=1):
         tokens = sum(estimated_tokens(message.text) for message in chat)
         cost = "" if prices is None else f", {cost_text(prices.cost(tokens, 0, 0))} to read"

@@ -262,6 +262,8 @@ def test_the_dry_view_of_rounds_and_of_a_reranker(
     assert CARE in prompt[-1]["text"] and "Follow up" in prompt[-1]["text"] and written["usage"]["calls"] == 0
     tokens = sum(-(-len(message["text"].encode()) // 3) for message in prompt)
     assert f"at most about {tokens} tokens, cost {tokens / 1e6:.6f} to read" in capsys.readouterr().out
+    assert main(["ask", "zebra?", "--rounds", "1", "--store", str(store), *dry]) == 0
+    assert "--- no prompt:" in capsys.readouterr().out
     words = ["ask", "--bundle", str(toy_bundle), "--user", "u0", "a thing", "--k", "2", "--candidates", "3"]
     assert main([*words, "--rerank", "pointwise", *dry]) == 0
     prompts = json.loads(file.read_text(encoding="utf-8"))["prompts"]
