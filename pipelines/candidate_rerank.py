@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from recsys.bundle import Bundle
 from recsys.errors import InputError
 from recsys.events import History, Requests
+from recsys.pipelines.language_model import cost_text
 from recsys.retrieval.reordering import Reordered, ShortList
 from recsys.retrieval.rerank.chain import RerankChain
 
@@ -105,12 +106,13 @@ class ListReorder:
     def report(self) -> Iterator[str]:
         """What it took and what was wrong, in lines."""
         lists = max(self._counts["lists"], 1)
+        cost = self._counts["rerank_cost_millionths"] / 1e6
         prompt, reused = self._counts["rerank_prompt_tokens"], self._counts["rerank_reused_tokens"]
         yield (
             f"reranked {self._counts['lists']:,} lists with {self.chain.reranker.name}: "
             f"{self._counts['rerank_calls'] / lists:.1f} calls, {prompt / lists:,.0f} prompt tokens "
             f"({reused / lists:,.0f} of them reused) and {self._counts['rerank_generated_tokens'] / lists:.1f} "
-            "generated ones a list"
+            f"generated ones a list{f'; {cost_text(cost)} in all' if cost else ''}"
         )
         for note, count in self._notes.most_common(5):
             yield f"note: {note} ({count} lists)"

@@ -25,8 +25,9 @@ from recsys.pipelines.candidate_rules import ListRules
 from recsys.pipelines.candidate_search import CandidateLists, CandidateSearch
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.id_list import read_ids
+from recsys.pipelines.language_model import ModelOptions
 from recsys.pipelines.newer_data import Translation
-from recsys.pipelines.rerank_options import RerankOptions
+from recsys.pipelines.rerank_options import RerankOptions, refuse_rerank_flags
 from recsys.pipelines.rule_file import read_rules
 from recsys.pipelines.user_shard import UserShard
 from recsys.tokenizers.table_columns import table_rows
@@ -51,6 +52,10 @@ def candidates(
     rules: Path | None = None,
     rerank: str | None = None,
     lm: str | None = None,
+    lm_prices: str | None = None,
+    lm_timeout_s: float | None = None,
+    lm_retries: int | None = None,
+    lm_prefill: bool = True,
     cross_encoder: Path | None = None,
     feedback: Path | None = None,
     prompt: str | None = None,
@@ -86,6 +91,11 @@ def candidates(
         rerank: put the first items in another order by this method: pointwise, pairwise-all, pairwise-heap,
             pairwise-sliding, listwise, first, full-list, set, embedding-feedback, cross-encoder.
         lm: its language model: a folder, or http(s)://host/v1#model, whose key is read from RECSYS_API_KEY.
+        lm_prices: INPUT,CACHED,OUTPUT of a million of its tokens, such as 2.50,1.25,10, to count the cost in the same
+            currency; default none, and a cost of 0.
+        lm_timeout_s: seconds that a server may take for an answer, all tries together; default 60.
+        lm_retries: how often a server that fails is asked again; default 2.
+        lm_prefill: for servers that begin anew instead of going on with the beginning of an answer: leave that out.
         cross_encoder: folder of the model of cross-encoder.
         feedback: folder of a trained head of embedding-feedback; default none.
         prompt: name or file of another prompt than the method's own.
@@ -104,11 +114,12 @@ def candidates(
         raise InputError(f"--at sets the time of the split now; the requests of {split} have their targets' times")
     if at is not None and not abs(at) < MOST_TIME:
         raise InputError(f"--at {at} is too large; give the time as the timestamps count it")
-    if rerank is None and (lm, cross_encoder, feedback, prompt, rerank_weight) != (None,) * 5:
-        raise InputError("--lm, --cross-encoder, --feedback, --prompt and --rerank-weight belong to --rerank METHOD")
+    model = ModelOptions.of_flags(lm_prices, lm_timeout_s, lm_retries, lm_prefill)
+    if rerank is None:
+        refuse_rerank_flags(lm, model, cross_encoder, feedback, prompt, rerank_weight)
     options = None if rerank is None else RerankOptions(
-        method=rerank, lm=lm, cross_encoder=cross_encoder, feedback=feedback, prompt=prompt, top=rerank_top,
-        weight=rerank_weight,
+        method=rerank, lm=lm, model=model, cross_encoder=cross_encoder, feedback=feedback, prompt=prompt,
+        top=rerank_top, weight=rerank_weight,
     )  # fmt: skip
     names = list(dict.fromkeys(name.strip() for name in retrievers.split(",")))
     given = [] if rules is None else read_rules(rules)

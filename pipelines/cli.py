@@ -107,6 +107,12 @@ COMMANDS: dict[str, Command] = {
         'recsys ask --bundle bundle --user u7 "something like a train, but not made of wood"',
         positional=True,
     ),
+    "passages": Command(
+        "recsys.pipelines.passages",
+        "passages",
+        "save texts of items and documents for ask to search in",
+        "recsys passages --bundle bundle --documents manuals.parquet --output passages",
+    ),
     "candidates": Command(
         "recsys.pipelines.candidates",
         "candidates",

@@ -28,7 +28,8 @@ from recsys.pipelines.evaluation_ranking import (
 from recsys.pipelines.evaluation_rerank import rerank_rows
 from recsys.pipelines.evaluation_retrieval import ndcg_minus, retrieval_row, segment_rows
 from recsys.pipelines.evaluation_tables import show
-from recsys.pipelines.rerank_options import RerankOptions
+from recsys.pipelines.language_model import ModelOptions
+from recsys.pipelines.rerank_options import RerankOptions, refuse_rerank_flags
 from recsys.pipelines.targets import BatchStates, RankedTargets, RetrieverScorer, rank_all, targets_of
 from recsys.ranking import predict_slates
 from recsys.retrieval.bundle_retrievers import bundle_retrievers
@@ -50,6 +51,10 @@ def evaluate(
     all_positives: bool = False,
     rerank: str | None = None,
     lm: str | None = None,
+    lm_prices: str | None = None,
+    lm_timeout_s: float | None = None,
+    lm_retries: int | None = None,
+    lm_prefill: bool = True,
     cross_encoder: Path | None = None,
     feedback: Path | None = None,
     prompt: str | None = None,
@@ -76,6 +81,11 @@ def evaluate(
         rerank: rerankers to measure on the lists of some users, A,B: pointwise, pairwise-all, pairwise-heap,
             pairwise-sliding, listwise, first, full-list, set, embedding-feedback, cross-encoder.
         lm: their language model: a folder, or http(s)://host/v1#model, whose key is read from RECSYS_API_KEY.
+        lm_prices: INPUT,CACHED,OUTPUT of a million of its tokens, such as 2.50,1.25,10, to count the cost in the same
+            currency; default none, and a cost of 0.
+        lm_timeout_s: seconds that a server may take for an answer, all tries together; default 60.
+        lm_retries: how often a server that fails is asked again; default 2.
+        lm_prefill: for servers that begin anew instead of going on with the beginning of an answer: leave that out.
         cross_encoder: folder of the model of cross-encoder.
         feedback: folder of a trained head of embedding-feedback; default none.
         prompt: name or file of another prompt than the method's own.
@@ -93,10 +103,11 @@ def evaluate(
         raise InputError("--retrievers chooses among those of a bundle; leave it out with --lists")
     if lists is not None and rerank is not None:
         raise InputError("--rerank reorders what a bundle retrieves; for --lists see `recsys rerank --lists`")
-    if rerank is None and (lm, cross_encoder, feedback, prompt, rerank_weight) != (None,) * 5:
-        raise InputError("--lm, --cross-encoder, --feedback, --prompt and --rerank-weight belong to --rerank METHOD")
+    model = ModelOptions.of_flags(lm_prices, lm_timeout_s, lm_retries, lm_prefill)
+    if rerank is None:
+        refuse_rerank_flags(lm, model, cross_encoder, feedback, prompt, rerank_weight)
     reranked = () if rerank is None else RerankOptions.of_methods(
-        rerank, lm=lm, cross_encoder=cross_encoder, feedback=feedback, prompt=prompt, top=rerank_top,
+        rerank, lm=lm, model=model, cross_encoder=cross_encoder, feedback=feedback, prompt=prompt, top=rerank_top,
         weight=rerank_weight,
     )  # fmt: skip
     if lists is not None and all_positives:

@@ -72,11 +72,11 @@ def rerank_rows(
             run = run_lists(reranker, lists.requests, advance=advance)
         after_Q = _full_ranks(lists, ranked, run.orders)
         rows[name] = _row(lists, after_Q, before_Q, seed=seed) | _moved(lists, run.orders)
-        rows[name] |= run.costs() | {"settings": one.identity()}
+        rows[name] |= run.costs() | {"settings": one.identity()} | one.model.priced()
         weight = one.weight
         if weight is None and split == "test" and not one.holds_earlier_score:
             with progress(f"validation: {one.method}", len(lists)) as advance:
-                chosen, _ = weight_on_validation(
+                chosen, spent = weight_on_validation(
                     bundle,
                     dataset,
                     lambda requests, advance=advance, reranker=reranker: run_lists(  # type: ignore[misc]
@@ -90,7 +90,8 @@ def rerank_rows(
                 )
             weight = chosen.weight
             rows[name]["validation"] = {
-                "num_users": chosen.num_lists, "ndcg@10": chosen.ndcg, "ndcg@10_before": chosen.before
+                "num_users": chosen.num_lists, "ndcg@10": chosen.ndcg, "ndcg@10_before": chosen.before,
+                "cost": spent.usage.cost,
             }  # fmt: skip
         if weight is not None:
             orders = fused_orders(lists, run, weight)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys.pipelines.evaluation_ranking import FIGURES
+from recsys.pipelines.language_model import cost_text
 from recsys.pipelines.targets import LIST_LENGTH
 
 __all__ = ["show"]
@@ -45,6 +46,9 @@ def show(result: Mapping[str, Any], console: Console) -> None:
             if "weight" in row:
                 said = f"weight {row['weight']:g}" if row["adopted"] else "weight 0: not adopted"
                 console.print(f"{name}: {said}", markup=False)
+            if "prices_per_million_tokens" in row:
+                more = f", and {cost_text(row['validation']['cost'])} on validation" if "validation" in row else ""
+                console.print(f"{name}: {cost_text(row['cost'])}{more}", markup=False)
     if result.get("all_positives"):
         every = list(result["all_positives"].items())
         title = f"every positive of the period, {every[0][1]['num_targets']:,} targets"

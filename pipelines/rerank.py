@@ -19,12 +19,14 @@ from recsys.files import atomic_file, write_json
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.evaluation_lists import read_lists
 from recsys.pipelines.id_list import read_ids
+from recsys.pipelines.language_model import ModelOptions, cost_text
 from recsys.pipelines.rerank_options import RerankOptions
 from recsys.retrieval.recommender import Recommender
 from recsys.retrieval.reordering import ShortList
 from recsys.retrieval.rerank.chain import RerankChain, request_of
 from recsys.retrieval.rerank.cross_encoder import CrossEncoderReranker
 from recsys.retrieval.rerank.lm.protocol import Chat, Message
+from recsys.retrieval.rerank.lm.usage import Prices
 from recsys.retrieval.rerank.prompted import PromptedReranker
 from recsys.retrieval.rerank.request import RerankRequest
 from recsys.retrieval.user_features import stored_user
@@ -59,6 +61,10 @@ def rerank(
     users: Path | None = None,
     lists: Path | None = None,
     lm: str | None = None,
+    lm_prices: str | None = None,
+    lm_timeout_s: float | None = None,
+    lm_retries: int | None = None,
+    lm_prefill: bool = True,
     cross_encoder: Path | None = None,
     feedback: Path | None = None,
     prompt: str | None = None,
@@ -86,6 +92,11 @@ def rerank(
         users: or many: Parquet or CSV with a column user_id, or text with one id per line.
         lists: or lists made elsewhere: Parquet with the columns user_id and item_ids (lists, best first).
         lm: the language model: a folder, or http(s)://host/v1#model, whose key is read from RECSYS_API_KEY.
+        lm_prices: INPUT,CACHED,OUTPUT of a million of its tokens, such as 2.50,1.25,10, to count the cost in the same
+            currency; default none, and a cost of 0.
+        lm_timeout_s: seconds that a server may take for an answer, all tries together; default 60.
+        lm_retries: how often a server that fails is asked again; default 2.
+        lm_prefill: for servers that begin anew instead of going on with the beginning of an answer: leave that out.
         cross_encoder: folder of the model of cross-encoder.
         feedback: folder of a trained head of embedding-feedback; default none.
         prompt: name or file of another prompt than the method's own.
@@ -107,9 +118,11 @@ def rerank(
             raise InputError(f"{flag} must be above 0, got {number}")
     if dry and output is not None:
         raise InputError("--output: a dry view puts nothing in order; leave it out, or leave out --dry")
+    model = ModelOptions.of_flags(lm_prices, lm_timeout_s, lm_retries, lm_prefill)
     options = RerankOptions(
-        method=method, lm=lm, cross_encoder=cross_encoder, feedback=feedback, prompt=prompt, top=top, weight=weight
-    )
+        method=method, lm=lm, model=model, cross_encoder=cross_encoder, feedback=feedback, prompt=prompt, top=top,
+        weight=weight,
+    )  # fmt: skip
     rec = Recommender.load(bundle)
     if at is None and rec.bundle.vocabulary.clock == "real":
         at = int(time.time())  # one time for all lists, for who finds the items and for who reorders them
@@ -124,7 +137,8 @@ def rerank(
     reranker = options.open(rec.bundle)
     chain = RerankChain(reranker, top=top, weight=weight, deadline_ms=deadline_ms)
     if dry:
-        chats = _show_prompts(reranker, request_of(asked[0].short, chain.history_events), asked[0].user_id)
+        request = request_of(asked[0].short, chain.history_events)
+        chats = _show_prompts(reranker, request, asked[0].user_id, model.prices)
         if json is not None:
             prompts = [[{"role": one.role, "text": one.text} for one in chat] for chat in chats]
             write_json(json, {"settings": options.identity(), "user_id": asked[0].user_id, "prompts": prompts})
@@ -135,10 +149,10 @@ def rerank(
         with atomic_file(output) as partial:
             frame.write_parquet(partial)
     if json is not None:
-        write_json(json, {"settings": options.identity(), **_as_json(asked, answers)})
+        write_json(json, {"settings": options.identity(), **model.priced(), **_as_json(asked, answers)})
     for one, (ids, _, notes) in list(zip(asked, answers, strict=True))[:_MOST_SHOWN]:
         _show(rec, one, ids[:k], notes)
-    _show_sums(asked, answers)
+    _show_sums(asked, answers, model.prices)
     if any(counts.get("rerank_failed") for _, counts, _ in answers):
         raise SystemExit(INCOMPLETE)
 
@@ -251,8 +265,9 @@ def _show(rec: Recommender, one: _Asked, ids: Sequence[Any], notes: Sequence[str
         console.print(f"note: {note}", markup=False)
 
 
-def _show_sums(asked: Sequence[_Asked], answers: Sequence[Answer]) -> None:
+def _show_sums(asked: Sequence[_Asked], answers: Sequence[Answer], prices: Prices | None) -> None:
     sums = _sums(answers)
+    cost = "" if prices is None else f"{cost_text(sums.get('cost_millionths', 0) / 1e6)}; "
     faults = [
         f"{sums[name]} {name}" for name in ("missing", "repeated", "foreign", "malformed", "failed") if sums.get(name)
     ]
@@ -260,12 +275,13 @@ def _show_sums(asked: Sequence[_Asked], answers: Sequence[Answer]) -> None:
     stdout_console().print(
         f"{len(asked):,} lists, {changed}; {sums.get('calls', 0):,} calls, "
         f"{sums.get('prompt_tokens', 0):,} prompt tokens ({sums.get('reused_tokens', 0):,} reused), "
-        f"{sums.get('generated_tokens', 0):,} generated; faults: {', '.join(faults) or 'none'}",
+        f"{sums.get('generated_tokens', 0):,} generated, {sums.get('model_ms', 0):,} ms of the model; {cost}"
+        f"faults: {', '.join(faults) or 'none'}",
         markup=False,
     )
 
 
-def _show_prompts(reranker: Any, request: RerankRequest, user_id: Any) -> list[Chat]:
+def _show_prompts(reranker: Any, request: RerankRequest, user_id: Any, prices: Prices | None) -> list[Chat]:
     """The first questions about a list, as chats, the first one printed with its tokens."""
     console = stdout_console()
     if not isinstance(reranker, PromptedReranker):
@@ -292,9 +308,10 @@ def _show_prompts(reranker: Any, request: RerankRequest, user_id: Any) -> list[C
         console.rule()
     tokens = [sum(reranker.lm.count_tokens([message.text for message in chat])) for chat in chats]
     if tokens:
+        cost = "" if prices is None else f"; {cost_text(prices.cost(sum(tokens), 0, 0))} to read them all"
         console.print(
             f"about {tokens[0]:,} tokens in this question, {sum(tokens):,} in all of them, without those of the chat "
-            f"template; the model reads up to {reranker.lm.context_tokens:,}",
+            f"template; the model reads up to {reranker.lm.context_tokens:,}{cost}",
             markup=False,
         )
     return chats

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import read_json, sha256_file
-from recsys.pipelines.language_model import named_model
+from recsys.pipelines.language_model import ModelOptions, named_model
 from recsys.pipelines.rerank_fit_lists import validation_users
 from recsys.retrieval.rerank.chain import RerankChain
 from recsys.retrieval.rerank.lm.adapter import TRAINED
+from recsys.retrieval.rerank.lm.protocol import LanguageModel
 from recsys.retrieval.rerank.open import METHODS, NEEDS_LM, PROMPTED, open_reranker
 from recsys.retrieval.rerank.reranker import Reranker
 
-__all__ = ["RerankOptions"]
+__all__ = ["RerankOptions", "refuse_rerank_flags"]
 
 Ints = NDArray[np.int64]
 
@@ -31,6 +32,8 @@ class RerankOptions:
 
     method: str
     lm: str | None = None
+    model: ModelOptions = field(default_factory=ModelOptions)
+    """The flags beside ``lm``."""
     cross_encoder: Path | None = None
     feedback: Path | None = None
     prompt: str | None = None
@@ -53,6 +56,9 @@ class RerankOptions:
             if getattr(self, name) is None and is_read and name in ("lm", "cross_encoder"):
                 what = "a folder, or http(s)://host/v1#model" if name == "lm" else "the folder of a cross-encoder"
                 raise InputError(f"{flag} must be given for the method {self.method}: {what}")
+        if self.lm is None and self.model.flags:
+            raise InputError(f"{self.model.flags[0]}: the method {self.method} asks no language model; leave it out")
+        self.model.check(self.lm)
         if self.top < 2:
             raise InputError(f"--rerank-top must be at least 2, got {self.top}")
         if self.weight is not None and not 0 <= self.weight < float("inf"):
@@ -70,7 +76,7 @@ class RerankOptions:
         for name in names:
             mine = dict(fields)
             if name not in NEEDS_LM:
-                mine["lm"] = None
+                mine |= {"lm": None, "model": ModelOptions()}
             if name not in PROMPTED:
                 mine["prompt"] = None
             if name != "cross-encoder":
@@ -80,17 +86,20 @@ class RerankOptions:
             made.append(cls(method=name, **mine))
         return made
 
-    def open(self, bundle: Bundle, *, training_only: bool = False) -> Reranker:
+    def open(self, bundle: Bundle, *, training_only: bool = False, lm: LanguageModel | None = None) -> Reranker:
         """Load the reranker.
 
         Args:
             bundle: that retrieves the lists.
             training_only: whether transitions of training events alone may be used, as for validation and test.
+            lm: open already; None = what the flag names.
         """
+        if lm is None and self.lm is not None:
+            lm = named_model(self.lm, self.model)
         settings: dict[str, Any] = {"training_only": training_only} if self.method == "embedding-feedback" else {}
         return open_reranker(
             self.method,
-            lm=None if self.lm is None else named_model(self.lm),
+            lm=lm if self.method in NEEDS_LM else None,
             bundle=bundle,
             cross_encoder=self.cross_encoder,
             feedback=self.feedback,
@@ -127,9 +136,26 @@ class RerankOptions:
     def identity(self) -> dict[str, Any]:
         """What decides the orders, for records and plans: the settings, and hashes of local weights and prompts."""
         said = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        del said["model"]  # prices and patience decide no order
+        said["lm_prefill"] = None if self.model.prefill else False
         for name in ("lm", "cross_encoder", "feedback", "prompt"):
             path = None if said[name] is None else Path(said[name])
             if path is not None and path.exists():
                 files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
                 said[f"{name}_hash"] = [sha256_file(file)[:16] for file in files]
         return {name: value for name, value in said.items() if value is not None}
+
+
+def refuse_rerank_flags(lm: str | None, model: ModelOptions, *others: object) -> None:
+    """Where no method is given.
+
+    Args:
+        lm, model, others: flags that only a reranker reads; None = not given.
+
+    Raises:
+        InputError: some are given.
+    """
+    if model.flags:
+        raise InputError(f"{model.flags[0]} belongs to --rerank METHOD with --lm")
+    if any(one is not None for one in (lm, *others)):
+        raise InputError("--lm, --cross-encoder, --feedback, --prompt and --rerank-weight belong to --rerank METHOD")

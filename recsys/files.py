@@ -21,6 +21,7 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "check_file_output",
+    "check_folder_output",
     "check_local",
     "read_json",
     "refusal",
@@ -102,6 +103,26 @@ def check_file_output(path: Path, flag: str) -> None:
         raise InputError(f"{flag} {path}: {folder} may not be written; choose another path")
 
 
+def check_folder_output(path: Path, *, overwrite: bool = True, marker: str | None = None) -> None:
+    """Check before long work that a folder may appear at the end of it.
+
+    Args:
+        path, overwrite, marker: see :func:`atomic_folder`.
+
+    Raises:
+        InputError: ``path`` is a file or a URL, or exists and may not be replaced.
+    """
+    check_local(path, "the output")
+    path = path.absolute()
+    if path.is_file():
+        raise InputError(f"{path} is a file; give a folder as output")
+    if path.exists() and any(path.iterdir()):
+        if not overwrite:
+            raise InputError(f"{path} exists and is not empty; choose another output folder")
+        if marker is not None and not (path / marker).exists():
+            raise InputError(f"{path} is not empty and holds no {marker}; choose another output folder")
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
@@ -142,15 +163,8 @@ def atomic_folder(path: Path, *, overwrite: bool = True, marker: str | None = No
     Raises:
         InputError: ``path`` is a file or a URL, or exists and may not be replaced.
     """
-    check_local(path, "the output")
+    check_folder_output(path, overwrite=overwrite, marker=marker)
     path = path.absolute()
-    if path.is_file():
-        raise InputError(f"{path} is a file; give a folder as output")
-    if path.exists() and any(path.iterdir()):
-        if not overwrite:
-            raise InputError(f"{path} exists and is not empty; choose another output folder")
-        if marker is not None and not (path / marker).exists():
-            raise InputError(f"{path} is not empty and holds no {marker}; choose another output folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:

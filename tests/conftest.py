@@ -1,10 +1,15 @@
-"""What every test may ask for: a device, the folder of real data; one thread and Triton's interpreter otherwise."""
+"""What every test may ask for: a device, the folder of real data, small models, a server of one; one thread and
+Triton's interpreter otherwise."""
 
 from __future__ import annotations
 
+import http.server
 import importlib.util
+import json
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -346,3 +351,62 @@ def smollm2_folder(request: pytest.FixtureRequest) -> Path:
         except OSError:  # another worker was first
             shutil.rmtree(making)
     return folder
+
+
+class SayingServer:
+    """An OpenAI-compatible HTTP server that says what a test puts into it, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.says: list[dict[str, Any]] = []
+        """Answers in turn, the last one again and again: ``text``, and where wanted ``finish``, ``status``, ``raw``
+        (bytes instead of an answer), ``cut`` (bytes after which the connection ends), ``cached`` (of the 7 tokens of
+        a prompt) and ``wait`` (seconds)."""
+        self.asked: list[str] = []
+        """All text of the messages, request by request."""
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                said = outer.says[min(len(outer.asked), len(outer.says) - 1)]
+                outer.asked.append("\n".join(message["content"] for message in body["messages"]))
+                time.sleep(said.get("wait", 0))
+                choice = {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": said.get("text")},
+                    "finish_reason": said.get("finish", "stop"),
+                }
+                used: dict[str, Any] = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+                if "cached" in said:
+                    used["prompt_tokens_details"] = {"cached_tokens": said["cached"]}
+                answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+                payload = said["raw"].encode() if "raw" in said else json.dumps({**answer, "usage": used}).encode()
+                try:
+                    self.send_response(said.get("status", 200))
+                    self.send_header("content-type", "application/json")
+                    self.send_header("content-length", str(len(payload)))
+                    self.end_headers()
+                    self.wfile.write(payload[: said.get("cut", len(payload))])
+                except OSError:
+                    pass  # who asked has gone
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def say(self, *answers: str | dict[str, Any]) -> None:
+        """From now on, these."""
+        self.says = [{"text": answer} if isinstance(answer, str) else answer for answer in answers]
+        self.asked = []
+
+
+@pytest.fixture(scope="session")
+def saying_server() -> Iterator[SayingServer]:
+    server = SayingServer()
+    yield server
+    server.server.shutdown()
+    server.server.server_close()

@@ -317,9 +317,7 @@ class Asker:
         result = await self._order(work, self.reranker, request)
         if result is None:
             return hits
-        work.usage += result.usage
-        work.notes += result.notes
-        work.complete &= result.complete
+        work.add_result(result)
         by_id = {hit.item_id: hit for hit in hits}
         return [by_id[item_id] for item_id in result.ids]
 

@@ -40,7 +40,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskFaults:
-    """What was wrong with answers of the language model; all of it was mended or left out."""
+    """What was wrong with answers of the language model and of a reranker; all of it was mended or left out."""
 
     malformed: int = 0
     """Answers without readable filters: rules decided instead."""
@@ -52,6 +52,14 @@ class AskFaults:
     unsupported_sentences: int = 0
     """Shown, but their words are less than half in what was known of the items."""
     refused_queries: int = 0
+    rerank_missing: int = 0
+    """Items that an order left out; they keep their earlier place, as in
+    :class:`recsys.retrieval.rerank.result.Faults`."""
+    rerank_repeated: int = 0
+    rerank_foreign: int = 0
+    """Labels or ids that are no item's of the page."""
+    rerank_malformed: int = 0
+    """Answers without any readable order."""
     failed: int = 0
     """Calls without an answer, of the language model or of a reranker: errors, a passed deadline."""
 

@@ -13,6 +13,7 @@ from recsys.retrieval.rerank.as_data import as_data
 from recsys.retrieval.rerank.lm.protocol import Chat, Generation, LanguageModel
 from recsys.retrieval.rerank.lm.usage import Usage
 from recsys.retrieval.rerank.prompt import Prompt
+from recsys.retrieval.rerank.result import RerankResult
 
 __all__ = ["AskWork"]
 
@@ -36,6 +37,15 @@ class AskWork:
     def count(self, name: str, number: int = 1) -> None:
         """Add to a count of :class:`AskFaults`."""
         self.faults[name] = self.faults.get(name, 0) + number
+
+    def add_result(self, result: RerankResult) -> None:
+        """What a reranker's order took, and what was wrong with the answers behind it."""
+        self.usage += result.usage
+        self.notes += result.notes
+        self.complete &= result.complete
+        for name in ("missing", "repeated", "foreign", "malformed"):
+            self.count(f"rerank_{name}", getattr(result.faults, name))
+        self.count("failed", result.faults.failed)
 
     def late(self) -> bool:
         """Whether the deadline passed."""

@@ -6,7 +6,7 @@ Suffixes: P = passages, N = given passages, Q = questions, K = dimensions.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ __all__ = ["RETRIEVERS", "PassageStore"]
 RETRIEVERS = ("bm25", "dense", "sparse")
 _DEPTH = 100
 """Places of each retriever's list that are fused, unless more passages are asked for."""
+_ENCODED_AT_ONCE = 256
+"""Texts between two steps of a progress bar."""
 _MOST_QUESTION = 4000
 """Characters of a question that are searched for."""
 
@@ -56,6 +58,7 @@ class PassageStore:
         sparse_encoder: Path | str | None = None,
         index: str = "exact",
         device: str = "cpu",
+        advance: Callable[[int], None] | None = None,
     ) -> PassageStore:
         """Read all passages once.
 
@@ -66,6 +69,7 @@ class PassageStore:
             sparse_encoder: folder of a SPLADE-like model of sentence-transformers; None = without.
             index: kind of the vector index, one of :data:`recsys.index.registry.INDEX_KINDS`.
             device: where texts are encoded.
+            advance: told how many more texts have got the vectors of ``encoder``.
 
         Raises:
             InputError: a package is missing (the line says which extra to install), an encoder cannot be read, or
@@ -81,7 +85,7 @@ class PassageStore:
             "sparse_encoder": None if sparse is None else {"name": sparse.name, "sha256": sparse.hash},
         }
         texts = [passage.text for passage in unique]
-        vectors_PK = None if dense is None else unit_rows(dense, texts)
+        vectors_PK = None if dense is None else _encoded(dense, texts, advance)
         try:
             # FAISS wants something to learn from; there is nothing to search in an empty store anyway.
             found = None if vectors_PK is None else build_index(index if texts else "exact", vectors_PK)
@@ -143,6 +147,14 @@ class PassageStore:
         """Names to use in ``retrievers=``."""
         there = (True, self._encoder is not None, self._sparse is not None)
         return tuple(name for name, has in zip(RETRIEVERS, there, strict=True) if has)
+
+    @property
+    def without_model(self) -> tuple[str, ...]:
+        """Retrievers that the store holds vectors for, and that are not there because their model was not given."""
+        stock = self._stock
+        left = (False, stock.vectors_PK is not None, stock.sparse_PV is not None)
+        there = self.retrievers
+        return tuple(name for name, held in zip(RETRIEVERS, left, strict=True) if held and name not in there)
 
     @property
     def passages(self) -> list[Passage]:
@@ -301,6 +313,17 @@ class PassageStore:
             pairs = {row: score for row, score in zip(ids, scores, strict=True) if row >= 0}
             lists.append(pairs if question.strip() else {})
         return lists
+
+
+def _encoded(encoder: Encoder, texts: Sequence[str], advance: Callable[[int], None] | None) -> torch.Tensor:
+    """[P, K] unit rows, in one go where nobody wants to be told how far it came."""
+    if advance is None or not texts:
+        return unit_rows(encoder, texts)
+    parts = []
+    for low in range(0, len(texts), _ENCODED_AT_ONCE):
+        parts.append(unit_rows(encoder, texts[low : low + _ENCODED_AT_ONCE]))
+        advance(len(parts[-1]))
+    return torch.cat(parts)
 
 
 def _listed(score_P: NDArray[np.float32], depth: int, allowed_P: NDArray[np.bool_] | None) -> dict[int, float]:

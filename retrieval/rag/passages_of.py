@@ -17,6 +17,7 @@ __all__ = ["ITEM", "document_passages", "item_passages", "read_documents"]
 
 ITEM = "item"
 """Source of passages of the item table."""
+_TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 _MOST_TITLE = 80
 """Characters of a title that stand before every later piece of the same item."""
 
@@ -32,11 +33,11 @@ def item_passages(
 
     Args:
         items: item_id, and title or text or both, as :attr:`Recommender.items` has them.
-        columns: others to append as ``name: value``, one a line.
+        columns: others to append as ``name: value``, one a line; the values of a list are joined by commas.
         limits, count: see :func:`recsys.retrieval.rag.chunking.chunks`; the title before a later piece comes on top.
 
     Raises:
-        InputError: a column is missing.
+        InputError: a column is missing, or holds what has no words.
     """
     for name in ("item_id", *columns):
         if name not in items.columns:
@@ -44,7 +45,7 @@ def item_passages(
     limits = limits or ChunkLimits()
     texts = item_texts(items)
     titles = items["title"].cast(pl.String).to_list() if "title" in items.columns else [None] * items.height
-    more = [items[name].cast(pl.String, strict=False).to_list() for name in columns]
+    more = [_words_of(items[name]) for name in columns]
     made: list[Passage] = []
     for row, (item_id, text, title) in enumerate(zip(items["item_id"].to_list(), texts, titles, strict=True)):
         lines = [text or ""]
@@ -64,11 +65,16 @@ def document_passages(
         limits, count: see :func:`recsys.retrieval.rag.chunking.chunks`.
 
     Raises:
-        InputError: a column is missing, an id is missing or stands twice.
+        InputError: a column is missing or holds something else, an id is missing or stands twice.
     """
     for name in ("id", "text"):
         if name not in documents.columns:
             raise InputError(f"the documents have no column {name!r}; they have {', '.join(documents.columns)}")
+    for name, numbers in (("id", True), ("text", False), ("item_id", True)):
+        kind = documents.schema.get(name, pl.Null())
+        if not (kind in _TEXTS or (numbers and kind.is_integer())):
+            wanted = "texts or integers" if numbers else "texts"
+            raise InputError(f"the column {name!r} of the documents must hold {wanted}, and it holds {shown(kind)}")
     ids = documents["id"].cast(pl.String)
     if ids.null_count():
         raise InputError(f"row {int(ids.is_null().arg_true()[0])} of the documents has no id; give every one its own")
@@ -100,6 +106,16 @@ def read_documents(path: Path | str) -> pl.DataFrame:
         return readers[path.suffix](path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}); write it again") from None
+
+
+def _words_of(column: pl.Series) -> list[str | None]:
+    try:
+        if isinstance(column.dtype, (pl.List, pl.Array)):
+            joined: list[str | None] = column.cast(pl.List(pl.String)).list.join(", ", ignore_nulls=True).to_list()
+            return joined
+        return column.cast(pl.String, strict=False).to_list()
+    except pl.exceptions.PolarsError:
+        raise InputError(f"the column {column.name!r} of the items holds {shown(column.dtype)}, no words") from None
 
 
 def _cut(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.pipelines.cli import main, run_command
 from recsys.pipelines.evaluate import evaluate_bundle
+from recsys.pipelines.language_model import ModelOptions
 from recsys.pipelines.rerank_fit_lists import FitLists, validation_users
 from recsys.pipelines.rerank_options import RerankOptions
 from recsys.retrieval.recommender import Recommender
@@ -145,6 +147,8 @@ def test_exit_codes_tell_bad_input_from_answers_in_part(
         (["--top", "1"], "--rerank-top must be at least 2"),
         (["--weight", "-1"], "--rerank-weight must be a number from 0"),
         (["--k", "0"], "--k must be above 0"),
+        (["--lm-prices", "1,2"], "--lm-prices '1,2': give three numbers from 0"),
+        (["--lm-timeout-s", "5"], "--lm-timeout-s is of a server, and --lm names a folder"),
     ]:
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err
@@ -161,6 +165,50 @@ def test_a_server_gets_its_key_from_the_environment(toy_bundle: Path, monkeypatc
         assert reranker.lm._connections._api_key == key and str(key) not in str(options.identity())
 
 
+def test_costs_and_patience_of_a_server(
+    toy_bundle: Path, tmp_path: Path, saying_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openai", reason="needs the extra llm")
+    out = tmp_path / "out.json"
+    words = ["rerank", "--bundle", toy_bundle, "--user", "u3", "--method", "listwise", "--lm", f"{saying_server.url}#m",
+             "--top", 3, "--at", AT, "--json", out]  # fmt: skip
+    saying_server.say({"text": "3] > [1] > [2]", "cached": 4})
+    run(*words, "--lm-prices", "100,10,1000")
+    cost = 3 * 100 + 4 * 10 + 3 * 1000
+    assert f"cost {cost / 1e6:.6f}; faults: none" in (said := capsys.readouterr().out) and "ms of the model" in said
+    written = json.loads(out.read_text())
+    assert written["sums"]["cost_millionths"] == written["lists"][0]["cost_millionths"] == cost
+    assert written["prices_per_million_tokens"] == {"prompt": 100.0, "reused": 10.0, "generated": 1000.0}
+    before = written["lists"][0]["item_ids_before"]
+    assert written["lists"][0]["item_ids"] == [before[2], before[0], before[1]]
+    assert saying_server.asked[0].endswith("Labels in order: [")
+    saying_server.say("[2] > [1] > [3]")
+    run(*words, "--no-lm-prefill")
+    assert "cost" not in capsys.readouterr().out and saying_server.asked[0].endswith(
+        "Answer with labels only, like [2] > [3] > [1]"
+    )
+    written = json.loads(out.read_text())
+    assert written["sums"]["cost_millionths"] == 0 and "prices_per_million_tokens" not in written
+    assert written["lists"][0]["item_ids"] == [before[1], before[0], before[2]]
+    saying_server.say({"status": 503, "raw": ""})
+    for flags in (["--lm-retries", 0], ["--lm-retries", 0, "--lm-timeout-s", 0.05]):
+        saying_server.say({"status": 503, "raw": "", "wait": 0.2 if len(flags) > 2 else 0})
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in (*words, *flags)])
+        assert stop.value.code == 3 and len(saying_server.asked) == 1
+    assert "gave no answer within 0.05 s" in " ".join(capsys.readouterr().out.split())
+
+
+def test_prices_decide_no_order_and_a_prefill_may() -> None:
+    """A job of candidates goes on at other prices."""
+    lm = "http://localhost:1/v1#m"
+    plain = RerankOptions(method="first", lm=lm).identity()
+    priced = ModelOptions.of_flags("1,0,2", 5.0, 9, True)
+    assert RerankOptions(method="first", lm=lm, model=priced).identity() == plain
+    anew = ModelOptions.of_flags(None, None, None, False)
+    assert RerankOptions(method="first", lm=lm, model=anew).identity() == {**plain, "lm_prefill": False}
+
+
 def test_options_refuse_what_a_method_lacks_or_does_not_read() -> None:
     with pytest.raises(InputError, match="no reranking method is called 'frist'"):
         RerankOptions(method="frist")
@@ -170,8 +218,16 @@ def test_options_refuse_what_a_method_lacks_or_does_not_read() -> None:
         RerankOptions(method="cross-encoder")
     with pytest.raises(InputError, match="--lm: the method embedding-feedback does not read it"):
         RerankOptions(method="embedding-feedback", lm="x")
-    made = RerankOptions.of_methods("first, embedding-feedback", lm="x", feedback=None, cross_encoder=None, prompt=None)
-    assert [(one.method, one.lm) for one in made] == [("first", "x"), ("embedding-feedback", None)]
+    priced = ModelOptions.of_flags("1,1,1", None, None, True)
+    with pytest.raises(InputError, match="--lm-prices: the method embedding-feedback asks no language model"):
+        RerankOptions(method="embedding-feedback", model=priced)
+    made = RerankOptions.of_methods(
+        "first, embedding-feedback", lm="x", model=priced, feedback=None, cross_encoder=None, prompt=None
+    )
+    assert [(one.method, one.lm, one.model.prices is None) for one in made] == [
+        ("first", "x", False),
+        ("embedding-feedback", None, True),
+    ]
     with pytest.raises(InputError, match="names no method"):
         RerankOptions.of_methods(" , ")
     with pytest.raises(InputError, match="did you mean pairwise-heap"):
@@ -187,7 +243,7 @@ def test_evaluate_has_rows_before_and_after_of_the_same_users(
     toy_bundle: Path, toy_dataset: Dataset, lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("evaluate", "--bundle", toy_bundle, "--data", toy_dataset.path, "--retrievers", "dense",
-        "--rerank", "first,pointwise", "--lm", lm, "--rerank-users", 12, "--rerank-top", 6,
+        "--rerank", "first,pointwise", "--lm", lm, "--lm-prices", "1,1,1", "--rerank-users", 12, "--rerank-top", 6,
         "--json", tmp_path / "e.json")  # fmt: skip
     said = capsys.readouterr().out
     assert "reranked" in said and "first(dense)" in said and "not adopted" in said
@@ -205,6 +261,9 @@ def test_evaluate_has_rows_before_and_after_of_the_same_users(
         low, high = row["ndcg@10_change_ci"]
         assert low <= row["ndcg@10_change"] <= high
         assert 0.0 <= row["changed"] <= 1.0 and row["prompt_tokens_per_list"] > 0 and row["num_incomplete"] == 0
+        assert row["cost"] == pytest.approx(12 * row["prompt_tokens_per_list"] / 1e6) and row["validation"]["cost"] > 0
+        paid = f"{name}: cost {row['cost']:.6f}, and cost {row['validation']['cost']:.6f} on validation"
+        assert paid in said and row["prices_per_million_tokens"]["prompt"] == 1.0
     assert reranked["rows"]["pointwise(dense)"]["calls_per_list"] == 6.0
     for name in ("dense + first", "dense + pointwise"):
         fused = reranked["rows"][name]
@@ -224,8 +283,8 @@ def test_a_reranked_row_of_all_users_starts_from_the_row_of_the_retriever(
     assert fused["mrr"] == before["mrr"] and fused["adopted"] is False
     with pytest.raises(InputError, match="--rerank-users must be at least 1"):
         evaluate_bundle(toy_bundle, toy_dataset, retrievers=["dense"], rerank=[options], rerank_users=0)
-    for words in (["--lm", "x"], ["--rerank-weight", "1"]):
-        with pytest.raises(InputError, match="belong to --rerank METHOD"):
+    for words in (["--lm", "x"], ["--rerank-weight", "1"], ["--lm-prices", "1,1,1"]):
+        with pytest.raises(InputError, match="belongs? to --rerank METHOD"):
             run("evaluate", "--bundle", toy_bundle, "--data", toy_dataset.path, *words)
 
 
@@ -241,9 +300,11 @@ def test_candidates_are_those_of_reranked_requests(
     users.write_text("\n".join(f"u{number}" for number in range(6)))
     plain = candidates(toy_bundle, toy_dataset, tmp_path / "plain", "--users", users, "--rank", 4)
     words = ("--users", users, "--rank", 4, "--rerank", "first", "--lm", lm, "--rerank-top", 5)
-    found = candidates(toy_bundle, toy_dataset, tmp_path / "reranked", *words)
+    found = candidates(toy_bundle, toy_dataset, tmp_path / "reranked", "--lm-prices", "1,1,1", *words)
     said = " ".join(capsys.readouterr().out.split())
     assert "reranked 6 lists with first: 1.0 calls" in said
+    cost = re.search(r"calls, ([\d,]+) prompt tokens .*; cost ([\d.]+) in all", said)
+    assert cost is not None and 6 * int(cost[1].replace(",", "")) / 1e6 == pytest.approx(float(cost[2]), abs=4e-6)
     rec = Recommender.load(toy_bundle)
     chain = RerankChain(open_reranker("first", lm=lm), top=5)
     at = toy_dataset.manifest.max_timestamp

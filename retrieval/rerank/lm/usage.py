@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
+
+from recsys.errors import InputError, shown
 
 __all__ = ["Prices", "Usage"]
 
@@ -42,6 +45,12 @@ class Prices:
     reused: float = 0.0
     """Of prompt tokens that the server says it had kept."""
     generated: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            price = getattr(self, field.name)
+            if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < math.inf:
+                raise InputError(f"Prices.{field.name} must be a number from 0, got {shown(price)}")
 
     def cost(self, prompt_tokens: int, reused_tokens: int, generated_tokens: int) -> float:
         """What one call costs.

@@ -100,6 +100,27 @@ def test_round_trip_finds_the_same(full_store: PassageStore, small_encoder_folde
         words_only.add([Passage.of("something new", "note")])
 
 
+def test_it_says_what_is_left_out_for_want_of_a_model(
+    full_store: PassageStore, store: PassageStore, small_sparse_folder: Path, tmp_path: Path
+) -> None:
+    full_store.save(tmp_path / "store")
+    assert PassageStore.load(tmp_path / "store").without_model == ("dense", "sparse")
+    assert PassageStore.load(tmp_path / "store", sparse_encoder=small_sparse_folder).without_model == ("dense",)
+    assert full_store.without_model == store.without_model == ()
+
+
+def test_encoding_that_tells_how_far_it_came_makes_the_same_vectors(
+    small_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, steps = item_passages(ITEMS), list[int]()
+    plain = PassageStore.build(made, encoder=small_encoder_folder)
+    monkeypatch.setattr("recsys.retrieval.rag.passage_store._ENCODED_AT_ONCE", 3)
+    told = PassageStore.build(made, encoder=small_encoder_folder, advance=steps.append)
+    assert steps == [3, 1] and plain._stock.vectors_PK is not None and told._stock.vectors_PK is not None
+    assert np.allclose(told._stock.vectors_PK, plain._stock.vectors_PK, atol=1e-6)
+    assert PassageStore.build([], encoder=small_encoder_folder, advance=steps.append).search("x") == []
+
+
 def test_arrays_are_mapped(store: PassageStore, tmp_path: Path) -> None:
     store.save(tmp_path / "store")
     back = PassageStore.load(tmp_path / "store")
@@ -278,6 +299,26 @@ def test_documents_from_files(tmp_path: Path) -> None:
         document_passages(pl.concat([DOCUMENTS, DOCUMENTS]))
     with pytest.raises(InputError, match="row 0 of the documents has no id"):
         document_passages(pl.DataFrame({"id": [None], "text": ["a"]}))
+    for odd, message in (
+        ({"id": [["a"]]}, r"'id' of the documents must hold texts or integers, and it holds List\(String\)"),
+        ({"text": [b"\xff"]}, "'text' of the documents must hold texts, and it holds Binary"),
+        ({"text": [["a"]]}, "'text' of the documents must hold texts"),
+        ({"item_id": [7.5]}, "'item_id' of the documents must hold texts or integers, and it holds Float64"),
+        ({"item_id": [True]}, "and it holds Boolean"),
+    ):
+        with pytest.raises(InputError, match=message):
+            document_passages(pl.DataFrame({"id": ["a"], "text": ["a"], "item_id": ["i"]} | odd))
+
+
+def test_columns_of_items_are_words() -> None:
+    items = pl.DataFrame(
+        {"item_id": [1, 2], "title": ["A", "B"], "tags": [["red", None, "wood"], []], "price": [2.5, None],
+         "sizes": [[1, 2], None], "raw": [b"\xff", b"a"]}
+    )  # fmt: skip
+    made = item_passages(items, columns=["tags", "price", "sizes"])
+    assert [one.text for one in made] == ["A\ntags: red, wood\nprice: 2.5\nsizes: 1, 2", "B"]
+    with pytest.raises(InputError, match="'raw' of the items holds Binary, no words"):
+        item_passages(items, columns=["raw"])
 
 
 def test_models_that_are_none_are_refused(tmp_path: Path, small_encoder_folder: Path) -> None:

@@ -384,6 +384,12 @@ def test_faults_that_pass_are_tried_again(hostile_server: Any, first: Behaviour)
     assert usage.cost == prices.cost(7, 3, 1)
 
 
+@pytest.mark.parametrize("price", [-0.1, float("nan"), float("inf"), "2", True])
+def test_prices_that_cannot_be_meant(price: Any) -> None:
+    with pytest.raises(InputError, match=r"Prices.reused must be a number from 0, got"):
+        Prices(prompt=1.0, reused=price, generated=2.0)
+
+
 def test_tries_end(hostile_server: Any) -> None:
     server = hostile_server.does(send(500, {"error": "always"}, retry_after_ms="5"))
     lm = ServerLanguageModel("m", base_url=server.url, max_retries=3)

@@ -161,6 +161,30 @@ def test_a_reranker_orders_the_page(shop: Recommender) -> None:
     check(shop, answer)
 
 
+def test_what_was_wrong_with_a_reranker_s_answers_is_of_the_answer(shop: Recommender) -> None:
+    from recsys.retrieval.rerank.lm.usage import Usage
+    from recsys.retrieval.rerank.reranker import Reranker
+    from recsys.retrieval.rerank.result import Faults, RerankResult
+
+    class Careless(Reranker):
+        name = "careless"
+
+        async def rerank_async(self, requests: Any, *, deadline: float | None = None) -> list[RerankResult]:
+            faults = Faults(missing=5, repeated=4, foreign=3, malformed=2, failed=1)
+            usage = Usage(calls=7, cost=0.25)
+            return [
+                RerankResult(ids=request.ids, candidates=request.ids, faults=faults, usage=usage, complete=False)
+                for request in requests
+            ]
+
+    answer = Asker(shop, reranker=Careless()).ask("u0", "a ship", k=3)
+    assert not answer.complete and answer.usage.cost == 0.25
+    told = {name: count for name, count in answer.as_json()["faults"].items() if count}
+    assert told == {
+        "rerank_missing": 5, "rerank_repeated": 4, "rerank_foreign": 3, "rerank_malformed": 2, "failed": 1
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("how", ["raises", "is slow", "answers nothing", "answers of others"])
 def test_a_reranker_that_fails_or_is_late_costs_its_order_only(shop: Recommender, how: str) -> None:
     from recsys.retrieval.rerank.reranker import Reranker
