@@ -157,6 +157,7 @@ def chosen_recipe(dataset: Dataset) -> Recipe:
         num_surfaces=len(manifest.surfaces),
         positive_mask=manifest.positive_mask,
         content_dim=content_dim,
+        user_dim=dataset.user_dim,
         block="hstu" if hstu else "softmax",
         window=window,
         use_actions=use_actions,

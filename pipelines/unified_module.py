@@ -478,7 +478,7 @@ def started_network(data: PreparedData, changes: dict[str, Any]) -> tuple[Unifie
 def build_network(data: PreparedData, changes: dict[str, Any]) -> UnifiedModel:
     """A fresh network for a data set: the recipe's configuration with ``changes``, initial weights from the seed."""
     dataset = data.dataset
-    config = changed_model(data.recipe.model, {"user_dim": dataset.user_dim, **changes})
+    config = changed_model(data.recipe.model, changes)
     if config.memory_features:
         config = replace(config, relations=readable_relations(dataset))
     with torch.random.fork_rng(devices=[]):

@@ -14,6 +14,7 @@ from recsys.errors import InputError
 from recsys.model import UnifiedModel
 from recsys.model_config import ModelConfig
 from recsys.objective import Objective
+from recsys.pipelines.ablation_options import chosen_options
 from recsys.pipelines.candidates import candidates
 from recsys.pipelines.checkpoint import load_model
 from recsys.pipelines.data_module import PreparedData
@@ -21,6 +22,7 @@ from recsys.pipelines.evaluate import evaluate_bundle
 from recsys.pipelines.export import export_model
 from recsys.pipelines.fit import fit_dataset
 from recsys.pipelines.prepare.build import prepare_frames
+from recsys.pipelines.recipe import chosen_recipe
 from recsys.pipelines.warm_start import warm_start
 from recsys.ranking import predict_slates
 from recsys.retrieval.recommender import Recommender
@@ -89,6 +91,12 @@ def bundle(model, dataset, tmp_path_factory):
     path = tmp_path_factory.mktemp("users") / "bundle"
     export_model(model, dataset, path, histories=True)
     return path
+
+
+def test_the_recipe_reads_them_and_an_ablation_can_leave_them_out(dataset):
+    recipe = chosen_recipe(dataset).model
+    assert recipe.user_dim == dataset.user_dim > 0
+    assert [option.name for option in chosen_options(dataset, recipe, ["use_user_features=false"])]
 
 
 def test_only_columns_that_were_asked_for_are_kept(dataset):
