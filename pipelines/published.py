@@ -134,7 +134,7 @@ def publish(
         note: a sentence below the table.
         ceilings: ceilings.json of simulated data, added as rows.
         actions: A,B: show the ranking of these alone, with GAUC and differences.
-        segments: a file NAME-segments for those of `dense`, new users and items among them.
+        segments: a file NAME-segments for those of `dense`, or of the first retriever, new users and items among them.
     """
     files = [Path(file) for file in evaluation.split(",")]
     figures = mean_evaluation([read_json(file) for file in files])
@@ -159,7 +159,8 @@ def publish(
     if segments:
         rows = segment_rows(figures)
         shown = ["segment", "targets", "Recall@10", "NDCG@10", "beside", "its Recall@10", "ours − it"]
-        heading = f"{title}: `dense` by segment"
+        judged = "dense" if "dense" in figures["retrieval"] else next(iter(figures["retrieval"]))
+        heading = f"{title}: `{judged}` by segment"
         record(f"{name}-segments", heading, command, rows, shown, data_hash=protocol["data_hash"], notes=notes)
     if ranking:
         shown = list(dict.fromkeys(key for row in ranking for key in row if not key.endswith("_ci")))
