@@ -26,7 +26,7 @@ from recsys.pipelines.list_head_fit import FittedListHead
 from recsys.pipelines.recipe import validation_requests
 from recsys.pipelines.request_tensors import exclusions, request_tensors
 from recsys.retrieval.bundle_retrievers import RetrieverParts
-from recsys.retrieval.hybrid import Union
+from recsys.retrieval.hybrid import LISTED, Union
 from recsys.retrieval.hybrid_weights import HybridWeights
 
 __all__ = ["ChosenHybrid", "add_hybrid_weights", "choose_hybrid_weights", "code_trie", "hybrid_parts"]
@@ -38,6 +38,7 @@ _WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
 _LEARNED = (0.0, -0.2, -0.4, -0.6, -0.8)
 """In parts of what the learned score counts in the dense one."""
 _COLD = (0.0, 0.25, 0.5, 1.0)
+_SELDOM = 0.5
 _ROUNDS = 3
 _BATCH = 128
 _STANDARD_ERRORS = 2.0
@@ -108,7 +109,8 @@ def choose_hybrid_weights(parts: RetrieverParts, dataset: Dataset) -> ChosenHybr
 
     At most 10,000 requests are looked at. Equal figures go to the smaller weight. All weights are 0 where the gain is
     within two standard errors: that of each half of the requests under the weights that the other half chooses. A
-    retriever of weight 0 is not asked.
+    retriever of weight 0 is not asked. Items without training events keep the places of the dense score where validation
+    knows them as seldom right.
 
     Args:
         parts: see :func:`hybrid_parts`.
@@ -124,7 +126,7 @@ def choose_hybrid_weights(parts: RetrieverParts, dataset: Dataset) -> ChosenHybr
     if not len(requests):
         return ChosenHybrid(HybridWeights(budgets=_BUDGETS), 0.0, 0.0, 0)
     retriever = parts.hybrid(start)
-    unions: list[tuple[Union, Tensor]] = []
+    unions: list[_Asked] = []
     with torch.inference_mode(), progress_bar("hits of hybrid", len(requests), "requests") as advance:
         for low in range(0, len(requests), _BATCH):
             part = requests.rows(np.arange(low, min(low + _BATCH, len(requests))))
@@ -133,12 +135,13 @@ def choose_hybrid_weights(parts: RetrieverParts, dataset: Dataset) -> ChosenHybr
             states = model.encode(histories, user_BK=dataset.user_rows(part.user))
             exclude_BE = exclusions(histories).to(model.device)
             union = retriever.union(states, 10, at_B=at_B, surface_B=surface_B, exclude_QE=exclude_BE)
-            unions.append((union, target_B))
+            unions.append(_Asked.of(union, target_B))
     codes = {name: 1 if name == "generative" else len(model.codes.sizes[f"{name}_codes"]) for name in names}
     grid = [("learned", part * learned) for part in _LEARNED]
     grid += [(name, value * codes[name] * learned) for name in names for value in _WEIGHTS]
-    grid += [("cold", value) for value in _COLD]
-    nothing = HybridWeights(dict.fromkeys(names, 0.0), budgets=_BUDGETS)
+    holds_new = _seldom_right(unions)
+    grid += [] if holds_new else [("cold", value) for value in _COLD]
+    nothing = HybridWeights(dict.fromkeys(names, 0.0), budgets=_BUDGETS, holds_new=holds_new)
     dense_Q = _gains(unions, nothing)
     first_Q = torch.arange(len(dense_Q), device=dense_Q.device) % 2 == 0
     best = _ascent(unions, nothing, grid, torch.ones_like(first_Q))
@@ -157,7 +160,7 @@ def choose_hybrid_weights(parts: RetrieverParts, dataset: Dataset) -> ChosenHybr
 
 
 def _ascent(
-    unions: list[tuple[Union, Tensor]], start: HybridWeights, grid: list[tuple[str, float]], asked_Q: Tensor
+    unions: list[_Asked], start: HybridWeights, grid: list[tuple[str, float]], asked_Q: Tensor
 ) -> HybridWeights:
     """Coordinate ascent on the NDCG@10 of some requests, [Q] bool, over the values that a grid names for weights."""
 
@@ -191,14 +194,62 @@ def code_trie(model: UnifiedModel, dataset: Dataset) -> CodeTrie | None:
     return trie.to(model.device)
 
 
-def _gains(unions: list[tuple[Union, Tensor]], weights: HybridWeights) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Candidates of some requests, with what does not depend on weights."""
+
+    union: Union
+    is_target_BC: Tensor
+    place_BC: Tensor
+    """[B, C] int64, from 1, by the dense score; ties count against the item."""
+    left_BC: Tensor
+    """[B, C] int64 the same places, rising, first those of items with training events."""
+
+    @classmethod
+    def of(cls, union: Union, target_B: Tensor) -> _Asked:
+        """For [B] targets."""
+        dense_BC = union.dense_BC.masked_fill(union.item_BC < 0, -torch.inf)
+        rising_BC = (-dense_BC).sort(dim=1).values.contiguous()
+        place_BC = torch.searchsorted(rising_BC, (-dense_BC).contiguous(), right=True)
+        order_BC = dense_BC.argsort(dim=1, descending=True, stable=True)
+        left_BC = union.cold_BC.gather(1, order_BC).to(torch.uint8).argsort(dim=1, stable=True) + 1
+        return cls(union, union.item_BC == target_B[:, None], place_BC, left_BC)
+
+
+def _seldom_right(unions: list[_Asked]) -> bool:
+    """Whether items without training events are targets less than half as often, of lists that hold their target, as
+    they stand in them.
+
+    Validation then knows such items as dead ones: it was split off a log in which they had no events yet. What it says
+    of them is nothing about items that are new.
+    """
+    right = listed = right_new = listed_new = 0
+    for asked in unions:
+        first_BC = (asked.place_BC <= LISTED) & (asked.union.item_BC >= 0)
+        holds_BC = first_BC & (asked.is_target_BC & first_BC).any(1, keepdim=True)
+        target_BC = holds_BC & asked.is_target_BC
+        right, listed = right + int(target_BC.sum()), listed + int(holds_BC.sum())
+        right_new += int((target_BC & asked.union.cold_BC).sum())
+        listed_new += int((holds_BC & asked.union.cold_BC).sum())
+    return listed_new > 0 and right_new / right < _SELDOM * listed_new / listed
+
+
+def _gains(unions: list[_Asked], weights: HybridWeights) -> Tensor:
     """[Q] float64 NDCG@10 of requests over the whole catalogue: what no search brought is not listed; ties count
     against the target."""
     parts = []
-    for union, target_B in unions:
-        score_BC = union.score(weights)
-        is_target_BC = union.item_BC == target_B[:, None]
-        own_B1 = score_BC.masked_fill(~is_target_BC, -torch.inf).amax(1, keepdim=True)
-        ahead_B = (score_BC >= own_B1).sum(1)
-        parts.append(torch.where(is_target_BC.any(1) & (ahead_B <= 10), 1.0 / torch.log2(ahead_B + 1.0), 0.0).double())
+    for asked in unions:
+        score_BC = asked.union.sum(weights)
+        own_B1 = score_BC.masked_fill(~asked.is_target_BC, -torch.inf).amax(1, keepdim=True)
+        if weights.holds_new:
+            # The place of a new item is that of the dense score, other ones fill the places between in their order.
+            cold_BC = asked.union.cold_BC
+            among_B = ((score_BC >= own_B1) & ~cold_BC).sum(1, keepdim=True)
+            filled_B = asked.left_BC.gather(1, (among_B - 1).clamp(0, score_BC.shape[1] - 1))[:, 0]
+            kept_B = (asked.place_BC * asked.is_target_BC).sum(1)
+            place_B = torch.where((cold_BC & asked.is_target_BC).any(1), kept_B, filled_B)
+        else:
+            place_B = (score_BC >= own_B1).sum(1)
+        found_B = asked.is_target_BC.any(1) & (place_B <= 10)
+        parts.append(torch.where(found_B, 1.0 / torch.log2(place_B + 1.0), 0.0).double())
     return torch.cat(parts)

@@ -40,7 +40,7 @@ def fit_hybrid_head(parts: RetrieverParts, weights: HybridWeights, dataset: Data
     lists = _lists(parts, weights, dataset)
     if len(lists.score_QK) < _LEAST:
         return None
-    fitted = fit_list_head(lists, judged=LISTED)
+    fitted = fit_list_head(lists, judged=LISTED, hears_new=not weights.holds_new)
     return fitted if fitted.head.weight else None
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recsys.list_head import ListHead, ListNet, neutral_on_new
+from recsys.list_head import ListHead, ListNet, keep_places
 from recsys.pipelines.console import progress_bar
 
 __all__ = ["FittedListHead", "TargetLists", "fit_list_head"]
@@ -66,12 +66,13 @@ class FittedListHead:
     """The same in the order that the lists came in."""
 
 
-def fit_list_head(lists: TargetLists, *, judged: int, seed: int = 0) -> FittedListHead:
+def fit_list_head(lists: TargetLists, *, judged: int, hears_new: bool = True, seed: int = 0) -> FittedListHead:
     """Fit a head by the listwise softmax over each list.
 
     Args:
         lists: at least one, of validation.
         judged: candidates of a list that are put in order to choose the weight; nets learn from all.
+        hears_new: whether it may say something of items without training events.
         seed: of folds and nets.
     """
     mean_F = lists.feature_QKF.mean((0, 1))
@@ -89,13 +90,18 @@ def fit_list_head(lists: TargetLists, *, judged: int, seed: int = 0) -> FittedLi
     weight = _weight(lists, added_QK, judged)
     knows_new = True
     if lists.is_new_QK is not None and lists.is_new_QK.any():
-        neutral_QK = neutral_on_new(added_QK, lists.is_new_QK, lists.score_QK > -torch.inf)
-        knows_new = int((lists.is_new_QK & lists.is_target_QK).sum()) >= _NEW_TARGETS and bool(
-            _gains(lists, added_QK, weight, judged).sum() >= _gains(lists, neutral_QK, weight, judged).sum()
+        told = int((lists.is_new_QK & lists.is_target_QK).sum())
+        knows_new = (
+            hears_new
+            and told >= _NEW_TARGETS
+            and bool(
+                _gains(lists, added_QK, weight, judged).sum()
+                >= _gains(lists, added_QK, weight, judged, held=True).sum()
+            )
         )
         if not knows_new:
-            added_QK, weight = neutral_QK, _weight(lists, neutral_QK, judged)
-    more_Q = _gains(lists, added_QK, weight, judged) - start_Q
+            weight = _weight(lists, added_QK, judged, held=True)
+    more_Q = _gains(lists, added_QK, weight, judged, held=not knows_new) - start_Q
     start_ndcg = float(start_Q.sum()) / lists.num_requests
     head = ListHead(
         names=lists.names, mean_F=mean_F, scale_F=scale_F, net=_joined(nets), weight=weight, knows_new=knows_new
@@ -147,20 +153,26 @@ def _nats(added_QK: Tensor, lists: TargetLists) -> float:
     return float(F.cross_entropy(lists.score_QK + added_QK, lists.is_target_QK.float().argmax(1)))
 
 
-def _gains(lists: TargetLists, added_QK: Tensor, weight: float, judged: int) -> Tensor:
-    """[Q] float64 NDCG@10 of the first candidates in their new order; ties count against the target."""
+def _gains(lists: TargetLists, added_QK: Tensor, weight: float, judged: int, *, held: bool = False) -> Tensor:
+    """[Q] float64 NDCG@10 of the first candidates in their new order; ties count against the target.
+
+    Args:
+        held: items without training events keep their places.
+    """
     cut = slice(0, judged)
     score_QK = (lists.score_QK + weight * added_QK)[:, cut]
+    if held and lists.is_new_QK is not None:
+        score_QK = keep_places(lists.score_QK[:, cut], score_QK, lists.is_new_QK[:, cut])
     is_target_QK = lists.is_target_QK[:, cut]
     own_Q1 = score_QK.masked_fill(~is_target_QK, -torch.inf).amax(1, keepdim=True)
     ahead_Q = (score_QK >= own_Q1).sum(1)
     return torch.where(is_target_QK.any(1) & (ahead_Q <= 10), 1.0 / torch.log2(ahead_Q + 1.0), 0.0).double()
 
 
-def _weight(lists: TargetLists, added_QK: Tensor, judged: int) -> float:
+def _weight(lists: TargetLists, added_QK: Tensor, judged: int, *, held: bool = False) -> float:
     """The weight whose gain less its standard error is largest; 0 where the gain of each fifth of the lists under the
     weight that the other four choose is within two standard errors."""
-    more_WQ = torch.stack([_gains(lists, added_QK, weight, judged) for weight in _WEIGHTS])
+    more_WQ = torch.stack([_gains(lists, added_QK, weight, judged, held=held) for weight in _WEIGHTS])
     more_WQ = more_WQ - more_WQ[0]
     share = len(lists.score_QK) / lists.num_requests
     part_Q = torch.arange(more_WQ.shape[1]) % _JUDGES

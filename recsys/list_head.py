@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ListHead", "ListNet", "neutral_on_new"]
+__all__ = ["ListHead", "ListNet", "keep_places"]
 
 _MOST = 5.0
 """Standard deviations at which a feature is cut off."""
@@ -55,24 +55,27 @@ class ListHead:
     weight: float
     """Of what the net says, beside the scores that the list came with; 0 = not adopted."""
     knows_new: bool = True
-    """Whether what it says of items without training events is worth hearing; else they get what others get on
-    average."""
+    """Whether what it says of items without training events is worth hearing; else they keep their places."""
 
     def standardised(self, feature_BKF: Tensor) -> Tensor:
         """[B, K, F] features as the net reads them."""
         return ((feature_BKF - self.mean_F) / self.scale_F).clamp(-_MOST, _MOST)
 
     @torch.inference_mode()
-    def added(self, feature_BKF: Tensor, is_new_BK: Tensor | None = None) -> Tensor:
-        """[B, K] mean of the members, with weight 1.
+    def added(self, feature_BKF: Tensor) -> Tensor:
+        """[B, K] mean of the members, with weight 1."""
+        added: Tensor = self.net(self.standardised(feature_BKF)).mean(0)
+        return added
+
+    def refined(self, score_BK: Tensor, feature_BKF: Tensor, is_new_BK: Tensor) -> Tensor:
+        """[B, K] scores with what the net adds.
 
         Args:
-            is_new_BK: [B, K] bool, items without training events; None = none. Padded places have zeros for features.
+            score_BK: by which the list stands in its order; -inf at padded places.
+            is_new_BK: [B, K] bool, items without training events.
         """
-        added: Tensor = self.net(self.standardised(feature_BKF)).mean(0)
-        if is_new_BK is None or self.knows_new:
-            return added
-        return neutral_on_new(added, is_new_BK, feature_BKF.any(-1))
+        refined_BK = score_BK + self.weight * self.added(feature_BKF)
+        return refined_BK if self.knows_new else keep_places(score_BK, refined_BK, is_new_BK)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but names and weight, for a file."""
@@ -112,15 +115,42 @@ class ListHead:
         return cls(names=tuple(names), mean_F=mean_F, scale_F=scale_F, net=net, weight=weight, knows_new=knows_new)
 
 
-def neutral_on_new(added_BK: Tensor, is_new_BK: Tensor, known_BK: Tensor) -> Tensor:
-    """[B, K] with the mean of the other candidates in the places of items without training events.
+def keep_places(given_BK: Tensor, score_BK: Tensor, is_new_BK: Tensor) -> Tensor:
+    """[B, K] scores in whose order some items stand at the places that they have by other scores, and the rest, in the
+    order of their own, at the places that are left.
+
+    The rest keep their scores; the score of an item that keeps its place lies between those of its neighbours, or as
+    far beyond the first or last of them as by the other scores.
 
     Args:
-        known_BK: [B, K] bool, places that are not padded.
+        given_BK: scores that say the places; -inf at padded ones. Equal ones stand in the order given, as below.
+        score_BK: of the rest; -inf at the same places.
+        is_new_BK: [B, K] bool, items that keep their places.
 
-    >>> neutral_on_new(torch.tensor([[1.0, 9.0, 3.0]]), torch.tensor([[False, True, False]]), torch.ones(1, 3).bool())
-    tensor([[1., 2., 3.]])
+    >>> given, score = torch.tensor([[4.0, 3.0, 2.0, 1.0]]), torch.tensor([[1.0, 9.0, 8.0, 6.0]])
+    >>> keep_places(given, score, torch.tensor([[False, True, False, False]]))
+    tensor([[1., 7., 8., 6.]])
     """
-    others_BK = known_BK & ~is_new_BK
-    mean_B1 = (added_BK * others_BK).sum(1, keepdim=True) / others_BK.sum(1, keepdim=True).clamp_min(1)
-    return torch.where(is_new_BK, mean_B1, added_BK)
+    size = score_BK.shape[1]
+    if not size:
+        return score_BK
+    place_K = torch.arange(size, device=score_BK.device)
+    given_BP, order_BP = given_BK.sort(dim=1, descending=True, stable=True)
+    new_BP = is_new_BK.gather(1, order_BP)
+    left_BP = new_BP.to(torch.uint8).argsort(dim=1, stable=True)
+    rest_BP = score_BK.argsort(dim=1, descending=True, stable=True)
+    rest_BP = rest_BP.gather(1, is_new_BK.gather(1, rest_BP).to(torch.uint8).argsort(dim=1, stable=True))
+    is_rest_BP = place_K < (~is_new_BK).sum(1, keepdim=True)
+    at_BP = order_BP.scatter(1, left_BP, torch.where(is_rest_BP, rest_BP, order_BP.gather(1, left_BP)))
+    value_BP = score_BK.gather(1, at_BP)
+    stands_BP = ~new_BP & (value_BP > -torch.inf)
+    before_BP = torch.where(stands_BP, place_K, -1).cummax(1).values
+    after_BP = torch.where(stands_BP, place_K, size).flip(1).cummin(1).values.flip(1)
+    low_BP, high_BP = before_BP.clamp_min(0), after_BP.clamp_max(size - 1)
+    above_BP, below_BP = value_BP.gather(1, low_BP), value_BP.gather(1, high_BP)
+    between_BP = above_BP + (below_BP - above_BP) * (place_K - before_BP) / (after_BP - before_BP)
+    first_BP = below_BP + (given_BP - given_BP.gather(1, high_BP))
+    last_BP = above_BP - (given_BP.gather(1, low_BP) - given_BP)
+    filled_BP = torch.where(before_BP < 0, torch.where(after_BP == size, given_BP, first_BP), between_BP)
+    filled_BP = torch.where((before_BP >= 0) & (after_BP == size), last_BP, filled_BP)
+    return score_BK.scatter(1, at_BP, torch.where(new_BP & (given_BP > -torch.inf), filled_BP, value_BP))

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from recsys.index.hits import SourcedHits
 from recsys.kernels.topk import topk_smaller_id
-from recsys.list_head import ListHead
+from recsys.list_head import ListHead, keep_places
 from recsys.retrieval.dense import DenseRetriever
 from recsys.retrieval.hybrid_weights import HybridWeights
 from recsys.retrieval.list_features import ListFeatures
@@ -53,7 +53,14 @@ class Union:
     """[B, C] bool, items without training events."""
 
     def score(self, weights: HybridWeights) -> Tensor:
-        """[B, C] float32; −inf in empty places."""
+        """[B, C] float32; −inf in empty places. With new items at the places of the dense score, where they keep them."""
+        score_BC = self.sum(weights)
+        if not weights.holds_new:
+            return score_BC
+        return keep_places(self.dense_BC.masked_fill(self.item_BC < 0, -torch.inf), score_BC, self.cold_BC)
+
+    def sum(self, weights: HybridWeights) -> Tensor:
+        """[B, C] float32, item by item; −inf in empty places."""
         score_BC = self.dense_BC + weights.cold * self.cold_BC
         if weights.learned:
             score_BC = score_BC + weights.learned * self.learned_BC
@@ -66,6 +73,9 @@ class Union:
 class HybridRetriever:
     """score(i) = dense(i) + u · learned(i) + Σ_h w_h · log p_h(codes of i) + c · [i has no training events], among a
     union of hits.
+
+    With ``weights.holds_new`` items without training events stand where the dense score puts them among the union, and
+    this score, with what the head adds, is for the others.
 
     Args:
         dense: the dense retriever with its memory terms.
@@ -165,11 +175,11 @@ class HybridRetriever:
     def scores_of(self, states: UserStates, item_BC: Tensor, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
         """[B, C] float32 scores of some items, whatever the searches would find; −inf in padded places (−1).
 
-        Without what a head adds: that depends on the list.
+        Without what a head adds, or places that are kept: these depend on the list.
         """
         none_BC = torch.zeros_like(item_BC)
         union = self._parts_of(states, item_BC, none_BC, at_B=at_B, surface_B=surface_B)
-        return union.score(self.weights)
+        return union.sum(self.weights)
 
     def _refined(
         self, states: UserStates, union: Union, score_BC: Tensor, *, at_B: Tensor, surface_B: Tensor
@@ -180,8 +190,7 @@ class HybridRetriever:
         score_BL, item_BL, place_BL = first_of(union, score_BC)
         dense_BL = F.pad(union.dense_BC, (0, 1)).gather(1, place_BL)
         rows = self.features(states, item_BL, states.recent_BM, at_B, surface_B, dense_BL)
-        added_BL = self.head.added(rows.feature_BKF, torch.isin(item_BL, self.cold_N))
-        refined_BL = score_BL + self.head.weight * added_BL
+        refined_BL = self.head.refined(score_BL, rows.feature_BKF, torch.isin(item_BL, self.cold_N))
         lowest_B1 = refined_BL.masked_fill(item_BL < 0, torch.inf).amin(1, keepdim=True)
         last_B1 = score_BL.masked_fill(item_BL < 0, torch.inf).amin(1, keepdim=True)
         rest_BC = torch.where(score_BC > -torch.inf, lowest_B1 - (last_B1 - score_BC), score_BC)
@@ -189,7 +198,7 @@ class HybridRetriever:
 
     @torch.no_grad()
     def scores(self, states: UserStates, *, at_B: Tensor, surface_B: Tensor) -> Tensor:
-        """[B, I] float32 scores of the whole catalogue, without what a head adds: that depends on the list."""
+        """[B, I] float32 scores of the whole catalogue, without what depends on the list: see :meth:`scores_of`."""
         every_BI = torch.arange(len(self.dense.vectors), device=at_B.device).expand(states.num_users, -1)
         score_BI = self.dense.scores(states, at_B=at_B, surface_B=surface_B)
         score_BI = score_BI + self.weights.cold * torch.isin(every_BI, self.cold_N)

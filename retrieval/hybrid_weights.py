@@ -24,6 +24,8 @@ class HybridWeights:
     """Hits of each search, by name; 0 = the search is left out. Where k is larger, ``dense`` gives k."""
     learned: float = 0.0
     """Added to what the learned score counts in the dense one: below 0 where the codes take its place in part."""
+    holds_new: bool = False
+    """Whether items without training events keep the places that the dense score gives them."""
 
     def __post_init__(self) -> None:
         for name, weight in {**self.codes, "cold": self.cold, "learned": self.learned}.items():
@@ -40,4 +42,5 @@ class HybridWeights:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HybridWeights:
         learned = float(values.get("learned", 0.0))
-        return cls(dict(values["codes"]), float(values["cold"]), dict(values["budgets"]), learned)
+        holds_new = bool(values.get("holds_new", False))
+        return cls(dict(values["codes"]), float(values["cold"]), dict(values["budgets"]), learned, holds_new)

@@ -75,9 +75,11 @@ def test_what_it_says_of_new_items_is_heard_only_where_targets_were_new(new_targ
     lists = list_head_fit.TargetLists(feature_QKF, score_QK, is_target_QK, 240, ("a", "b", "c"), is_new_QK)
     fitted = list_head_fit.fit_list_head(lists, judged=8)
     assert fitted.head.weight > 0 and fitted.head.knows_new == new_targets
-    added = fitted.head.added(feature_QKF, is_new_QK)
-    same = [len(row[new].unique()) == 1 for row, new in zip(added, is_new_QK, strict=True) if int(new.sum()) > 1]
-    assert all(same) != new_targets
+    refined_QK = fitted.head.refined(score_QK, feature_QKF, is_new_QK)
+    place_QK = refined_QK.argsort(dim=1, descending=True)
+    assert torch.equal(place_QK[is_new_QK], torch.arange(8).expand(240, 8)[is_new_QK]) != new_targets
+    deaf = list_head_fit.fit_list_head(lists, judged=8, hears_new=False).head
+    assert not deaf.knows_new and deaf.weight > 0
 
 
 def test_a_bundle_keeps_the_head_and_refuses_one_of_other_features(

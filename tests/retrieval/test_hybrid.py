@@ -125,16 +125,35 @@ def test_a_head_orders_the_first_of_the_union_and_the_others_stay_behind(parts, 
         rows = hybrid.features(state, item_BK, state.recent_BM, one["at_B"], one["surface_B"])
         added = hybrid.head.added(rows.feature_BKF)[0].clone()
         cold = torch.tensor([item in COLD.tolist() for item in listed[:12]])
-        if not knows_new:
-            added[cold] = added[~cold].mean()
         refined = sums[user, item_BK[0]] + hybrid.head.weight * added
         order = sorted(range(12), key=lambda place: (-float(refined[place]), listed[place]))
+        if not knows_new:
+            others = iter([place for place in order if not cold[place]])
+            order = [place if cold[place] else next(others) for place in range(12)]
         assert hits.ids_QK[user].tolist() == [listed[place] for place in order] + listed[12:]
-        torch.testing.assert_close(hits.scores_QK[user, :12], refined[order], atol=1e-4, rtol=0)
+        own = torch.tensor([knows_new or not bool(cold[place]) for place in order])
+        torch.testing.assert_close(hits.scores_QK[user, :12][own], refined[order][own], atol=1e-4, rtol=0)
         assert (hits.scores_QK[user].diff() <= 0).all()
         changed += order != list(range(12))
         with_cold += bool(cold.any())
     assert changed > 4 and with_cold > 2
+
+
+def test_new_items_keep_the_places_of_the_dense_score_where_weights_say_so(parts):
+    dense, memory, codes, states, request = parts
+    weights = HybridWeights({"generative": 0.7}, 0.4, {"dense": 30})
+    free, held = (
+        HybridRetriever(dense, memory, codes, COLD, replace(weights, holds_new=holds), None) for holds in (False, True)
+    )
+    ids = {name: one.search(states, 30, **request) for name, one in (("free", free), ("held", held), ("dense", dense))}
+    assert (ids["held"].scores_QK.diff(dim=1) <= 0).all()
+    cold, moved = set(COLD.tolist()), 0
+    for user in range(8):
+        by_dense, by_free, by_held = (ids[name].ids_QK[user].tolist() for name in ("dense", "free", "held"))
+        others = iter([item for item in by_free if item not in cold])
+        assert by_held == [item if item in cold else next(others) for item in by_dense]
+        moved += by_held != by_free
+    assert moved > 4
 
 
 def test_a_head_scores_each_list_by_itself_and_returns_nothing_that_is_not_allowed(parts, with_head):
