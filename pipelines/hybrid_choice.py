@@ -109,8 +109,8 @@ def choose_hybrid_weights(parts: RetrieverParts, dataset: Dataset) -> ChosenHybr
 
     At most 10,000 requests are looked at. Equal figures go to the smaller weight. All weights are 0 where the gain is
     within two standard errors: that of each half of the requests under the weights that the other half chooses. A
-    retriever of weight 0 is not asked. Items without training events keep the places of the dense score where validation
-    knows them as seldom right.
+    retriever of weight 0 is not asked. Items without training events keep the places of the dense score where they are
+    seldom right on validation.
 
     Args:
         parts: see :func:`hybrid_parts`.
