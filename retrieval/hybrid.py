@@ -53,7 +53,7 @@ class Union:
     """[B, C] bool, items without training events."""
 
     def score(self, weights: HybridWeights) -> Tensor:
-        """[B, C] float32; −inf in empty places. New items stand where the dense score puts them, if they keep places."""
+        """[B, C] float32; −inf in empty places. New items stand where the dense score puts them, if they are held."""
         score_BC = self.sum(weights)
         if not weights.holds_new:
             return score_BC
