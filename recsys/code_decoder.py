@@ -283,13 +283,14 @@ class CodeDecoder(nn.Module):
         if self.pairs is not None:
             self.pairs.start_from(vectors_ID, code_IL)
 
-    def forward(self, query_ND: Tensor, code_NL: Tensor, read: HistoryReader) -> list[Tensor]:
+    def forward(self, query_ND: Tensor, code_NL: Tensor, read: HistoryReader, *, alike: int = 1) -> list[Tensor]:
         """Logits of every level, each given the codes before it.
 
         Args:
             query_ND: [N, D] query vectors of dense retrieval. code_NL: [N, L] codes of the targets; the last ones are
                 not read.
             read: attention of [N, L, H, E] queries to the history.
+            alike: so many rows, one after the other, have the same query.
 
         Returns:
             per level [N, K].
@@ -302,18 +303,21 @@ class CodeDecoder(nn.Module):
             q, k, v = (part.transpose(1, 2) for part in block.own(x_NLD))
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
             x_NLD = block.finish(x_NLD, attended, lambda query, layer=layer: read(layer, query))  # type: ignore[misc]
-        priors = enumerate(self._priors(query_ND, code_NL[:, :1]))
-        return [self.logits(level, x_NLD[:, level, None], prior_N1K)[:, 0] for level, prior_N1K in priors]
+        found = []
+        for level, prior_BWK in enumerate(self._priors(query_ND[::alike], code_NL[:, 0].view(-1, alike))):
+            prior_N1K = prior_BWK.expand(-1, alike, -1).flatten(0, 1)[:, None]
+            found.append(self.logits(level, x_NLD[:, level, None], prior_N1K)[:, 0])
+        return found
 
-    def _priors(self, query_ND: Tensor, first_N1: Tensor) -> list[Tensor]:
-        """Per level [N, 1, K] of :meth:`prior`, so many rows at once that their scores of pairs stay few."""
+    def _priors(self, query_BD: Tensor, first_BW: Tensor) -> list[Tensor]:
+        """Per level of :meth:`prior`, for so many queries at once that their scores of pairs stay few."""
         num_pairs = 0 if self.pairs is None else len(self.pairs.second_P)
-        most = _PAIR_SCORES_CPU if query_ND.device.type == "cpu" else _PAIR_SCORES
+        most = _PAIR_SCORES_CPU if query_BD.device.type == "cpu" else _PAIR_SCORES
         rows = max(1, most // max(1, num_pairs))
         found = []
-        for query_RD, first_R1 in zip(query_ND.split(rows), first_N1.split(rows), strict=True):
+        for query_RD, first_RW in zip(query_BD.split(rows), first_BW.split(rows), strict=True):
             pair_RP = self.pair_scores(query_RD)
-            found.append([self.prior(level, query_RD, pair_RP, first_R1) for level in range(len(self.sizes))])
+            found.append([self.prior(level, query_RD, pair_RP, first_RW) for level in range(len(self.sizes))])
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 

@@ -58,5 +58,5 @@ def verify(decoder: CodeDecoder, states: UserStates, query_BD: Tensor, code_BWL:
 
     query_ND = query_BD.repeat_interleave(code_BWL.shape[1], 0)
     with torch.no_grad():
-        logits: list[Tensor] = decoder(query_ND, code_BWL.flatten(0, 1), read)
+        logits: list[Tensor] = decoder(query_ND, code_BWL.flatten(0, 1), read, alike=code_BWL.shape[1])
     return logits
