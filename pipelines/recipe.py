@@ -49,8 +49,8 @@ _VALIDATION_USERS = 20_000
 _CODE_EPOCHS, _CODE_EVENTS = 2, 1_000_000
 """Passes in which the heads of semantic IDs learn, and about how many events these are at most. KuaiRand, a frozen
 encoder: one pass in batches of 2,048 tokens ends where two of 8,192 do (validation NDCG@10 .0599, .0588, .0564 of the
-three heads instead of .0599, .0586, .0565) and takes 348 s of processor time instead of 980; of 4,096: .0599, .0576,
-.0545."""
+three heads instead of .0599, .0586, .0565) and takes 348 s of processor time instead of about 490 for each pass; of
+4,096: .0599, .0576, .0545."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
