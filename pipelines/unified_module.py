@@ -243,15 +243,19 @@ class UnifiedModule(L.LightningModule):
     @property
     def objective(self) -> Objective:
         if self._objective is None:
-            dataset, share = self.data.dataset, self.config.neighbour_targets
-            near = content_neighbours(dataset, _NEIGHBOURS) if share else None
-            self._objective = Objective(
-                self.model,
-                torch.from_numpy(dataset.train_item_counts()),
-                None if near is None else NeighbourTargets(*near, share),
-            )
+            self._objective = self.objective_of(self.data)
             self._objective.to(self.device)
         return self._objective
+
+    def objective_of(self, data: PreparedData) -> Objective:
+        """The losses of training on a data set."""
+        share = self.config.neighbour_targets
+        near = content_neighbours(data.dataset, _NEIGHBOURS) if share else None
+        return Objective(
+            self.model,
+            torch.from_numpy(data.dataset.train_item_counts()),
+            None if near is None else NeighbourTargets(*near, share),
+        )
 
     @cached_property
     def _names(self) -> dict[str, Any]:

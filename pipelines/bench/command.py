@@ -17,8 +17,20 @@ from recsys.pipelines.machine import device_name, versions
 
 __all__ = ["BENCHES", "bench", "run_bench"]
 
-BENCHES = ("unify", "train", "softmax", "candidates", "graph", "beam", "codes", "serve", "rerank-prefix", "chunk-reuse")
-_OPTIONS = {"rerank-prefix": ("lm",), "chunk-reuse": ("lm", "data")}
+BENCHES = (
+    "unify",
+    "train",
+    "layouts",
+    "softmax",
+    "candidates",
+    "graph",
+    "beam",
+    "codes",
+    "serve",
+    "rerank-prefix",
+    "chunk-reuse",
+)
+_OPTIONS = {"layouts": ("data",), "rerank-prefix": ("lm",), "chunk-reuse": ("lm", "data")}
 """Benchmarks that take more than ``long``."""
 
 
@@ -55,11 +67,11 @@ def bench(
     """Compare two ways of doing the same work in one run; a ratio above 1 means that ours is so many times better.
 
     Args:
-        name: unify, train, softmax, candidates, graph, beam, codes, serve, rerank-prefix or chunk-reuse.
+        name: unify, train, layouts, softmax, candidates, graph, beam, codes, serve, rerank-prefix or chunk-reuse.
         json: file for the figures.
         long: more repeats.
         lm: folder of a language model, for rerank-prefix and chunk-reuse; without it a small made one.
-        data: prepared data whose item texts are the chunks of chunk-reuse; there with lm.
+        data: prepared data that layouts trains on; for chunk-reuse, with lm, items whose texts are the chunks.
     """
     result = run_bench(name, long=long, lm=lm, data=data)
     table = Table("case", "ours", "other", "ratio", title=f"{name} on {result['device']}")

@@ -61,7 +61,7 @@ def test_a_prefix_cache_without_limits():
 def test_what_it_needs(small_lm_folder, items, tmp_path):
     with pytest.raises(InputError, match="give --lm and --data together"):
         run_bench("chunk-reuse", lm=small_lm_folder)
-    with pytest.raises(InputError, match="--data is for the benchmark chunk-reuse; leave it out"):
+    with pytest.raises(InputError, match="--data is for the benchmark layouts and chunk-reuse; leave it out"):
         run_bench("unify", data=items)
     with pytest.raises(InputError, match="holds no language model"):
         run_bench("chunk-reuse", lm=items, data=items)
