@@ -12,7 +12,7 @@ from recsys.errors import InputError
 from recsys.files import check_file_output, write_json
 from recsys.pipelines.ask_rounds import answer_in_rounds, is_whole, rounds_json, show_rounds
 from recsys.pipelines.console import stderr_console, stdout_console
-from recsys.pipelines.language_model import ModelOptions, cost_text, named_model, usage_text
+from recsys.pipelines.language_model import ModelDtype, ModelOptions, cost_text, named_model, usage_text
 from recsys.pipelines.passages import open_passages
 from recsys.pipelines.rerank_options import RerankOptions
 from recsys.retrieval.rag.ask import Asker
@@ -40,6 +40,7 @@ def ask(
     bundle: Path | None = None,
     user: str | None = None,
     lm: str | None = None,
+    lm_dtype: ModelDtype | None = None,
     lm_prices: str | None = None,
     lm_timeout_s: float | None = None,
     lm_retries: int | None = None,
@@ -74,6 +75,8 @@ def ask(
         user: a user id; default nobody known.
         lm: a language model: the folder of one, or http(s)://host/v1#model of an OpenAI-compatible server, whose key is
             read from RECSYS_API_KEY; default none: rules find the filters.
+        lm_dtype: numbers that a local model computes with; default bfloat16 on a GPU that has it, else float32, which
+            is exact everywhere. On processors with bfloat16 instructions that reads prompts about twice as fast.
         lm_prices: INPUT,CACHED,OUTPUT of a million of its tokens, such as 2.50,1.25,10, to count the cost in the same
             currency; default none, and a cost of 0.
         lm_timeout_s: seconds that a server may take for an answer, all tries together; default 60.
@@ -97,7 +100,7 @@ def ask(
         dry: show what a language model would be told, and ask none.
         json: write the answer to this file too.
     """
-    model = ModelOptions.of_flags(lm_prices, lm_timeout_s, lm_retries, lm_prefill)
+    model = ModelOptions.of_flags(lm_dtype, lm_prices, lm_timeout_s, lm_retries, lm_prefill)
     model.check(lm)
     reranked = None if rerank is None else RerankOptions(
         method=rerank, lm=lm if rerank in NEEDS_LM else None, cross_encoder=cross_encoder, feedback=feedback,

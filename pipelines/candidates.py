@@ -25,7 +25,7 @@ from recsys.pipelines.candidate_rules import ListRules
 from recsys.pipelines.candidate_search import CandidateLists, CandidateSearch
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.id_list import read_ids
-from recsys.pipelines.language_model import ModelOptions
+from recsys.pipelines.language_model import ModelDtype, ModelOptions
 from recsys.pipelines.newer_data import Translation
 from recsys.pipelines.rerank_options import RerankOptions, refuse_rerank_flags
 from recsys.pipelines.rule_file import read_rules
@@ -52,6 +52,7 @@ def candidates(
     rules: Path | None = None,
     rerank: str | None = None,
     lm: str | None = None,
+    lm_dtype: ModelDtype | None = None,
     lm_prices: str | None = None,
     lm_timeout_s: float | None = None,
     lm_retries: int | None = None,
@@ -91,6 +92,8 @@ def candidates(
         rerank: put the first items in another order by this method: pointwise, pairwise-all, pairwise-heap,
             pairwise-sliding, listwise, first, full-list, set, embedding-feedback, cross-encoder.
         lm: its language model: a folder, or http(s)://host/v1#model, whose key is read from RECSYS_API_KEY.
+        lm_dtype: numbers that a local model computes with; default bfloat16 on a GPU that has it, else float32, which
+            is exact everywhere. On processors with bfloat16 instructions that reads prompts about twice as fast.
         lm_prices: INPUT,CACHED,OUTPUT of a million of its tokens, such as 2.50,1.25,10, to count the cost in the same
             currency; default none, and a cost of 0.
         lm_timeout_s: seconds that a server may take for an answer, all tries together; default 60.
@@ -114,7 +117,7 @@ def candidates(
         raise InputError(f"--at sets the time of the split now; the requests of {split} have their targets' times")
     if at is not None and not abs(at) < MOST_TIME:
         raise InputError(f"--at {at} is too large; give the time as the timestamps count it")
-    model = ModelOptions.of_flags(lm_prices, lm_timeout_s, lm_retries, lm_prefill)
+    model = ModelOptions.of_flags(lm_dtype, lm_prices, lm_timeout_s, lm_retries, lm_prefill)
     if rerank is None:
         refuse_rerank_flags(lm, model, cross_encoder, feedback, prompt, rerank_weight)
     options = None if rerank is None else RerankOptions(

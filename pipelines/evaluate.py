@@ -28,7 +28,7 @@ from recsys.pipelines.evaluation_ranking import (
 from recsys.pipelines.evaluation_rerank import rerank_rows
 from recsys.pipelines.evaluation_retrieval import ndcg_minus, retrieval_row, segment_rows
 from recsys.pipelines.evaluation_tables import show
-from recsys.pipelines.language_model import ModelOptions
+from recsys.pipelines.language_model import ModelDtype, ModelOptions
 from recsys.pipelines.rerank_options import RerankOptions, refuse_rerank_flags
 from recsys.pipelines.targets import BatchStates, RankedTargets, RetrieverScorer, rank_all, targets_of
 from recsys.ranking import predict_slates
@@ -51,6 +51,7 @@ def evaluate(
     all_positives: bool = False,
     rerank: str | None = None,
     lm: str | None = None,
+    lm_dtype: ModelDtype | None = None,
     lm_prices: str | None = None,
     lm_timeout_s: float | None = None,
     lm_retries: int | None = None,
@@ -81,6 +82,8 @@ def evaluate(
         rerank: rerankers to measure on the lists of some users, A,B: pointwise, pairwise-all, pairwise-heap,
             pairwise-sliding, listwise, first, full-list, set, embedding-feedback, cross-encoder.
         lm: their language model: a folder, or http(s)://host/v1#model, whose key is read from RECSYS_API_KEY.
+        lm_dtype: numbers that a local model computes with; default bfloat16 on a GPU that has it, else float32, which
+            is exact everywhere. On processors with bfloat16 instructions that reads prompts about twice as fast.
         lm_prices: INPUT,CACHED,OUTPUT of a million of its tokens, such as 2.50,1.25,10, to count the cost in the same
             currency; default none, and a cost of 0.
         lm_timeout_s: seconds that a server may take for an answer, all tries together; default 60.
@@ -103,7 +106,7 @@ def evaluate(
         raise InputError("--retrievers chooses among those of a bundle; leave it out with --lists")
     if lists is not None and rerank is not None:
         raise InputError("--rerank reorders what a bundle retrieves; for --lists see `recsys rerank --lists`")
-    model = ModelOptions.of_flags(lm_prices, lm_timeout_s, lm_retries, lm_prefill)
+    model = ModelOptions.of_flags(lm_dtype, lm_prices, lm_timeout_s, lm_retries, lm_prefill)
     if rerank is None:
         refuse_rerank_flags(lm, model, cross_encoder, feedback, prompt, rerank_weight)
     reranked = () if rerank is None else RerankOptions.of_methods(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from recsys.errors import InputError, shown
 from recsys.retrieval.rerank.lm.protocol import LanguageModel
 from recsys.retrieval.rerank.lm.usage import Prices, Usage
 
-__all__ = ["ModelOptions", "cost_text", "named_model", "usage_text"]
+__all__ = ["ModelDtype", "ModelOptions", "cost_text", "named_model", "usage_text"]
 
+ModelDtype = Literal["bfloat16", "float16", "float32"]
 _KEY = "RECSYS_API_KEY"
 
 
@@ -22,6 +23,8 @@ class ModelOptions:
 
     prices: Prices | None = None
     """Of any model; without them its costs count as 0 and are not shown."""
+    dtype: ModelDtype | None = None
+    """Of a folder; None = as :meth:`recsys.retrieval.rerank.lm.local.LocalLanguageModel.load` chooses."""
     timeout_s: float | None = None
     """Of a server, as are the two below; None = the default of
     :class:`recsys.retrieval.rerank.lm.server.ServerLanguageModel`."""
@@ -30,7 +33,12 @@ class ModelOptions:
 
     @classmethod
     def of_flags(
-        cls, lm_prices: str | None, lm_timeout_s: float | None, lm_retries: int | None, lm_prefill: bool
+        cls,
+        lm_dtype: ModelDtype | None,
+        lm_prices: str | None,
+        lm_timeout_s: float | None,
+        lm_retries: int | None,
+        lm_prefill: bool,
     ) -> ModelOptions:
         """From the parameters of a command.
 
@@ -42,7 +50,7 @@ class ModelOptions:
         if lm_retries is not None and lm_retries < 0:
             raise InputError(f"--lm-retries must be at least 0, got {lm_retries}")
         prices = None if lm_prices is None else _prices(lm_prices)
-        return cls(prices=prices, timeout_s=lm_timeout_s, retries=lm_retries, prefill=lm_prefill)
+        return cls(dtype=lm_dtype, prices=prices, timeout_s=lm_timeout_s, retries=lm_retries, prefill=lm_prefill)
 
     @property
     def server_flags(self) -> tuple[str, ...]:
@@ -57,18 +65,21 @@ class ModelOptions:
     @property
     def flags(self) -> tuple[str, ...]:
         """Given ones."""
-        return (*(("--lm-prices",) if self.prices is not None else ()), *self.server_flags)
+        given = {"--lm-prices": self.prices is not None, "--lm-dtype": self.dtype is not None}
+        return (*(flag for flag, is_given in given.items() if is_given), *self.server_flags)
 
     def check(self, lm: str | None) -> None:
         """Whether these flags go with a model.
 
         Raises:
-            InputError: there is none, or it is no server's.
+            InputError: there is none, or they are of the other kind.
         """
         if lm is None and self.flags:
             raise InputError(f"{self.flags[0]} is of a language model; give --lm, or leave it out")
         if lm is not None and "://" not in lm and self.server_flags:
             raise InputError(f"{self.server_flags[0]} is of a server, and --lm names a folder; leave it out")
+        if lm is not None and "://" in lm and self.dtype is not None:
+            raise InputError("--lm-dtype is of a folder, and --lm names a server; leave it out")
 
     def priced(self) -> dict[str, Any]:
         """The prices as a field of a result; nothing without them, so that nobody takes a cost of 0 for one."""
@@ -94,6 +105,8 @@ def named_model(lm: str, options: ModelOptions | None = None) -> LanguageModel:
         settings |= {"api_key": os.environ.get(_KEY) or None, "prefills": options.prefill}
         settings |= {} if options.timeout_s is None else {"timeout_s": options.timeout_s}
         settings |= {} if options.retries is None else {"max_retries": options.retries}
+    elif options.dtype is not None:
+        settings["dtype"] = options.dtype
     return open_language_model(lm, **settings)
 
 

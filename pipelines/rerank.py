@@ -19,7 +19,7 @@ from recsys.files import atomic_file, write_json
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.evaluation_lists import read_lists
 from recsys.pipelines.id_list import read_ids
-from recsys.pipelines.language_model import ModelOptions, cost_text
+from recsys.pipelines.language_model import ModelDtype, ModelOptions, cost_text
 from recsys.pipelines.rerank_options import RerankOptions
 from recsys.retrieval.recommender import Recommender
 from recsys.retrieval.reordering import ShortList
@@ -61,6 +61,7 @@ def rerank(
     users: Path | None = None,
     lists: Path | None = None,
     lm: str | None = None,
+    lm_dtype: ModelDtype | None = None,
     lm_prices: str | None = None,
     lm_timeout_s: float | None = None,
     lm_retries: int | None = None,
@@ -92,6 +93,8 @@ def rerank(
         users: or many: Parquet or CSV with a column user_id, or text with one id per line.
         lists: or lists made elsewhere: Parquet with the columns user_id and item_ids (lists, best first).
         lm: the language model: a folder, or http(s)://host/v1#model, whose key is read from RECSYS_API_KEY.
+        lm_dtype: numbers that a local model computes with; default bfloat16 on a GPU that has it, else float32, which
+            is exact everywhere. On processors with bfloat16 instructions that reads prompts about twice as fast.
         lm_prices: INPUT,CACHED,OUTPUT of a million of its tokens, such as 2.50,1.25,10, to count the cost in the same
             currency; default none, and a cost of 0.
         lm_timeout_s: seconds that a server may take for an answer, all tries together; default 60.
@@ -118,7 +121,7 @@ def rerank(
             raise InputError(f"{flag} must be above 0, got {number}")
     if dry and output is not None:
         raise InputError("--output: a dry view puts nothing in order; leave it out, or leave out --dry")
-    model = ModelOptions.of_flags(lm_prices, lm_timeout_s, lm_retries, lm_prefill)
+    model = ModelOptions.of_flags(lm_dtype, lm_prices, lm_timeout_s, lm_retries, lm_prefill)
     options = RerankOptions(
         method=method, lm=lm, model=model, cross_encoder=cross_encoder, feedback=feedback, prompt=prompt, top=top,
         weight=weight,

@@ -12,6 +12,7 @@ from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import atomic_folder, sha256_file, write_json
 from recsys.pipelines.console import stdout_console
+from recsys.pipelines.language_model import ModelDtype
 from recsys.pipelines.rerank_feedback import fit_feedback
 from recsys.pipelines.rerank_fit_cross_encoder import fit_cross_encoder
 from recsys.pipelines.rerank_fit_examples import ExampleMaker, within_budget
@@ -43,6 +44,7 @@ def rerank_fit(
     data: Path,
     output: Path,
     lm: Path | None = None,
+    lm_dtype: ModelDtype | None = None,
     method: Literal["language-model", "cross-encoder", "embedding-feedback"] = "language-model",
     loss: Literal["first", "full-list", "pg-rank", "irpo"] = "first",
     lists: Literal["validation", "train", "slates"] = "validation",
@@ -85,6 +87,9 @@ def rerank_fit(
         output: folder of the trained model; what a run needs to be resumed stands beside it in OUTPUT-run until then.
         lm: folder of the language model to start from, or for cross-encoder of any encoder, such as one that makes
             vectors of texts, or of a cross-encoder; not used by embedding-feedback.
+        lm_dtype: numbers that the weights beneath adapters are kept and computed in; adapters are float32. Default
+            bfloat16 on a GPU that has it, else float32; on processors with bfloat16 instructions it is about twice as
+            fast.
         method: language-model; cross-encoder; or embedding-feedback, which learns how far the items of a list move the
             user's vector.
         loss: first and pg-rank and irpo train the first label of the answer (method first), full-list the written
@@ -148,7 +153,8 @@ def rerank_fit(
     if method == "cross-encoder":
         fit_cross_encoder(lm, output, drawn, held_out, tuning, settings, resume=resume)
         return
-    model = LocalLanguageModel.load(lm)
+    dtype = lm_dtype or "auto"
+    model = LocalLanguageModel.load(lm, dtype=dtype)
     settings["lm"] = fingerprint(lm)
     console = stdout_console()
     reranker = _reranker(model, loss, k, prompt)
@@ -162,7 +168,9 @@ def rerank_fit(
     run = RunFolder(output, settings, resume=resume)
     before = run.before
     if held_out is not None and before is None:
-        before = measured(_reranker(LocalLanguageModel.load(lm), loss, k, prompt), held_out, seed, "before")
+        before = measured(
+            _reranker(LocalLanguageModel.load(lm, dtype=dtype), loss, k, prompt), held_out, seed, "before"
+        )
         run.keep_before(before)
     num_tokens = sum(example.num_tokens for example in examples)
     console.print(
@@ -191,7 +199,7 @@ def rerank_fit(
         model.tokenizer.save_pretrained(folder)
         write_json(folder / TRAINED, about)
         if held_out is not None:
-            trained = _reranker(LocalLanguageModel.load(folder), loss, k, prompt)
+            trained = _reranker(LocalLanguageModel.load(folder, dtype=dtype), loss, k, prompt)
             about["before"], after = before, measured(trained, held_out, seed, "after")
             about["after"] = after
             write_json(folder / TRAINED, about)
@@ -234,6 +242,8 @@ def _check(settings: dict[str, Any]) -> None:
         raise InputError(f"--rank-weight must be a number from 0, got {settings['rank_weight']}")
     if not 0 <= settings["separator_weight"] <= 1:
         raise InputError(f"--separator-weight must be from 0 to 1, got {settings['separator_weight']}")
+    if settings["lm_dtype"] is not None and (settings["method"] != "language-model" or settings["whole"]):
+        raise InputError("--lm-dtype is of a language model beneath adapters; all other weights train in float32")
     if settings["method"] == "cross-encoder":
         if settings["loss"] not in ("first", "pg-rank"):
             raise InputError(

@@ -138,6 +138,7 @@ class RerankOptions:
         said = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
         del said["model"]  # prices and patience decide no order
         said["lm_prefill"] = None if self.model.prefill else False
+        said["lm_dtype"] = self.model.dtype
         for name in ("lm", "cross_encoder", "feedback", "prompt"):
             path = None if said[name] is None else Path(said[name])
             if path is not None and path.exists():

@@ -26,6 +26,7 @@ from recsys.errors import InputError
 from recsys.pipelines.command_parser import parse_call
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.evaluation_rerank import fused_orders, judged_lists
+from recsys.pipelines.language_model import ModelDtype, ModelOptions
 from recsys.pipelines.rerank_lists import RerankLists
 from recsys.pipelines.rerank_options import RerankOptions
 from recsys.pipelines.rerank_runs import RerankRun, shuffled
@@ -49,6 +50,7 @@ def rows(
     work: Path,
     methods: str,
     lm: str | None = None,
+    lm_dtype: ModelDtype | None = None,
     cross_encoder: Path | None = None,
     feedback: Path | None = None,
     prompt: str | None = None,
@@ -70,6 +72,8 @@ def rows(
         work: folder for results and rows.
         methods: rerankers, A,B.
         lm: their language model: a folder, or http(s)://host/v1#model, whose key is read from RECSYS_API_KEY.
+        lm_dtype: numbers that it computes with, where it is a folder's; default bfloat16 on a GPU that has it, else
+            float32.
         cross_encoder: folder of the model of cross-encoder.
         feedback: folder of a trained head of embedding-feedback.
         prompt: name or file of another prompt than the method's own.
@@ -84,8 +88,9 @@ def rows(
         seed: of the draws and intervals.
     """
     loaded, dataset = Bundle.open(bundle), Dataset.open(data)
+    model = ModelOptions(dtype=lm_dtype) if lm is not None else ModelOptions()
     options = RerankOptions.of_methods(
-        methods, lm=lm, cross_encoder=cross_encoder, feedback=feedback, prompt=prompt, top=top
+        methods, lm=lm, model=model, cross_encoder=cross_encoder, feedback=feedback, prompt=prompt, top=top
     )
     work.mkdir(parents=True, exist_ok=True)
     done = {row["name"] for row in read_rows(work / "rows.jsonl")}

@@ -203,10 +203,18 @@ def test_prices_decide_no_order_and_a_prefill_may() -> None:
     """A job of candidates goes on at other prices."""
     lm = "http://localhost:1/v1#m"
     plain = RerankOptions(method="first", lm=lm).identity()
-    priced = ModelOptions.of_flags("1,0,2", 5.0, 9, True)
+    priced = ModelOptions.of_flags(None, "1,0,2", 5.0, 9, True)
     assert RerankOptions(method="first", lm=lm, model=priced).identity() == plain
-    anew = ModelOptions.of_flags(None, None, None, False)
+    anew = ModelOptions.of_flags(None, None, None, None, False)
     assert RerankOptions(method="first", lm=lm, model=anew).identity() == {**plain, "lm_prefill": False}
+    halves = ModelOptions.of_flags("bfloat16", None, None, None, True)
+    local = RerankOptions(method="first", lm="models/none")
+    assert RerankOptions(method="first", lm="models/none", model=halves).identity() == {
+        **local.identity(),
+        "lm_dtype": "bfloat16",
+    }
+    with pytest.raises(InputError, match="--lm-dtype is of a folder, and --lm names a server"):
+        RerankOptions(method="first", lm=lm, model=halves)
 
 
 def test_options_refuse_what_a_method_lacks_or_does_not_read() -> None:
@@ -218,7 +226,7 @@ def test_options_refuse_what_a_method_lacks_or_does_not_read() -> None:
         RerankOptions(method="cross-encoder")
     with pytest.raises(InputError, match="--lm: the method embedding-feedback does not read it"):
         RerankOptions(method="embedding-feedback", lm="x")
-    priced = ModelOptions.of_flags("1,1,1", None, None, True)
+    priced = ModelOptions.of_flags(None, "1,1,1", None, None, True)
     with pytest.raises(InputError, match="--lm-prices: the method embedding-feedback asks no language model"):
         RerankOptions(method="embedding-feedback", model=priced)
     made = RerankOptions.of_methods(

@@ -11,8 +11,12 @@ import torch
 pytest.importorskip("transformers", reason="needs the extra llm")
 pytest.importorskip("peft", reason="needs the extra llm")
 
+from safetensors.torch import load_file
+
 from recsys.errors import InputError
+from recsys.pipelines import rerank_fit
 from recsys.pipelines.cli import main
+from recsys.pipelines.language_model import ModelOptions, named_model
 from recsys.pipelines.rerank_fit_examples import ExampleMaker, collate, within_budget
 from recsys.pipelines.rerank_fit_module import LOSSES, Tuning
 from recsys.pipelines.rerank_fit_run import RunFolder
@@ -211,6 +215,26 @@ def test_a_whole_model_is_written_too_and_the_better_epoch_kept(toy_bundle, toy_
     assert before.keys() == after.keys() and not torch.equal(before["lm_head.weight"], after["lm_head.weight"])
 
 
+def test_adapters_above_weights_of_another_precision_stay_float32(
+    toy_bundle, toy_dataset, small_lm_folder, tmp_path, monkeypatch
+):
+    beneath = []
+    train = rerank_fit.train_reranker
+    monkeypatch.setattr(
+        rerank_fit, "train_reranker", lambda lm, *more, **kw: beneath.append(lm.model.dtype) or train(lm, *more, **kw)
+    )
+    more = ["--lm-dtype", "bfloat16", "--test-users", "2"]
+    assert command(toy_bundle, toy_dataset.path, small_lm_folder, tmp_path / "out", *more) == 0
+    assert beneath == [torch.bfloat16]
+    learned = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {value.dtype for value in learned.values()} == {torch.float32}
+    assert any(value.abs().max() > 0 for key, value in learned.items() if "lora_B" in key)
+    assert json.loads((tmp_path / "out" / TRAINED).read_text())["after"]["num_lists"] == 2
+    halves = named_model(str(tmp_path / "out"), ModelOptions(dtype="bfloat16"))
+    assert halves.model.dtype == torch.bfloat16
+    assert named_model(str(tmp_path / "out")).model.dtype == torch.float32
+
+
 def test_an_adapter_of_another_model_or_kind_is_refused(trained_folder, small_lm_folder, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(small_lm_folder, other)
@@ -249,6 +273,8 @@ def test_bad_input_is_one_line_and_exit_2(toy_bundle, toy_dataset, small_world, 
         (good, ["--rank-weight", "-1"], "--rank-weight must be a number from 0"),
         (good, ["--separator-weight", "-0.5"], "--separator-weight must be from 0 to 1"),
         (good, ["--lists", "slates"], "has no slates"),
+        (good, ["--lm-dtype", "bfloat16", "--whole"], "--lm-dtype is of a language model beneath adapters"),
+        (good, ["--lm-dtype", "bfloat16", "--method", "embedding-feedback"], "--lm-dtype is of a language model"),
         (good, ["--teacher", str(tmp_path / "lines")], "line 1: expected an object with user_id and item_ids"),
         (good, ["--max-tokens", "10"], "leaves 10 tokens an epoch"),
         (good, ["--method", "embedding-feedback"], "validation lists hold their target, and a feedback head needs 50"),
