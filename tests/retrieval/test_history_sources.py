@@ -7,7 +7,6 @@ import itertools
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import sqlite3
@@ -56,11 +55,11 @@ WORDS = Vocabulary(
 class RedisServer:
     """A server of the test's own, on a free port of the loopback interface, its files in a folder of the test's."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, program: str, folder: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.folder = folder
+        self.program, self.folder = program, folder
         self.start()
 
     @property
@@ -70,7 +69,7 @@ class RedisServer:
     def start(self) -> None:
         options = {"port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "loglevel": "warning"}
         options |= {"appendonly": "yes", "appendfsync": "always"}
-        command = ["redis-server", *itertools.chain(*((f"--{name}", str(value)) for name, value in options.items()))]
+        command = [self.program, *itertools.chain(*((f"--{name}", str(value)) for name, value in options.items()))]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 20
@@ -88,11 +87,8 @@ class RedisServer:
 
 
 @pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    pytest.importorskip("redis", reason="the client redis is not installed")
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed")
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
+def redis_server(redis_program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(redis_program, tmp_path_factory.mktemp("redis"))
     yield server
     server.kill()
 

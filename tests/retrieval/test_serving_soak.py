@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
 import socket
 import subprocess
 import sys
@@ -295,12 +294,12 @@ def sqlite_store(folder: Path) -> Iterator[tuple[Any, Callable[[random.Random], 
 
 
 @contextmanager
-def redis_store(folder: Path) -> Iterator[tuple[Any, Callable[[random.Random], None]]]:
+def redis_store(program: str, folder: Path) -> Iterator[tuple[Any, Callable[[random.Random], None]]]:
     """A server that is killed and started again."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
+    words = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
     words += ["--appendfsync", "always", "--dir", str(folder)]
 
     def start() -> subprocess.Popen[bytes]:
@@ -331,10 +330,10 @@ def redis_store(folder: Path) -> Iterator[tuple[Any, Callable[[random.Random], N
 @pytest.fixture(params=["sqlite", "redis"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, Callable[[random.Random], None]]]:
     if request.param == "redis":
-        pytest.importorskip("redis", reason="the client redis is not installed")
-        if shutil.which("redis-server") is None:
-            pytest.skip("redis-server is not installed")
-    with {"sqlite": sqlite_store, "redis": redis_store}[request.param](tmp_path) as opened:
+        opening = redis_store(request.getfixturevalue("redis_program"), tmp_path)
+    else:
+        opening = sqlite_store(tmp_path)
+    with opening as opened:
         yield opened
 
 
