@@ -210,6 +210,9 @@ class PastTable:
         for name in (*(f"{g}.counts" for g in GROUPS if g not in _OWN), "surprise.sums"):
             keys = arrays[f"{name.partition('.')[0]}.keys"]
             check_counts(f"{path.name}: {name}", keys, arrays[name], 2 * num_actions)
+            first_KA, second_KA = arrays[name][:, :num_actions], arrays[name][:, num_actions:]
+            if (second_KA < 0).any() or (name != "surprise.sums" and ((first_KA < 0) | (first_KA > second_KA)).any()):
+                raise ValueError(f"{path.name}: {name}: an action can be counted from 0 times to as often as recorded")
         groups = {g: (arrays[f"{g}.keys"], arrays[f"{g}.counts"]) for g in GROUPS if g not in _OWN}
         return cls(num_actions, num_surfaces, groups, (arrays["surprise.keys"], arrays["surprise.sums"]))
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from recsys.errors import InputError
 from recsys.event_counts import EventCounts, mask_bits
@@ -157,6 +158,18 @@ def test_a_table_counts_what_a_log_counts_at_the_end(log, tmp_path):
     shaped = past_tensor(table, *(torch.from_numpy(x) for x in (whole, item, end[:10], surface)))
     each = features(past, user.repeat(5), item.reshape(-1), surface.reshape(-1), end)
     assert torch.equal(shaped, torch.from_numpy(each).view(10, 5, -1))
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"), [("item.counts", 0, -1), ("item.counts", 0, 10**6), ("surprise.sums", A, -1)]
+)
+def test_counts_that_cannot_be_are_refused(log, tmp_path, name, column, value):
+    PastTable.build(log, A, S).save(tmp_path / "past.safetensors")
+    arrays = load_file(tmp_path / "past.safetensors")
+    arrays[name][0, column] = value
+    save_file(arrays, tmp_path / "past.safetensors")
+    with pytest.raises(ValueError, match=rf"past\.safetensors: {name}: an action can be counted from 0 times"):
+        PastTable.load(tmp_path / "past.safetensors")
 
 
 def test_user_counts_of_a_history_are_those_of_the_log(log):
