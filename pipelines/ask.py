@@ -75,8 +75,8 @@ def ask(
         user: a user id; default nobody known.
         lm: a language model: the folder of one, or http(s)://host/v1#model of an OpenAI-compatible server, whose key is
             read from RECSYS_API_KEY; default none: rules find the filters.
-        lm_dtype: numbers that a local model computes with; default bfloat16 on a GPU that has it, else float32, which
-            is exact everywhere. On processors with bfloat16 instructions that reads prompts about twice as fast.
+        lm_dtype: numbers that a local model computes with; default bfloat16 on a GPU that has it, else float32, whose
+            orders are the same everywhere. Processors with instructions for bfloat16 read prompts twice as fast in it.
         lm_prices: INPUT,CACHED,OUTPUT of a million of its tokens, such as 2.50,1.25,10, to count the cost in the same
             currency; default none, and a cost of 0.
         lm_timeout_s: seconds that a server may take for an answer, all tries together; default 60.

@@ -92,8 +92,8 @@ def candidates(
         rerank: put the first items in another order by this method: pointwise, pairwise-all, pairwise-heap,
             pairwise-sliding, listwise, first, full-list, set, embedding-feedback, cross-encoder.
         lm: its language model: a folder, or http(s)://host/v1#model, whose key is read from RECSYS_API_KEY.
-        lm_dtype: numbers that a local model computes with; default bfloat16 on a GPU that has it, else float32, which
-            is exact everywhere. On processors with bfloat16 instructions that reads prompts about twice as fast.
+        lm_dtype: numbers that a local model computes with; default bfloat16 on a GPU that has it, else float32, whose
+            orders are the same everywhere. Processors with instructions for bfloat16 read prompts twice as fast in it.
         lm_prices: INPUT,CACHED,OUTPUT of a million of its tokens, such as 2.50,1.25,10, to count the cost in the same
             currency; default none, and a cost of 0.
         lm_timeout_s: seconds that a server may take for an answer, all tries together; default 60.

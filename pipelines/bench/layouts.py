@@ -77,7 +77,7 @@ def _training(data: PreparedData, layout: Layout) -> Callable[[], None]:
     module.start(data)
     model, objective = module.model.train(), module.objective_of(data)
     examples = data.examples(module.config)
-    batches = [examples.batch(step) for step in range(min(_STEPS, examples.steps_per_epoch))]
+    batches = [examples.batch(step) for step in range(_STEPS)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def steps() -> None:
