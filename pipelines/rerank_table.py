@@ -88,9 +88,14 @@ def rows(
         seed: of the draws and intervals.
     """
     loaded, dataset = Bundle.open(bundle), Dataset.open(data)
-    model = ModelOptions(dtype=lm_dtype) if lm is not None else ModelOptions()
     options = RerankOptions.of_methods(
-        methods, lm=lm, model=model, cross_encoder=cross_encoder, feedback=feedback, prompt=prompt, top=top
+        methods,
+        lm=lm,
+        model=ModelOptions(dtype=lm_dtype),
+        cross_encoder=cross_encoder,
+        feedback=feedback,
+        prompt=prompt,
+        top=top,
     )
     work.mkdir(parents=True, exist_ok=True)
     done = {row["name"] for row in read_rows(work / "rows.jsonl")}
