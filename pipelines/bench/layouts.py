@@ -52,7 +52,7 @@ def _simulated(folder: Path) -> Dataset:
 def _cases(data: PreparedData, *, long: bool) -> list[Case]:
     if not data.recipe.model.use_actions:
         raise InputError(f"{data.dataset.path} has no actions that a layout could place; give data with some")
-    steps: dict[str, Callable[[], object]] = {layout: _training(data, layout) for layout in _LAYOUTS}
+    steps: dict[str, Callable[[], object]] = {layout: _Training(data, layout) for layout in _LAYOUTS}
     seconds = interleaved_seconds(steps, repeats=40 if long else 10)
     mam = {"what": "mam", "ms_per_step": seconds["mam"] / _STEPS * 1e3}
     model = data.recipe.model
@@ -70,20 +70,20 @@ def _cases(data: PreparedData, *, long: bool) -> list[Case]:
     ]
 
 
-def _training(data: PreparedData, layout: Layout) -> Callable[[], None]:
+class _Training:
     """The same few training steps, as often as it is called."""
-    torch.manual_seed(0)
-    module = UnifiedModule(layout=layout)
-    module.start(data)
-    model, objective = module.model.train(), module.objective_of(data)
-    examples = data.examples(module.config)
-    batches = [examples.batch(step) for step in range(_STEPS)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
-    def steps() -> None:
-        for batch in batches:
-            optimizer.zero_grad()
-            objective(batch).total.backward()
-            optimizer.step()
+    def __init__(self, data: PreparedData, layout: Layout) -> None:
+        torch.manual_seed(0)
+        module = UnifiedModule(layout=layout)
+        module.start(data)
+        self.model, self.objective = module.model.train(), module.objective_of(data)
+        examples = data.examples(module.config)
+        self.batches = [examples.batch(step) for step in range(_STEPS)]
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
-    return steps
+    def __call__(self) -> None:
+        for batch in self.batches:
+            self.optimizer.zero_grad()
+            self.objective(batch).total.backward()
+            self.optimizer.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
+import torch
 
 from recsys.errors import InputError
 from recsys.pipelines.bench import layouts
@@ -31,18 +32,18 @@ def test_layouts_are_trained_on_the_same_steps(small_world, monkeypatch):
         way()
 
 
-def test_a_step_of_a_layout_learns(small_world):
+def test_layouts_learn_from_the_same_batches(small_world):
     data = PreparedData(str(small_world.path), sids="none")
-    seen = []
-    for layout in ("mam", "interleaved"):
-        steps = layouts._training(data, layout)
-        steps()
-        seen.append(steps.__closure__)
-    cells = [{type(cell.cell_contents).__name__: cell.cell_contents for cell in cells} for cells in seen]
-    first, second = (cell["Objective"] for cell in cells)
-    assert first.model.config.layout == "mam" and second.model.config.layout == "interleaved"
-    for one, other in zip(cells[0]["list"], cells[1]["list"], strict=True):
-        assert one.events.item_T.equal(other.events.item_T) and one.target_T.equal(other.target_T)
+    ways = {layout: layouts._Training(data, layout) for layout in ("mam", "interleaved", "lagged")}
+    for layout, training in ways.items():
+        assert training.model.config.layout == layout
+        before = {name: value.clone() for name, value in training.model.state_dict().items()}
+        training()
+        changed = [name for name, value in training.model.state_dict().items() if not torch.equal(value, before[name])]
+        assert any("items" in name for name in changed) and any("block" in name for name in changed)
+        assert len(training.batches) == layouts._STEPS
+        for one, other in zip(training.batches, ways["mam"].batches, strict=True):
+            assert one.events.item_T.equal(other.events.item_T) and one.target_T.equal(other.target_T)
 
 
 def test_without_actions_there_is_nothing_to_place(tmp_path):
