@@ -91,8 +91,8 @@ class Oracle:
     written: dict[str, list[Event]] = field(default_factory=lambda: {user: [] for user in USERS})
     """Events whose append began, in order; each is repeated until it is acknowledged."""
     acknowledged: dict[str, int] = field(default_factory=lambda: dict.fromkeys(USERS, 0))
-    withdrawn: dict[str, None] = field(default_factory=dict)
-    """Items whose withdrawal has returned and whose return has not begun."""
+    withdrawn: dict[str, int] = field(default_factory=dict)
+    """Items whose withdrawal has returned and whose return has not begun, and which change that withdrawal was."""
     changes: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     pages: dict[tuple[str, int, str, int], Page] = field(default_factory=dict)
     """By version, question, user and length of the history."""
@@ -100,17 +100,19 @@ class Oracle:
     num_unavailable: int = 0
     faults: list[str] = field(default_factory=list)
 
-    def before(self, user: str) -> tuple[int, set[str]]:
+    def before(self, user: str) -> tuple[int, dict[str, int]]:
         with self.lock:
-            return self.acknowledged[user], set(self.withdrawn)
+            return self.acknowledged[user], dict(self.withdrawn)
 
-    def after(self, user: str, number: int, page: Page, before: tuple[int, set[str]]) -> None:
+    def after(self, user: str, number: int, page: Page, before: tuple[int, dict[str, int]]) -> None:
         length = page.timings["counts"]["history_events"]
         with self.lock:
             self.num_pages += 1
             if not before[0] <= length - USERS[user] <= len(self.written[user]):
                 self.faults.append(f"{user} has {length} events of {USERS[user]} + {before[0]} acknowledged ones")
-            found = set(page.item_ids) & before[1] & set(self.withdrawn)
+            # One that came back and was withdrawn again meanwhile may have been there when the page was made.
+            throughout = {item for item, change in before[1].items() if self.withdrawn.get(item) == change}
+            found = set(page.item_ids) & throughout
             if found:
                 self.faults.append(f"{found} were withdrawn ({page.version})")
             known = self.pages.setdefault((page.version, number, user, length), page)
@@ -236,7 +238,7 @@ class Soak:
                 name = draw.choice([item for item in (f"i{n}" for n in range(30)) if item not in gone])
                 self.make("update_items", withdraw=[name])
                 with self.oracle.lock:
-                    self.oracle.withdrawn[name] = None
+                    self.oracle.withdrawn[name] = step
             elif step % 2:
                 row = {"item_id": f"x{step % 8}", "text": f"red ship {step}", "vec": [1.0, draw.random(), 0.0, 0.0]}
                 self.make("update_items", items=[row])
