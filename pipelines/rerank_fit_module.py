@@ -25,12 +25,17 @@ from recsys.retrieval.rerank.losses import (
     pg_rank_loss,
 )
 
-__all__ = ["FIGURE", "LOSSES", "LossName", "RerankModule", "Tuning", "score_examples"]
+__all__ = ["FIGURE", "LOSSES", "LossName", "RerankModule", "Tuning", "in_parts", "score_examples"]
 
 LossName = Literal["first", "full-list", "pg-rank", "irpo"]
 LOSSES: tuple[LossName, ...] = ("first", "full-list", "pg-rank", "irpo")
 FIGURE = "val/figure"
 """What the best epoch is chosen by, larger is better: NDCG@10, or minus the loss of written orders."""
+_PART_TOKENS = {"cpu": 1_024}
+_OTHER_PART_TOKENS = 8_192
+"""Padded tokens that go forth and back through the network together, by device: their activations are what a step needs
+memory for. On a processor more at once gain nothing."""
+_LARGEST_GRADIENT = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,7 @@ class RerankModule(L.LightningModule):
         self.net, self.tuning = net, tuning
         self._examples, self._judged = examples, judged
         self.strict_loading = False  # checkpoints hold what is trained and nothing else
+        self.automatic_optimization = False  # a step is several passes back
 
     @property
     def judges(self) -> bool:
@@ -89,15 +95,33 @@ class RerankModule(L.LightningModule):
     def val_dataloader(self) -> DataLoader[int]:
         return _numbers(-(-len(self._judged) // self.tuning.batch_lists))
 
-    def training_step(self, number: int, batch_idx: int) -> Tensor:
+    @property
+    def part_tokens(self) -> int:
+        """Of a part of a step, as :meth:`training_step` makes them; a longer list is a part by itself."""
+        return _PART_TOKENS.get(self.device.type, _OTHER_PART_TOKENS)
+
+    def training_step(self, number: int, batch_idx: int) -> None:
+        """One step over ``batch_lists`` lists. Their losses add up, so that parts of them may go through the network
+        one after the other: the gradients add up as well."""
         epoch, place = divmod(self.global_step, self.steps_per_epoch)
         order = np.random.default_rng([self.tuning.seed, epoch]).permutation(len(self._examples))
         low = place * self.tuning.batch_lists
-        batch = self._batch([self._examples[row] for row in order[low : low + self.tuning.batch_lists]])
+        examples = [self._examples[row] for row in order[low : low + self.tuning.batch_lists]]
         torch.manual_seed(self.tuning.seed * 1_000_003 + self.global_step)
-        loss = self._losses(batch).sum() / len(batch)
-        self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
-        return loss
+        generator = torch.Generator(device=self.device)
+        generator.manual_seed(self.tuning.seed * 1_000_003 + self.global_step)
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        total = 0.0
+        for part in in_parts(examples, self.part_tokens):
+            loss = self._losses(self._batch(part), generator).sum() / len(examples)
+            self.manual_backward(loss)
+            total += float(loss.detach())
+        self.clip_gradients(optimizer, _LARGEST_GRADIENT, "norm")
+        optimizer.step()
+        schedule: Any = self.lr_schedulers()
+        schedule.step()
+        self.log("train/loss", total, batch_size=len(examples), prog_bar=True)
 
     def validation_step(self, number: int, batch_idx: int) -> None:
         low = number * self.tuning.batch_lists
@@ -130,8 +154,8 @@ class RerankModule(L.LightningModule):
         score_BC, logit_BV = _label_scores(self.net, batch)
         return score_BC, logit_BV.logsumexp(dim=1, keepdim=True)
 
-    def _losses(self, batch: Any) -> Tensor:
-        """[B] of one batch."""
+    def _losses(self, batch: Any, generator: torch.Generator | None = None) -> Tensor:
+        """[B] of one batch; ``generator`` draws orders for the policy gradient."""
         tuning = self.tuning
         if tuning.loss == "full-list":
             length = batch.answer_rank_BA.shape[1]
@@ -140,8 +164,6 @@ class RerankModule(L.LightningModule):
             return importance_weighted_loss(logit_BAV, batch.ids_BN[:, -length:], weight_BA)
         score_BC, all_B1 = self._scores(batch)
         if tuning.loss == "pg-rank":
-            generator = torch.Generator(device=score_BC.device)
-            generator.manual_seed(tuning.seed * 1_000_003 + self.global_step)
             return pg_rank_loss(
                 score_BC, batch.gain_BC, batch.there_BC, num_samples=tuning.num_samples, generator=generator
             )
@@ -151,6 +173,17 @@ class RerankModule(L.LightningModule):
         log_prob_BC = score_BC - all_B1
         lm_nats_B = -log_prob_BC.masked_fill(~best_BC, -torch.inf).logsumexp(dim=1)
         return first_loss(score_BC, batch.rank_BC, batch.there_BC, lm_nats_B, rank_weight=tuning.rank_weight)
+
+
+def in_parts(examples: Sequence[Any], most_tokens: int) -> list[list[Any]]:
+    """Examples in parts of so many tokens with padding, one of like length beside the other; a longer one is alone."""
+    parts: list[list[Any]] = []
+    for example in sorted(examples, key=lambda one: one.num_tokens):
+        if parts and (len(parts[-1]) + 1) * example.num_tokens <= most_tokens:  # it is the longest so far
+            parts[-1].append(example)
+        else:
+            parts.append([example])
+    return parts
 
 
 def _numbers(count: int) -> DataLoader[int]:

@@ -31,8 +31,8 @@ __all__ = ["CrossEncoderModule", "PairExample", "offset_scale", "pair_examples"]
 _PART = 32
 """Pairs of like length that go through the network together."""
 _KEPT_TOKENS = 16_384
-"""Of a step, tokens with padding whose activations are kept for the gradient; those of further pairs are computed
-twice, so that memory stays bounded."""
+"""Tokens with padding whose activations are kept for the gradient: lists beyond are another part of the step, and of a
+list with more, further pairs are computed twice, so that memory stays bounded."""
 _LARGEST_SCALE = 20.0
 
 
@@ -139,6 +139,11 @@ class CrossEncoderModule(RerankModule):
     ) -> None:
         super().__init__(net, examples, judged, tuning)
         self._tokenizer, self._scale = tokenizer, scale
+
+    @property
+    def part_tokens(self) -> int:
+        """Of a part of a step: this network is small beside a language model."""
+        return _KEPT_TOKENS
 
     def _batch(self, examples: Sequence[PairExample]) -> PairBatch:
         def column(rows: Sequence[Sequence[Any]], fill: Any) -> Tensor:

@@ -86,7 +86,6 @@ def train_module(module: RerankModule, run: RunFolder, *, watchers: Sequence[L.C
             callbacks=callbacks,
             enable_model_summary=False,
             enable_checkpointing=module.judges,
-            gradient_clip_val=1.0,
             num_sanity_val_steps=0,
             limit_val_batches=None if module.judges else 0,
         )
