@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass, replace
 
 import lightning as L
 import numpy as np
@@ -14,11 +15,11 @@ pytest.importorskip("peft", reason="needs the extra llm")
 from safetensors.torch import load_file
 
 from recsys.errors import InputError
-from recsys.pipelines import rerank_fit
+from recsys.pipelines import rerank_fit, rerank_fit_module
 from recsys.pipelines.cli import main
 from recsys.pipelines.language_model import ModelOptions, named_model
 from recsys.pipelines.rerank_fit_examples import ExampleMaker, collate, within_budget
-from recsys.pipelines.rerank_fit_module import LOSSES, Tuning
+from recsys.pipelines.rerank_fit_module import LOSSES, Tuning, in_parts
 from recsys.pipelines.rerank_fit_run import RunFolder
 from recsys.pipelines.rerank_fit_teacher import teacher_ranks
 from recsys.pipelines.rerank_fit_training import train_reranker
@@ -35,6 +36,11 @@ PLACES = {
     "first": ("history", "query", "candidates"),
     "full-list": ("history", "query", "count", "top", "example", "candidates"),
 }
+
+
+@dataclass(frozen=True)
+class Counted:
+    num_tokens: int
 
 
 def made_lists(count=64, length=4):
@@ -310,3 +316,39 @@ def test_a_teacher_s_order_becomes_places(tmp_path):
     file.write_bytes(json.dumps(rows[0]).encode() + b"\n\xff\xfe\n")
     with pytest.raises(InputError, match="line 2: expected an object"):
         teacher_ranks(file, lists)
+
+
+@pytest.mark.parametrize("loss", ["first", "full-list", "irpo"])
+def test_parts_of_a_step_learn_what_the_whole_step_does(small_lm_folder, tmp_path, monkeypatch, loss):
+    lists = made_lists(10)  # of several lengths, so that there is padding to get wrong
+    requests = tuple(replace(one, query="ship " * (at % 4)) for at, one in enumerate(lists.requests))
+    examples = examples_of(LocalLanguageModel.load(small_lm_folder), loss, replace(lists, requests=requests))
+    longest = max(one.num_tokens for one in examples)
+    losses, learned = rerank_fit_module.RerankModule._losses, {}
+    for most, widths in ((1, {1}), (3 * longest, {2, 3}), (5 * longest, {5})):
+        seen = []
+        monkeypatch.setattr(rerank_fit_module, "_PART_TOKENS", {"cpu": most})
+        monkeypatch.setattr(
+            rerank_fit_module.RerankModule,
+            "_losses",
+            lambda self, batch, *more, seen=seen: seen.append(len(batch)) or losses(self, batch, *more),
+        )
+        lm, run = LocalLanguageModel.load(small_lm_folder), RunFolder(tmp_path / f"{most}", {}, resume=False)
+        before = {key: value.clone() for key, value in lm.model.state_dict().items()}
+        tuning = Tuning(loss=loss, lr=0.01, batch_lists=5)
+        net, _ = train_reranker(lm, examples, [], tuning, run, lora_rank=0)
+        assert sum(seen) == 10 and set(seen) == widths
+        learned[most] = {key: value - before[key] for key, value in net.state_dict().items()}
+    *parted, whole = learned.values()
+    assert max(value.abs().max() for value in whole.values()) > 0.005
+    for part in parted:
+        for key, value in whole.items():
+            torch.testing.assert_close(part[key], value, rtol=0, atol=5e-4)
+
+
+def test_parts_hold_every_list_once_within_their_tokens():
+    examples = [Counted(length) for length in (7, 3, 9, 3, 20, 1, 8)]
+    parts = in_parts(examples, 16)
+    assert sorted(id(one) for part in parts for one in part) == sorted(map(id, examples))
+    assert all(len(part) == 1 or len(part) * max(one.num_tokens for one in part) <= 16 for part in parts)
+    assert [[one.num_tokens for one in part] for part in parts] == [[1, 3, 3], [7, 8], [9], [20]]
