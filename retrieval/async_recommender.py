@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from recsys.errors import Closed, InputError, Overloaded
+from recsys.errors import Closed, InputError, Overloaded, shown
 from recsys.events import Event
 from recsys.retrieval.page import Page
 from recsys.retrieval.request import Request
@@ -291,7 +291,7 @@ class AsyncRecommender:
         _check_timeout(timeout)
         if self._num_aside >= self.max_queue:
             raise Overloaded(f"{self._num_aside} calls are under way already; try another instance, or again later")
-        task = self._aside.submit(call)
+        task = self._aside.submit(_done, call)
         running = asyncio.wrap_future(task)
         self._num_aside += 1
         self._settle()
@@ -403,16 +403,26 @@ class AsyncRecommender:
 
 
 def _check_timeout(timeout: float | None) -> None:
-    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
-        raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
+    try:
+        good = timeout is None or isinstance(timeout, (int, float)) and float(timeout) > 0
+    except OverflowError:  # an integer beyond every float
+        good = False
+    if not good:
+        raise InputError(f"timeout must be a positive number of seconds, got {shown(timeout)}")
+
+
+def _done(call: Callable[[], T]) -> T:
+    """What a call returns; runs in a worker, whose future can carry no StopIteration, and to whose caller an error of
+    something else that was cancelled would look like their own cancellation."""
+    try:
+        return call()
+    except (StopIteration, asyncio.CancelledError, CancelledError) as error:
+        raise RuntimeError(f"the call ended early ({type(error).__name__})") from error
 
 
 def _answers(recommender: Recommends, requests: list[Request]) -> list[Page | Exception]:
     """A page or an error for every request; runs in a worker."""
-    try:
-        results = list(recommender.recommend_each(requests))
-    except StopIteration as error:  # no future can carry it
-        raise RuntimeError("the recommender ended early") from error
+    results = _done(lambda: list(recommender.recommend_each(requests)))
     if len(results) != len(requests):
         raise RuntimeError(f"{len(requests)} requests got {len(results)} results")
     return results

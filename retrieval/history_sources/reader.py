@@ -83,6 +83,8 @@ class HistoryReader:
         anew: list[int] = []
         for row, (known, tail) in enumerate(zip(kept, tails, strict=True)):
             if tail.mark is None:
+                if known is not None:
+                    self._dropped(users[row])
                 continue
             if not tail.continues or known is None:
                 results[row] = self._remembered(users[row], tail.mark, self._whole(results[row], tail.events))
@@ -112,6 +114,11 @@ class HistoryReader:
             while self._size > self.max_events:
                 self._count(self._kept.popitem(last=False)[1], -1)
         return stored
+
+    def _dropped(self, user: str | int) -> None:
+        """Forget a user whom the store has forgotten."""
+        with self._lock:
+            self._count(self._kept.pop(user, None), -1)
 
     def _count(self, kept: _Kept | None, sign: int) -> None:
         if kept is not None:

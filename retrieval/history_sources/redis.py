@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
-from recsys.errors import Closed, DamagedHistory, InputError, SourceUnavailable
+from recsys.errors import Closed, DamagedHistory, InputError, SourceUnavailable, shown
 from recsys.events import Event
 from recsys.retrieval.history_sources.event_text import event_texts, events_of, id_text
 from recsys.retrieval.history_sources.source import Mark, Tail, all_of
@@ -64,7 +65,7 @@ class RedisHistories:
             num_retries: repeats of a command whose connection broke, with growing pauses.
 
         Raises:
-            InputError: the client library is not installed, or the URL is none.
+            InputError: the client library is not installed, the URL is none, or a number is out of range.
             SourceUnavailable: no server answers.
         """
         try:
@@ -73,6 +74,10 @@ class RedisHistories:
             from redis.retry import Retry
         except ImportError as error:
             raise InputError("histories in Redis need the client; install recsys[serving]") from error
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < float("inf"):
+            raise InputError(f"timeout_s must be a positive number of seconds, got {shown(timeout_s)}")
+        if isinstance(num_retries, bool) or not isinstance(num_retries, int) or num_retries < 0:
+            raise InputError(f"num_retries must be 0 or more, got {shown(num_retries)}")  # below, the client never ends
         self._redis_error = redis.RedisError
         try:
             self._client = redis.Redis.from_url(
@@ -82,17 +87,18 @@ class RedisHistories:
                 retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), num_retries),
                 retry_on_error=[redis.ConnectionError, redis.TimeoutError],
             )
-        except ValueError as error:
-            raise InputError(
-                f"{url!r} is no address of a Redis server ({error}); try redis://127.0.0.1:6379/0"
-            ) from error
+        except (ValueError, TypeError, AttributeError):
+            raise _no_address(url) from None
         connection = self._client.connection_pool.connection_kwargs
         self._where = "Redis at " + str(connection.get("path") or f"{connection.get('host')}:{connection.get('port')}")
         self._prefix = f"{prefix}:events:{FORMAT}:"
         self._script = self._client.register_script(_APPEND)
         self._closed = False
-        with self._failures("reached"):
-            self._warn(self._client.info())
+        try:
+            with self._failures("reached"):
+                self._warn(self._client.info())
+        except (ValueError, TypeError):  # a name that no host has, or an option that the client does not know
+            raise _no_address(url) from None
 
     def events(self, user_ids: Sequence[Any]) -> list[list[Event] | None]:
         """See :meth:`HistorySource.events`; all users travel together."""
@@ -155,18 +161,28 @@ class RedisHistories:
         self.close()
 
     def _members(self, keys: Sequence[str], begins: Sequence[int]) -> list[list[tuple[bytes, float]]]:
-        """What each key holds from a place on, with scores; all keys travel together, a long one in several pieces."""
+        """What each key holds from a place on, with scores; all keys travel together, a long one in several pieces.
+
+        A piece begins with the last member of the one before. Where another stands there, events were deleted in
+        between, and what was read is no history of any moment: it is read again.
+        """
         members: list[list[tuple[bytes, float]]] = [[] for _ in keys]
         unread = list(range(len(keys)))
         while unread:
             pipeline = self._client.pipeline(transaction=False)
             for row in unread:
-                begin = begins[row] + len(members[row])
+                begin = begins[row] + max(len(members[row]) - 1, 0)
                 pipeline.zrange(keys[row], begin, begin + PIECE - 1, withscores=True)
-            pieces = dict(zip(unread, pipeline.execute(), strict=True))
-            for row, piece in pieces.items():
-                members[row] += [(body, score) for body, score in piece]
-            unread = [row for row, piece in pieces.items() if len(piece) == PIECE]
+            asked, unread = unread, []
+            for row, found in zip(asked, pipeline.execute(), strict=True):
+                piece, known = [(body, score) for body, score in found], members[row]
+                if known and piece[:1] != known[-1:]:
+                    members[row] = []
+                    unread.append(row)
+                    continue
+                known += piece[1:] if known else piece
+                if len(piece) == PIECE:
+                    unread.append(row)
         return members
 
     def _warn(self, info: Any) -> None:
@@ -190,6 +206,20 @@ class RedisHistories:
             yield
         except self._redis_error as error:
             reason = " ".join(str(error).split()) or type(error).__name__
+            if "WRONGTYPE" in reason:  # one user's key, with which others have nothing to do
+                todo = "another program wrote that key; give a prefix of your own"
+                raise DamagedHistory(f"{self._where} cannot be {verb}: {reason}; {todo}") from error
             raise SourceUnavailable(
                 f"{self._where} cannot be {verb}: {reason}; see that it runs, then retry"
             ) from error
+
+
+def _no_address(url: Any) -> InputError:
+    """What to tell of a URL that the client cannot read; mostly a password is why, so that none is quoted."""
+    if isinstance(url, str):
+        place, mark, options = re.sub("//.*@", "//…@", url).partition("?")
+        url = place + mark + re.sub("=[^&]*", "=…", options)
+    return InputError(
+        f"{shown(url)} is no address of a Redis server, or has options that the client does not know; try "
+        "redis://127.0.0.1:6379/0, and write odd characters of a password as %23 for #"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -132,6 +133,7 @@ def test_a_request_that_cannot_be_meant_fails_alone(rec: Recommender) -> None:
         ({"history": [Event(item_id="i1", actions="buys")]}, "'buys' is no action"),
         ({"rank_by": "buys"}, "not by 'buys'"),
         ({"timeout": 0}, "timeout must be a positive number of seconds"),
+        ({"timeout": 10**400}, "timeout must be a positive number of seconds"),
     ]
 
     async def ask() -> list[Any]:
@@ -179,7 +181,33 @@ def test_a_recommender_that_answers_too_little_is_an_error_not_a_hang() -> None:
     async def ask() -> None:
         async with AsyncRecommender(Short()) as front:
             results = await asyncio.gather(*spawn(front, [1, 2]), return_exceptions=True)
-        assert [str(result) for result in results] == ["1 requests got 0 results", "the recommender ended early"]
+        errors = [str(result) for result in results]
+        assert errors == ["1 requests got 0 results", "the call ended early (StopIteration)"]
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("error", [StopIteration, asyncio.CancelledError, concurrent.futures.CancelledError])
+def test_an_error_that_means_something_to_a_loop_is_an_error_not_a_hang(error: type[BaseException]) -> None:
+    """No future carries the first, and the others would look as if the caller had been cancelled."""
+
+    class Early(Echo):
+        def recommend_each(self, requests: Sequence[Request]) -> list[Page | Exception]:
+            raise error
+
+        def similar_items(self, item_id: Any, k: int = 10) -> Page:
+            raise error
+
+    async def ask() -> None:
+        front = AsyncRecommender(Early())
+        await front.__aenter__()
+        for call in (front.recommend(), front.similar_items("i1")):
+            task = asyncio.create_task(call)
+            await asyncio.wait([task], timeout=5)
+            assert task.done() and not task.cancelled()
+            assert str(task.exception()) == f"the call ended early ({error.__name__})"
+        assert (front.counts.failed, front.counts.cancelled) == (1, 0)
+        await front.close()
 
     asyncio.run(ask())
 

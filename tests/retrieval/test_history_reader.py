@@ -141,6 +141,17 @@ def test_the_users_asked_for_last_are_remembered(tmp_path: Path) -> None:
         assert store.num_read == 150
 
 
+def test_of_a_user_whom_the_store_forgot_nothing_is_remembered(tmp_path: Path) -> None:
+    with SqliteHistories(tmp_path / "events.sqlite") as store:
+        for user in ("a", "b"):
+            store.append(user, clicks(*range(10)))
+        reader = HistoryReader(store, WORDS)
+        reader.read(["a", "b"])
+        store.forget("a")
+        assert reader.read(["a", "b"])[0] is None
+        assert (reader.num_events, list(reader._kept)) == (10, ["b"])
+
+
 def test_people_with_an_event_each_are_bounded_too(tmp_path: Path) -> None:
     with SqliteHistories(tmp_path / "events.sqlite") as store:
         reader = HistoryReader(store, WORDS, max_events=1000)

@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.bundle import Bundle
-from recsys.errors import Closed, InputError, SourceUnavailable
+from recsys.errors import Closed, DamagedHistory, InputError, SourceUnavailable
 from recsys.events import Event
 from recsys.retrieval.history_sources import (
     BundleHistories,
@@ -579,6 +579,32 @@ def test_a_long_history_is_read_in_pieces(redis_server: RedisServer, monkeypatch
         assert store.events([3, 0, 1, 2, 9]) == [clicks(*range(n)) for n in (9, 2, 3, 7)] + [None]
 
 
+@pytest.mark.parametrize("more", [0, 2, 9])
+def test_a_long_history_that_is_forgotten_while_it_is_read_is_no_part_of_two(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    monkeypatch.setattr("recsys.retrieval.history_sources.redis.PIECE", 3)
+    with RedisHistories(redis_server.url, prefix=f"torn{more}") as store:
+        store.append("a", clicks(*range(8)))
+        store.append("b", clicks(*range(4)))
+        pipeline, num_trips = store._client.pipeline, 0
+
+        def forgotten_after_a_piece(**settings: Any) -> Any:
+            nonlocal num_trips
+            num_trips += 1
+            if num_trips == 3:
+                store.forget("a")
+                store.append("a", clicks(*range(20, 20 + more)))
+            return pipeline(**settings)
+
+        monkeypatch.setattr(store._client, "pipeline", forgotten_after_a_piece)
+        tails = store.tails(["a", "b"], [None, None])
+        assert num_trips >= 3
+        assert [tail.events for tail in tails] == [clicks(*range(20, 20 + more)), clicks(*range(4))]
+        again, _ = store.tails(["a", "b"], [tail.mark for tail in tails])
+        assert (again.events, again.continues) == ([], more > 0)
+
+
 def test_servers_that_lose_events_are_warned_of(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     import redis
 
@@ -602,12 +628,29 @@ def test_foreign_keys_and_addresses_are_named(redis_server: RedisServer) -> None
 
     with redis.Redis.from_url(redis_server.url) as admin, RedisHistories(redis_server.url, prefix="foreign") as store:
         admin.set('foreign:events:1:"a"', "something else")
-        with pytest.raises(SourceUnavailable, match="WRONGTYPE"):
-            store.events(["a"])
-        with pytest.raises(SourceUnavailable, match="WRONGTYPE"):
+        with pytest.raises(DamagedHistory, match="WRONGTYPE"):  # not of others, who are asked for again
+            store.events(["b", "a"])
+        with pytest.raises(DamagedHistory, match="WRONGTYPE"):
             store.append("a", clicks(1))
-    with pytest.raises(InputError, match="is no address of a Redis server"):
-        RedisHistories("http://127.0.0.1")
+    odd: list[Any] = [
+        "http://127.0.0.1",
+        "redis://h:99999999",
+        "redis://127.0.0.1:1/0?foo=1",
+        f"redis://{'a' * 70}",
+        None,
+    ]
+    for url in odd:
+        with pytest.raises(InputError, match="is no address of a Redis server"):
+            RedisHistories(url)
+    for url in ("redis://:hunt#er2@127.0.0.1/0", "redis://:hunt/er2@127.0.0.1/0?password=hunter2&db=er2"):
+        with pytest.raises(InputError, match="is no address of a Redis server") as refused:
+            RedisHistories(url)
+        assert "hunt" not in str(refused.value) and "er2" not in str(refused.value)
+        assert refused.value.__cause__ is None
+    numbers: list[dict[str, Any]] = [{"timeout_s": -1}, {"timeout_s": 0}, {"timeout_s": np.nan}, {"num_retries": -1}]
+    for number in numbers:
+        with pytest.raises(InputError, match=f"{next(iter(number))} must be"):
+            RedisHistories("redis://127.0.0.1:1", **number)
     with pytest.raises(SourceUnavailable, match="cannot be reached"):
         RedisHistories("redis://127.0.0.1:1", timeout_s=0.2, num_retries=0)
 
