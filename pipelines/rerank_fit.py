@@ -96,7 +96,8 @@ def rerank_fit(
             order (method full-list). A cross-encoder takes first, a softmax over the list, and pg-rank.
         lists: what is learned from: validation = targets of four fifths of the users, which the bundle's model has not
             seen, train = last training targets, which it has, or slates, as they were shown.
-        teacher: learn these orders instead: JSON lines with user_id and item_ids, of the same lists.
+        teacher: learn these orders instead, by first or full-list: JSON lines with user_id and item_ids, of the same
+            lists.
         k: items of a list.
         users: most lists to learn from.
         max_tokens: of all questions and answers that are learned from, epochs counted; lists beyond are left out.
@@ -253,6 +254,11 @@ def _check(settings: dict[str, Any]) -> None:
             raise InputError("--add-missing: a cross-encoder learns beside scores, and a target that is added has none")
     elif settings["loss"] != "full-list" and settings["k"] > len(LETTERS):
         raise InputError(f"--k: the labels of {settings['loss']} are letters, at most {len(LETTERS)}; --loss full-list")
+    if settings["teacher"] is not None:
+        if settings["method"] == "embedding-feedback":
+            raise InputError("--teacher: a head of embedding-feedback learns what users chose; leave it out")
+        if settings["loss"] in ("pg-rank", "irpo"):
+            raise InputError(f"--teacher: {settings['loss']} learns from what users chose; give another --loss")
     if settings["lists"] == "slates" and (settings["add_missing"] or settings["rank_by"]):
         raise InputError("--lists slates: slates stand as they were shown; leave out --add-missing and --rank-by")
 

@@ -25,7 +25,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """The result of a coroutine, computed in the background loop while this thread waits.
 
     All calls share the loop, so that connections to a server are kept from one to the next.
+
+    Raises:
+        RuntimeError: work of this loop calls it, which would wait for itself and hold up everyone else's for good.
     """
+    if asyncio._get_running_loop() is _loop():
+        work.close()
+        raise RuntimeError("this waits for the loop that it runs in; await the asynchronous method instead")
     return start(work).result()
 
 

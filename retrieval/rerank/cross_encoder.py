@@ -23,7 +23,7 @@ from recsys.retrieval.rerank.prompted import at_least
 from recsys.retrieval.rerank.request import RerankRequest
 from recsys.retrieval.rerank.reranker import Reranker
 from recsys.retrieval.rerank.result import Faults, RerankResult
-from recsys.retrieval.rerank.tally import DEADLINE, passed
+from recsys.retrieval.rerank.tally import DEADLINE, in_turn
 from recsys.tokenizers.text_encoder import LOADING_ERRORS
 
 __all__ = ["CrossEncoderReranker"]
@@ -102,19 +102,20 @@ class CrossEncoderReranker(Reranker):
         for low in range(0, len(asked), self.batch_pairs):
             batch = asked[low : low + self.batch_pairs]
             pairs = [(query, text) for _, _, query, text in batch]
-            with self._one_at_a_time:
-                if passed(deadline):
-                    break
-                start = time.monotonic()
-                try:
-                    values = self.model.predict(
-                        pairs, batch_size=self.batch_pairs, show_progress_bar=False, activation_fn=torch.nn.Identity()
-                    )
-                    lengths = self._lengths(pairs)
-                except (IndexError, RuntimeError) as error:  # torch's own: too little memory, no such token, …
-                    why = f"computing failed: {shown(' '.join(str(error).split()))}"
-                    break
-                seconds = (time.monotonic() - start) / len(batch)
+            if not in_turn(self._one_at_a_time, deadline):
+                break
+            start = time.monotonic()
+            try:
+                values = self.model.predict(
+                    pairs, batch_size=self.batch_pairs, show_progress_bar=False, activation_fn=torch.nn.Identity()
+                )
+                lengths = self._lengths(pairs)
+            except (IndexError, RuntimeError) as error:  # torch's own: too little memory, no such token, …
+                why = f"computing failed: {shown(' '.join(str(error).split()))}"
+                break
+            finally:
+                self._one_at_a_time.release()
+            seconds = (time.monotonic() - start) / len(batch)
             for (row, place, _, _), value, length in zip(batch, values.tolist(), lengths, strict=True):
                 scores[row][place] = float(value)
                 usages[row] += Usage(calls=1, prompt_tokens=length, seconds=seconds)

@@ -122,4 +122,6 @@ class PairwiseReranker(PromptedReranker):
 def _first_preferred(answer: Choice) -> bool | None:
     """Whether the first of two is preferred; None where the answer is neither."""
     first, second = answer.log_probs
-    return None if max(first, second) == -math.inf else first > second
+    if math.isnan(first) or math.isnan(second) or max(first, second) == -math.inf:
+        return None
+    return first > second

@@ -71,13 +71,13 @@ class PointwiseReranker(PromptedReranker):
 
 
 def _share(yes: float, no: float) -> float | None:
-    """Of yes, from logarithms; None where neither has any.
+    """Of yes, from logarithms; None where neither has any, or one is no number.
 
-    >>> _share(-1.0, -1.0), _share(-0.5, -math.inf), _share(-math.inf, -math.inf)
-    (0.5, 1.0, None)
+    >>> _share(-1.0, -1.0), _share(-0.5, -math.inf), _share(-math.inf, -math.inf), _share(-1.0, math.nan)
+    (0.5, 1.0, None, None)
     """
     most = max(yes, no)
-    if not math.isfinite(most):
+    if math.isnan(yes) or math.isnan(no) or not math.isfinite(most):
         return None
     share = math.exp(yes - most)
     return share / (share + math.exp(no - most))

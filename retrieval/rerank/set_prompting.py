@@ -29,7 +29,7 @@ from recsys.retrieval.rerank.prompted import PromptedReranker
 from recsys.retrieval.rerank.request import RerankRequest
 from recsys.retrieval.rerank.result import Faults, RerankResult
 from recsys.retrieval.rerank.set_mask import set_layout
-from recsys.retrieval.rerank.tally import DEADLINE, passed
+from recsys.retrieval.rerank.tally import DEADLINE, in_turn
 
 __all__ = ["SetPromptingReranker"]
 
@@ -87,12 +87,9 @@ class SetPromptingReranker(PromptedReranker):
     async def rerank_async(
         self, requests: Sequence[RerankRequest], *, deadline: float | None = None
     ) -> list[RerankResult]:
-        """As :class:`Reranker` says; the deadline is looked at between passes, one or two for each list."""
-        return await asyncio.to_thread(self._rerank, list(requests), deadline)
-
-    def _rerank(self, requests: list[RerankRequest], deadline: float | None) -> list[RerankResult]:
-        with self._one_at_a_time:
-            return [self._one(request, deadline) for request in requests]
+        """As :class:`Reranker` says; the deadline is looked at between passes, one or two for each list, and bounds how
+        long a list waits for those of other callers."""
+        return await asyncio.to_thread(lambda: [self._one(request, deadline) for request in requests])
 
     def _canonical(self, request: RerankRequest) -> list[int]:
         """Places of the candidates by their text, then by id."""
@@ -112,20 +109,22 @@ class SetPromptingReranker(PromptedReranker):
         unknown = replace(request, history=(), query=None)
         usage, found = Usage(), list[list[float]]()
         for asked in (request, unknown) if self.calibrate else (request,):
-            if passed(deadline):
+            if not in_turn(self._one_at_a_time, deadline):
                 return RerankResult.unchanged(ids, DEADLINE, usage=usage, faults=Faults(failed=1))
             start = time.monotonic()
-            parts = self.parts(asked, order)
-            num_tokens = sum(len(segment) for group in parts for segment in group)
-            longest = sum(max(map(len, group)) for group in parts)
-            if longest > self.local.context_tokens:
-                note = f"the prompt spans {longest} tokens, and {self.local.name} takes {self.local.context_tokens}"
-                return RerankResult.unchanged(ids, note, usage=usage, faults=Faults(failed=1))
             try:
+                parts = self.parts(asked, order)
+                num_tokens = sum(len(segment) for group in parts for segment in group)
+                longest = sum(max(map(len, group)) for group in parts)
+                if longest > self.local.context_tokens:
+                    note = f"the prompt spans {longest} tokens, and {self.local.name} takes {self.local.context_tokens}"
+                    return RerankResult.unchanged(ids, note, usage=usage, faults=Faults(failed=1))
                 found.append(self.answer_likelihoods(parts))
             except (IndexError, RuntimeError) as error:  # torch's own: too little memory, no such token, …
                 note = f"computing failed: {shown(' '.join(str(error).split()))}"
                 return RerankResult.unchanged(ids, note, usage=usage, faults=Faults(failed=1))
+            finally:
+                self._one_at_a_time.release()
             cost = self.local.prices.cost(num_tokens, 0, 0)
             usage += Usage(calls=1, prompt_tokens=num_tokens, seconds=time.monotonic() - start, cost=cost)
         scores = [one[0] - sum(one[1:]) for one in zip(*found, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from recsys.retrieval.rerank.lm.usage import Usage
 from recsys.retrieval.rerank.request import RerankRequest
 from recsys.retrieval.rerank.result import Faults, RerankResult
 
-__all__ = ["DEADLINE", "Tally", "passed"]
+__all__ = ["DEADLINE", "Tally", "in_turn", "passed"]
 
 DEADLINE = "the deadline passed"
 
@@ -19,6 +20,13 @@ DEADLINE = "the deadline passed"
 def passed(deadline: float | None) -> bool:
     """Whether it is later than a reading of :func:`time.monotonic`."""
     return deadline is not None and time.monotonic() >= deadline
+
+
+def in_turn(lock: threading.Lock, deadline: float | None) -> bool:
+    """Take a lock that other callers may hold; False, and it is not taken, where the deadline passes before."""
+    if deadline is None:
+        return lock.acquire()
+    return not passed(deadline) and lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
 
 class Tally:

@@ -231,6 +231,7 @@ def test_bad_input_is_one_line_and_exit_2(toy_bundle, toy_dataset, encoder, tmp_
         (two, [], "has 2 outputs"),
         (bare, [], "holds no .safetensors"),
         (encoder, ["--loss", "irpo"], "is of language models"),
+        (encoder, ["--loss", "pg-rank", "--teacher", "orders.jsonl"], "pg-rank learns from what users chose"),
         (encoder, ["--add-missing"], "a target that is added has none"),
         (encoder, ["--max-tokens", "10"], "leaves 10 tokens an epoch"),
         (encoder, ["--resume"], "holds no run to go on with"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +101,31 @@ def test_threads_share_one(classifier: Path) -> None:
         together = list(pool.map(lambda number: reranker.rerank([asked[number % 4]])[0], range(40)))
     for number, result in enumerate(together):
         assert result.scores == pytest.approx(alone[number % 4].scores, abs=1e-4) and result.complete
+
+
+def test_a_late_list_does_not_wait_for_those_of_another_caller(
+    classifier: Path, few_requests: list[RerankRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reranker = CrossEncoderReranker(classifier)
+    begun, free, predict = threading.Event(), threading.Event(), reranker.model.predict
+
+    def computing(*args: Any, **settings: Any) -> Any:
+        begun.set()
+        free.wait(8)
+        return predict(*args, **settings)
+
+    monkeypatch.setattr(reranker.model, "predict", computing)
+    other = threading.Thread(target=reranker.rerank, args=(few_requests,))
+    other.start()
+    try:
+        assert begun.wait(8)
+        start = time.monotonic()
+        (result,) = reranker.rerank(few_requests[:1], deadline=start + 0.05)
+        assert time.monotonic() - start < 4
+    finally:
+        free.set()
+        other.join()
+    assert result.ids == few_requests[0].ids and not result.complete and result.notes == ("the deadline passed",)
 
 
 def test_a_model_that_cannot_compute_keeps_the_order(classifier: Path, few_requests: list[RerankRequest]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from itertools import combinations
 from math import log2
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +18,11 @@ from hypothesis import strategies as st
 from recsys.errors import InputError
 from recsys.retrieval.rerank import RerankRequest
 from recsys.retrieval.rerank.in_step import in_step
+from recsys.retrieval.rerank.lm.local import LocalLanguageModel
 from recsys.retrieval.rerank.pair_sorts import SORTS, Pair, win_shares
 from recsys.retrieval.rerank.pairwise import PairwiseReranker
+from recsys.retrieval.rerank.pointwise import PointwiseReranker
+from recsys.retrieval.rerank.result import Faults
 
 Preference = Callable[[int, int], float]
 
@@ -152,6 +157,15 @@ def test_a_passed_deadline_keeps_the_order(sort: str, small_lm: Any, few_request
     assert all(result.ids == result.candidates for result in results)
     assert [result.complete for result in results] == [False, True, True, False]
     assert results[0].notes == ("the deadline passed",) and results[0].usage.calls == 0
+
+
+def test_likelihoods_that_are_no_numbers_are_counted(small_lm_folder: Path, few_requests: list[RerankRequest]) -> None:
+    lm = LocalLanguageModel.load(small_lm_folder, device="cpu")
+    lm.model.lm_head.weight.fill_(math.nan)
+    for method in (*(PairwiseReranker(lm, sort=sort) for sort in sorted(SORTS)), PointwiseReranker(lm)):
+        result = method.rerank(few_requests)[0]
+        assert result.ids == few_requests[0].ids and result.usage.calls
+        assert result.faults == Faults(malformed=result.usage.calls), method.name
 
 
 def test_settings_are_checked(small_lm: Any, few_requests: list[RerankRequest]) -> None:

@@ -261,6 +261,19 @@ def test_a_reranker_that_breaks_costs_its_order_only(rec: Recommender, caplog: p
         rec.recommend("u3", k=4, at=AT, reranker=Broken(InputError("no such prompt")))
 
 
+def test_a_reranker_that_waits_for_its_own_loop_costs_its_order_only(rec: Recommender) -> None:
+    class Around(Backwards):
+        """Asks another reranker by the method for callers without an event loop."""
+
+        async def rerank_async(self, requests: Any, *, deadline: float | None = None) -> list[RerankResult]:
+            return Backwards().rerank(requests)
+
+    plain = rec.recommend("u3", k=4, at=AT)
+    assert rec.recommend("u3", k=4, at=AT, reranker=Around(), rerank_ms=5_000).item_ids == plain.item_ids
+    after = rec.recommend("u3", k=4, at=AT, reranker=Backwards(), rerank_ms=5_000)
+    assert after.item_ids != plain.item_ids, "others go on"
+
+
 @pytest.mark.parametrize("weight", [None, 0.5])
 @pytest.mark.parametrize("what", ["nothing", "other items", "fewer items", "another order before it"])
 def test_a_result_of_another_list_costs_its_order_only(

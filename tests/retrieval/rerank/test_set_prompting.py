@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -154,6 +155,31 @@ def test_deadlines_and_prompts_that_do_not_fit(small_lm: Any, few_requests: list
     long = replace(few_requests[0].candidates[1], text="a longer name " * 400)
     (result,) = reranker.rerank([replace(few_requests[0], candidates=[few_requests[0].candidates[0], long])])
     assert not result.complete and result.faults.failed == 1 and "spans" in result.notes[0]
+
+
+def test_a_late_list_does_not_wait_for_those_of_another_caller(
+    small_lm: Any, few_requests: list[RerankRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reranker = SetPromptingReranker(small_lm)
+    begun, free = threading.Event(), threading.Event()
+
+    def computing(parts: Any) -> list[float]:
+        begun.set()
+        free.wait(8)
+        return [0.0] * len(parts[-1])
+
+    monkeypatch.setattr(reranker, "answer_likelihoods", computing)
+    other = threading.Thread(target=reranker.rerank, args=(few_requests,))
+    other.start()
+    try:
+        assert begun.wait(8)
+        start = time.monotonic()
+        (result,) = reranker.rerank(few_requests[:1], deadline=start + 0.05)
+        assert time.monotonic() - start < 4
+    finally:
+        free.set()
+        other.join()
+    assert result.ids == few_requests[0].ids and not result.complete and result.notes == ("the deadline passed",)
 
 
 def test_numbers_that_are_none_keep_the_order_and_are_counted(
