@@ -45,6 +45,7 @@ _SAID_OF_FACTS = frozenset(
 """Words of such questions that choose no rows."""
 _OF_ITEMS = re.compile(r"\b(?:published|released|made|written|printed)\b|[’']?\ds\b", re.IGNORECASE)
 """Behind these a year is the items', and otherwise perhaps that of the events."""
+_BUYING = frozenset({"buy", "bought", "purchase", "purchased", "order", "ordered"})
 _MOST_EVENTS = 10
 
 
@@ -115,7 +116,7 @@ async def _by_rules(
     condition = catalogue.columns.sql(read.filters) if read.filters else ""
     work.notes += read.unread_notes()
     unknown = _not_understood(work.question, read, catalogue)
-    sql = None if unknown or read.unread else query_by_rules(work.question, condition, tables)
+    sql = None if unknown or read.unread else query_by_rules(work.question, condition, tables, catalogue.actions)
     if unknown:
         work.notes.append(f"{unknown} was not understood, and without it the tables would be asked something else")
     if sql is None:
@@ -140,6 +141,7 @@ def _not_understood(question: str, read: WordFilters, catalogue: AskCatalogue) -
         if mine and by_year and not _OF_ITEMS.search(question):
             return f"“{as_data(one.words, 60)}”"
     own = {word for name in columns.items.columns for word in words(name.replace("_", " "))}
+    own |= {form for name in catalogue.actions for form in _forms(name)} if mine else set()
     said = {word for one in read.filters for part in one.words.split(", ") for word in words(part)}
     for word in left_words(question, read.filters, read.unread):
         if word not in _SAID_OF_FACTS | own | said:
@@ -147,29 +149,60 @@ def _not_understood(question: str, read: WordFilters, catalogue: AskCatalogue) -
     return ""
 
 
-def query_by_rules(question: str, condition: str, tables: UserTables) -> str | None:
+def query_by_rules(question: str, condition: str, tables: UserTables, actions: Sequence[str] = ()) -> str | None:
     """A query for a count, or for the user's own events; None for what rules do not understand.
 
     Args:
         question: in words.
         condition: on the items, as SQL; empty for none.
         tables: of the user.
+        actions: that events may have; one that the question names must be there.
     """
     mine, among = _is_mine(question), f" WHERE {condition}" if condition else ""
     if _HARDER.search(question) or (mine and _NOT_DONE.search(question)):
         return None
+    conditions = [f"item_id IN (SELECT item_id FROM items{among})"] if condition else []
+    if named := _named_actions(question, actions):
+        conditions.append("(" + " OR ".join(_has_action(name) for name in named) + ")")
+    within = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     if _COUNT.search(question):
         if not mine:
             return f"SELECT count(*) AS items FROM items{among}"
-        within = f" WHERE item_id IN (SELECT item_id FROM items{among})" if condition else ""
         return f"SELECT count(*) AS events, count(DISTINCT item_id) AS items FROM history{within}"
     if not mine:
         return None
     names = {column.name for column in tables.tables["history"]}
     wanted = [name for name in ("title", "item_id", "actions", "happened_at") if name in names]
-    within = f" WHERE item_id IN (SELECT item_id FROM items{among})" if condition else ""
     order = "ASC" if _FIRST.search(question) else "DESC"
     return f"SELECT {', '.join(wanted)} FROM history{within} ORDER BY place {order} LIMIT {_MOST_EVENTS}"
+
+
+def _named_actions(question: str, actions: Sequence[str]) -> list[str]:
+    """Actions that a question about one's own events names: "how many did I like?"
+
+    >>> _named_actions("How many trains have I liked?", ("click", "like"))
+    ['like']
+    """
+    said, named = set(re.findall(r"[^\W_]+", question.casefold())), list[str]()
+    for name in actions:
+        if said & _forms(name):
+            named.append(name)
+    return named
+
+
+def _forms(action: str) -> frozenset[str]:
+    """Words that name it."""
+    folded = action.casefold()
+    return _BUYING if folded in _BUYING else frozenset({folded, f"{folded}d", f"{folded}ed"})
+
+
+def _has_action(name: str) -> str:
+    """As SQL; an event's actions are joined by ``+``."""
+    one = name.replace("'", "''")
+    return (
+        f"actions = '{one}' OR starts_with(actions, '{one}+') OR ends_with(actions, '+{one}') "
+        f"OR contains(actions, '+{one}+')"
+    )
 
 
 def _is_mine(question: str) -> bool:
