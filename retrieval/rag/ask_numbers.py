@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from typing import Any
 
 from recsys.retrieval.rag.ask_filter import Filter, FilterColumns, NumberColumn
 from recsys.retrieval.rag.ask_negation import THINGS, Denial, Denials, Sense
@@ -188,9 +189,9 @@ def _without_contradictions(found: list[Filter], notes: list[str]) -> list[Filte
     kept = list[Filter]()
     for name in dict.fromkeys(one.column for one in found):
         same = [one for one in found if one.column == name]
-        lows = [one.at_least for one in same if one.at_least is not None and not one.negate]
-        highs = [one.at_most for one in same if one.at_most is not None and not one.negate]
-        if lows and highs and max(lows) > min(highs):  # type: ignore[type-var]
+        lows: list[Any] = [one.at_least for one in same if one.at_least is not None and not one.negate]
+        highs: list[Any] = [one.at_most for one in same if one.at_most is not None and not one.negate]
+        if lows and highs and max(lows) > min(highs):
             said = " and ".join(f"“{one.words}”" for one in same if not one.negate)
             notes.append(f"{said} do not go together and were left out")
             same = [one for one in same if one.negate]
