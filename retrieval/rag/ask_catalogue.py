@@ -30,6 +30,7 @@ class AskCatalogue:
         self._bundle, self.real_clock = bundle, bundle.vocabulary.clock == "real"
         self.columns = FilterColumns(self.items, ColumnValues.of(self.items, encoder=encoder))
         self.titles = CatalogueTitles(self.items["title"].to_list() if "title" in self.items.columns else [])
+        self.actions = bundle.vocabulary.actions
         self._lock = threading.Lock()
         self._database: ItemDatabase | None = None
 

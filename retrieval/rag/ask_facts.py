@@ -10,13 +10,15 @@ from recsys.events import Event
 from recsys.retrieval.page import Page
 from recsys.retrieval.rag.ask_answer import AskAnswer, Turn
 from recsys.retrieval.rag.ask_catalogue import AskCatalogue
-from recsys.retrieval.rag.ask_words import filters_in
+from recsys.retrieval.rag.ask_words import WordFilters, filters_in, left_words
 from recsys.retrieval.rag.ask_work import AskWork
 from recsys.retrieval.rag.sql.checked_query import SqlError
 from recsys.retrieval.rag.sql.limits import SqlLimits
 from recsys.retrieval.rag.sql.query_result import QueryResult
 from recsys.retrieval.rag.sql.question import SqlStep, TableAnswer, answer_from_tables
 from recsys.retrieval.rag.sql.tables import UserTables
+from recsys.retrieval.rag.words import words
+from recsys.retrieval.rerank.as_data import as_data
 from recsys.retrieval.rerank.lm.protocol import LanguageModel
 from recsys.retrieval.rerank.prompt import Prompt
 
@@ -34,6 +36,16 @@ _NOT_DONE = re.compile(
     r"\b(?:did|have|had|do|was)(?:n['’]t|\s+(?:i\s+)?(?:not|never))\b|\bi\s+(?:never|not)\b", re.IGNORECASE
 )
 """Nor what is asked of events that did not happen."""
+_SAID_OF_FACTS = frozenset(
+    "many much often long count number tell list item product book toy game movie film song title thing total time "
+    "kind type last first latest oldest earliest newest recent recently history event did done own owned previous "
+    "previously far currently there exist available sell sold offer stock catalogue catalog shop store "
+    "bought buy purchased purchase read seen saw watched played used chosen chose ordered got gotten taken took".split()
+)
+"""Words of such questions that choose no rows."""
+_OF_ITEMS = re.compile(r"\b(?:published|released|made|written|printed)\b|[’']?\ds\b", re.IGNORECASE)
+"""Behind these a year is the items', and otherwise perhaps that of the events."""
+_BUYING = frozenset({"buy", "bought", "purchase", "purchased", "order", "ordered"})
 _MOST_EVENTS = 10
 
 
@@ -103,11 +115,13 @@ async def _by_rules(
     read = await asyncio.to_thread(filters_in, work.question, catalogue.columns)
     condition = catalogue.columns.sql(read.filters) if read.filters else ""
     work.notes += read.unread_notes()
-    sql = None if read.unread else query_by_rules(work.question, condition, tables)
+    unknown = _not_understood(work.question, read, catalogue)
+    sql = None if unknown or read.unread else query_by_rules(work.question, condition, tables, catalogue.actions)
+    if unknown:
+        work.notes.append(f"{unknown} was not understood, and without it the tables would be asked something else")
     if sql is None:
         work.notes.append("without a query of a language model only counts and one's own events can be asked for")
         return TableAnswer(result=None, steps=steps)
-    work.notes += read.notes
     try:
         result = await asyncio.to_thread(tables.query, sql, deadline=work.deadline)
     except SqlError as error:
@@ -115,29 +129,80 @@ async def _by_rules(
     return TableAnswer(result=result, steps=(*steps, SqlStep(sql=sql, outcome="rows")))
 
 
-def query_by_rules(question: str, condition: str, tables: UserTables) -> str | None:
+def _not_understood(question: str, read: WordFilters, catalogue: AskCatalogue) -> str:
+    """What of a question is in no condition, in words; a count without it would count something else."""
+    mine, columns = _is_mine(question), catalogue.columns
+    if read.notes:
+        return read.notes[0].partition("”")[0] + "”"
+    for one in read.filters:
+        by_year = one.column in columns.numbers and (
+            columns.numbers[one.column].is_date or {"year", "date"} & set(one.column.lower().split("_"))
+        )
+        if mine and by_year and not _OF_ITEMS.search(question):
+            return f"“{as_data(one.words, 60)}”"
+    own = {word for name in columns.items.columns for word in words(name.replace("_", " "))}
+    own |= {form for name in catalogue.actions for form in _forms(name)} if mine else set()
+    said = {word for one in read.filters for part in one.words.split(", ") for word in words(part)}
+    for word in left_words(question, read.filters, read.unread):
+        if word not in _SAID_OF_FACTS | own | said:
+            return f"“{as_data(word, 60)}”"
+    return ""
+
+
+def query_by_rules(question: str, condition: str, tables: UserTables, actions: Sequence[str] = ()) -> str | None:
     """A query for a count, or for the user's own events; None for what rules do not understand.
 
     Args:
         question: in words.
         condition: on the items, as SQL; empty for none.
         tables: of the user.
+        actions: that events may have; one that the question names must be there.
     """
     mine, among = _is_mine(question), f" WHERE {condition}" if condition else ""
     if _HARDER.search(question) or (mine and _NOT_DONE.search(question)):
         return None
+    conditions = [f"item_id IN (SELECT item_id FROM items{among})"] if condition else []
+    if named := _named_actions(question, actions):
+        conditions.append("(" + " OR ".join(_has_action(name) for name in named) + ")")
+    within = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     if _COUNT.search(question):
         if not mine:
             return f"SELECT count(*) AS items FROM items{among}"
-        within = f" WHERE item_id IN (SELECT item_id FROM items{among})" if condition else ""
         return f"SELECT count(*) AS events, count(DISTINCT item_id) AS items FROM history{within}"
     if not mine:
         return None
     names = {column.name for column in tables.tables["history"]}
     wanted = [name for name in ("title", "item_id", "actions", "happened_at") if name in names]
-    within = f" WHERE item_id IN (SELECT item_id FROM items{among})" if condition else ""
     order = "ASC" if _FIRST.search(question) else "DESC"
     return f"SELECT {', '.join(wanted)} FROM history{within} ORDER BY place {order} LIMIT {_MOST_EVENTS}"
+
+
+def _named_actions(question: str, actions: Sequence[str]) -> list[str]:
+    """Actions that a question about one's own events names: "how many did I like?"
+
+    >>> _named_actions("How many trains have I liked?", ("click", "like"))
+    ['like']
+    """
+    said, named = set(re.findall(r"[^\W_]+", question.casefold())), list[str]()
+    for name in actions:
+        if said & _forms(name):
+            named.append(name)
+    return named
+
+
+def _forms(action: str) -> frozenset[str]:
+    """Words that name it."""
+    folded = action.casefold()
+    return _BUYING if folded in _BUYING else frozenset({folded, f"{folded}d", f"{folded}ed"})
+
+
+def _has_action(name: str) -> str:
+    """As SQL; an event's actions are joined by ``+``."""
+    one = name.replace("'", "''")
+    return (
+        f"actions = '{one}' OR starts_with(actions, '{one}+') OR ends_with(actions, '+{one}') "
+        f"OR contains(actions, '+{one}+')"
+    )
 
 
 def _is_mine(question: str) -> bool:

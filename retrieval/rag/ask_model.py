@@ -10,7 +10,7 @@ from typing import Any
 
 from recsys.errors import shown
 from recsys.retrieval.rag.ask_filter import Filter, FilterColumns
-from recsys.retrieval.rag.ask_words import bounded
+from recsys.retrieval.rag.ask_numbers import bounded
 from recsys.retrieval.rag.sql.column_values import ValueMatch
 from recsys.retrieval.rerank.as_data import as_data
 from recsys.retrieval.rerank.lm.protocol import Chat

@@ -12,16 +12,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["Denial", "Denials", "Sense"]
+__all__ = ["THINGS", "Denial", "Denials", "Sense"]
 
 Sense = Literal["wanted", "excluded", "unclear"]
 
-_THINGS = (
+THINGS = (
     r"(?:any|some|no|every)?things?|stuff|items?|products?|books?|toys?|games?|movies?|films?|songs?|titles?|ones?|"
     r"brands?|makers?|authors?|writers?|artists?|categor(?:y|ies)|genres?|kinds?|types?|sorts?|series"
 )
+"""Nouns of what items are, which say nothing by themselves."""
 _KINDS = {
-    "but": rf"(?:(?:any|every)(?:thing|one|body)|all|any\s+(?:{_THINGS}))\s+but|except(?:ing)?(?:\s+for)?|"
+    "but": rf"(?:(?:any|every)(?:thing|one|body)|all|any\s+(?:{THINGS}))\s+but|except(?:ing)?(?:\s+for)?|"
     r"excludes?|excluding|(?:other|different)\s+(?:than|from|to)|(?:apart|aside)\s+from|rather\s+than|instead\s+of|"
     r"unlike|minus|non(?=[\s-])",
     "without": r"without",
@@ -36,7 +37,7 @@ _KINDS = {
 _DENIAL = re.compile(r"\b(?:" + "|".join(f"(?P<k_{kind}>{words})" for kind, words in _KINDS.items()) + r")(?!\w|')")
 _FREE = re.compile(r"-free\b")
 _ONLY = (
-    rf"(?:nothing|nobody|none|no\s+one|no(?:\s+other)?\s+(?:{_THINGS}|else)|not|never)\s+(?:else\s+)?"
+    rf"(?:nothing|nobody|none|no\s+one|no(?:\s+other)?\s+(?:{THINGS}|else)|not|never)\s+(?:else\s+)?"
     r"(?:but|except(?:\s+for)?|other\s+than|besides|apart\s+from|aside\s+from|without|excluding)"
 )
 """Two denials that make a demand: nothing but trains."""
@@ -59,7 +60,7 @@ _FILLERS = (
     rf"an?|the|about|by|from|in|for|too|more|of|with|on|to|at|as|is|are|be|was|were|being|been|it|its|that|which|who|"
     rf"all|any|single|like|likes|made|written|published|produced|sold|released|created|directed|has|have|having|"
     rf"contains?|containing|featuring|called|named|titled|related|similar|me|us|my|want|need|see|get|buy|show|give|"
-    rf"costs?|costing|priced?|spend|pay|rated|go|{_THINGS}"
+    rf"costs?|costing|priced?|spend|pay|rated|go|{THINGS}"
 )
 _BOUNDARY = re.compile(
     r"[,.:;!?()\n]|[–—]|\s-\s|\b(?:but|i|i'd|i'm|we|please|instead|rather|maybe|perhaps|though|although|however|because)\b"
@@ -145,6 +146,8 @@ class Denials:
             listed = re.match(r"[^.:;!?()]*?\b(?:or|nor|and)\b", self._text[gap[1] :])
             return sense if same_column and listed else "unclear"
         if re.fullmatch(r"[\s-]*", between):
+            if sense == "excluded" and self._text[denial.begin : denial.end] == "non":  # non-wooden trains are trains
+                return "wanted"
             return None if sense == "excluded" else sense
         if sense == "unclear" and not _BOUNDARY.search(between):
             return sense

@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 
 import polars as pl
 
-from recsys.retrieval.rag.ask_filter import Filter, FilterColumns, NumberColumn, words_pattern
+from recsys.retrieval.rag.ask_filter import Filter, FilterColumns, words_pattern
 from recsys.retrieval.rag.ask_negation import Denial, Denials, Sense
+from recsys.retrieval.rag.ask_numbers import number_filters, sense_of
 from recsys.retrieval.rag.sql.column_values import ValueMatch
 from recsys.retrieval.rag.words import STOP_WORDS, content_words, words
 from recsys.retrieval.rerank.as_data import as_data
@@ -22,7 +22,6 @@ __all__ = [
     "WordFilters",
     "asks_for_facts",
     "asks_for_others",
-    "bounded",
     "carried_over",
     "filters_in",
     "left_words",
@@ -37,37 +36,6 @@ _JOINED = re.compile(r"\s*(?:,\s*)?(?:or|/|and/or)\s*", re.IGNORECASE)
 _LONGEST_TITLE_PART = 6
 """Words."""
 _SPOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_NUMBER = r"(?P<{0}>\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?)(?P<{0}k>k\b)?"
-_MONEY = r"[$€£]?\s*"
-_MOST = (
-    r"under|below|less than|cheaper than|at most|max(?:imum)?(?: of)?|up to|no more than|not more than|before|until|"
-    r"older than|earlier than|fewer than|shorter than|within|for less than|<=?"
-)
-_LEAST = (
-    r"over|above|more than|at least|min(?:imum)?(?: of)?|after|since|newer than|later than|longer than|better than|"
-    r"higher than|no less than|not less than|starting at|>=?"
-)
-_BETWEEN = re.compile(
-    rf"\b(?:between|from)\s+{_MONEY}{_NUMBER.format('low')}\s*(?:and|to|-|–)\s*{_MONEY}{_NUMBER.format('high')}",
-    re.IGNORECASE,
-)
-_BOUND = re.compile(
-    rf"(?:\b|(?<=\s))(?:(?P<most>{_MOST})|(?P<least>{_LEAST}))\s*(?:the\s+)?(?:year\s+)?{_MONEY}{_NUMBER.format('n')}",
-    re.IGNORECASE,
-)
-_BEHIND = re.compile(
-    rf"{_MONEY}{_NUMBER.format('n')}\s*"
-    r"(?:\+|stars?\s+(?:or|and)\s+(?:more|up|above|better)|or more|or (?P<less>less|fewer))",
-    re.IGNORECASE,
-)
-_DECADE = re.compile(r"\b(?:the\s+)?(?P<year>1[0-9]\d0|20\d0)['’]?s\b", re.IGNORECASE)
-_YEAR = re.compile(r"\b(?:in|from|of|published|released|made)\s+(?P<year>1[0-9]\d\d|20\d\d)\b", re.IGNORECASE)
-_PRICE = re.compile(
-    r"[$€£]|\b(?:dollars?|euros?|pounds?|usd|eur|price[ds]?|costs?|cheap\w*|budget|spend)\b", re.IGNORECASE
-)
-_STARS = re.compile(r"\b(?:stars?|rated|ratings?|scores?|scored)\b", re.IGNORECASE)
-_WINDOW = 40
-"""Characters on each side of a number in which its column may be named."""
 _FACTS = re.compile(
     r"^\s*(?:(?:can|could) you (?:tell|show) me\s+|please\s+|tell me\s+|show me\s+)?(?:"
     r"how (?:many|much|often|long)\b|count\b|when did i\b|"
@@ -153,7 +121,7 @@ def filters_in(question: str, columns: FilterColumns) -> WordFilters:
     matches = [match for match in matches if not any(low < match.end and match.begin < high for low, high, _ in titles)]
     found, unread = _text_filters(question, matches, columns, denials)
     taken = [(match.begin, match.end) for match in matches] + [(low, high) for low, high, _ in titles]
-    numbers, notes = _number_filters(question, taken, columns, denials, unread)
+    numbers, notes = number_filters(question, taken, columns, denials, unread)
     flags = _flag_filters(question, columns, denials, unread)
     for denial in denials.found:
         if not denial.used:
@@ -317,135 +285,18 @@ def _text_filters(
             column = columns.texts[match.column]
             alone = not column.separators and not column.listed
             also = before is not None and _JOINED.fullmatch(question[slice(*gap)])
-            if last is not None and last.column == match.column and not last.negate and (alone or also):
+            at = len(found) - 1 if last is not None and also else -1
+            if alone:  # no item has two of them, as in "red trains or blue dolls"
+                at = next((n for n, old in enumerate(found) if old.column == match.column and not old.negate), -1)
+            if at >= 0 and found[at].column == match.column and not found[at].negate:
+                last = found[at]
                 words, score = f"{last.words}, {match.words}", min(last.score, match.score)
-                found[-1] = replace(last, values=(*last.values, match.value), words=words, score=score)
+                values = tuple(dict.fromkeys((*last.values, match.value)))
+                found[at] = replace(last, values=values, words=words, score=score)
             else:
                 found.append(one)
         before = match
     return found, unread
-
-
-def _sense_of(denials: Denials, begin: int, end: int) -> tuple[Sense, Denial | None]:
-    """Of a bound or a flag."""
-    denial = denials.before(begin)
-    sense = denials.sense(denial, begin, end)
-    if denial is not None and denial.used and sense == "unclear" and denial.clear:
-        sense = denials.sense_behind(denial)
-    if denial is not None and sense != "wanted":
-        denial.used = True
-    return sense, denial
-
-
-def _number_filters(
-    question: str,
-    taken: list[tuple[int, int]],
-    columns: FilterColumns,
-    denials: Denials,
-    unread: list[tuple[int, int]],
-) -> tuple[list[Filter], list[str]]:
-    found, notes = list[Filter](), list[str]()
-    for begin, end, low, high, beside in _bounds(question):
-        if any(begin < other_end and other_begin < end for other_begin, other_end in taken):
-            continue
-        taken.append((begin, end))
-        column = _column_of(question, begin, end, [n for n in (low, high) if n is not None], columns)
-        sense, denial = _sense_of(denials, begin, end)
-        words = question[begin if denial is None or sense == "wanted" else denial.begin : end].strip()
-        if sense == "unclear" and denial is not None:
-            unread.append((denial.begin, end))
-        elif column is None:
-            notes.append(f"“{words}” fits no column of the items and was left out")
-        elif sense == "wanted":
-            found.append(bounded(column, low, high, words))
-        elif low is not None and high is not None:
-            found.append(replace(bounded(column, low, high, words), negate=True))
-        else:  # not under 20 is 20 and more
-            turned = (None if high is None else high + beside, None if low is None else low - beside)
-            found.append(bounded(column, *turned, words))
-    return found, notes
-
-
-def bounded(column: NumberColumn, low: float | None, high: float | None, words: str = "", score: float = 0.9) -> Filter:
-    """A filter of numbers, or of the years of dates."""
-    if column.is_date:
-        first = None if low is None else date(_year(low), 1, 1)
-        last = None if high is None else date(_year(high), 12, 31)
-        return Filter(column=column.name, at_least=first, at_most=last, words=words, score=score)
-    return Filter(column=column.name, at_least=_plain(low), at_most=_plain(high), words=words, score=score)
-
-
-def _year(number: float) -> int:
-    return int(min(max(number, 1), 9999))
-
-
-def _plain(number: float | None) -> int | float | None:
-    return int(number) if number is not None and number == int(number) and abs(number) < 2**53 else number
-
-
-def _bounds(question: str) -> list[tuple[int, int, float | None, float | None, int]]:
-    """(begin, end, lower, upper, 1 where the number itself is outside) of every number with what bounds it, no two of
-    the same words."""
-    found = list[tuple[int, int, float | None, float | None, int]]()
-
-    def add(match: re.Match[str], low: float | None, high: float | None, beside: int = 0) -> None:
-        if all(match.end() <= begin or end <= match.start() for begin, end, *_ in found):
-            found.append((match.start(), match.end(), low, high, beside))
-
-    text = question[:1000]
-    for match in _BETWEEN.finditer(text):
-        low, high = sorted((_value(match, "low"), _value(match, "high")))
-        add(match, low, high)
-    for match in _BOUND.finditer(text):
-        number, strict = _value(match, "n"), (match["most"] or match["least"]).lower()
-        beside = 1 if strict in ("before", "after", "older than", "earlier than", "newer than", "later than") else 0
-        beside = beside if number == int(number) else 0
-        if match["most"]:
-            add(match, None, number - beside, beside)
-        else:
-            add(match, number + beside, None, beside)
-    for match in _BEHIND.finditer(text):
-        number = _value(match, "n")
-        add(match, *((None, number) if match["less"] else (number, None)))
-    for match in _DECADE.finditer(text):
-        add(match, float(match["year"]), float(match["year"]) + 9)
-    for match in _YEAR.finditer(text):
-        add(match, float(match["year"]), float(match["year"]))
-    return sorted(found, key=lambda one: one[:2])
-
-
-def _value(match: re.Match[str], name: str) -> float:
-    return float(match[name].replace(",", "")) * (1000 if match[f"{name}k"] else 1)
-
-
-def _column_of(question: str, begin: int, end: int, given: list[float], columns: FilterColumns) -> NumberColumn | None:
-    """The column that a number is about: by words beside it that name the column, its unit, and its size."""
-    near = question[max(0, begin - _WINDOW) : end + _WINDOW].casefold()
-    words = {word.rstrip("s") for word in re.findall(r"[^\W\d_]+", near)}
-    behind = re.match(r"\s*([^\W\d_]+)", question[end:].casefold())
-    counted = behind.group(1).rstrip("s") if behind else ""
-    best: tuple[float, NumberColumn] | None = None
-    for column in columns.numbers.values():
-        names = [word.rstrip("s") for word in re.findall(r"[^\W\d_]+", column.name.casefold().replace("_", " "))]
-        if column.named_like_id or not names:
-            continue
-        score = 2.0 * sum(name in words for name in names) - 0.1 * len(names)
-        score += 0.5 * (counted in names and bool({"count", "num", "number"} & set(names)))
-        year_like = all(1000 <= number <= 2100 and number == int(number) for number in given)
-        of_years = column.is_date or (column.whole and 0 < column.high <= 2100 and bool({"year", "date"} & set(names)))
-        if year_like and of_years:
-            score += 3
-        elif column.is_date:
-            continue
-        if {"price", "cost", "amount"} & set(names):
-            score += 3 if _PRICE.search(near) else 1.2 * (not year_like)
-        if {"rating", "star", "score", "rate"} & set(names) and _STARS.search(near) and column.high <= 10:
-            score += 3
-        if all(number > column.high or number < column.low for number in given):
-            score -= 6 if any(number > 10 * column.high or number < column.low / 10 for number in given) else 1
-        if score > 1 and (best is None or score > best[0]):
-            best = (score, column)
-    return None if best is None else best[1]
 
 
 def _flag_filters(
@@ -458,7 +309,7 @@ def _flag_filters(
         match = re.search(rf"\b{spelled}\b", question, re.IGNORECASE) if spelled else None
         if match is None:
             continue
-        sense, denial = _sense_of(denials, match.start(), match.end())
+        sense, denial = sense_of(denials, match.start(), match.end())
         begin = match.start() if denial is None or sense == "wanted" else denial.begin
         if sense == "unclear":
             unread.append((begin, match.end()))

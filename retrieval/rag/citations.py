@@ -32,6 +32,10 @@ Entails = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
 _CITATION = re.compile(CITATION)
 _PARTS = re.compile(r"(\d{1,9})(?:\s*[-–]\s*\^?(\d{1,9}))?")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_MARKER = re.compile(r"\s*(?:\d{1,3}[.)]|[-*•])\s+")
+"""Of a list's line."""
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
+_ZEROS = re.compile(r"(?<![\d.,])(\d+)\.(?:(\d*[1-9])0+|0+)(?![\d]|[.,]\d)")
 _MOST_RANGE = 50
 
 
@@ -110,7 +114,7 @@ def check_answer(
             raise InputError(f"{name} must be from 0 to 1, got {least!r}")
     texts = [passage if isinstance(passage, str) else passage.text for passage in passages]
     pieces = [text[begin:end] for begin, end in sentence_spans(text)]
-    claims = [_CITATION.sub(" ", piece) for piece in pieces]
+    claims = [_CITATION.sub(" ", _without_marker(piece)) for piece in pieces]
     numbers = [cited_in(piece) for piece in pieces]
     known = [tuple(number for number in found if 1 <= number <= len(texts)) for found in numbers]
     has_claim = [bool(content_words(claim)) for claim in claims]
@@ -164,7 +168,23 @@ def cited_in(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+def _without_marker(piece: str) -> str:
+    marker = _MARKER.match(piece)
+    return piece if marker is None else piece[marker.end() :]
+
+
+def _plain_figures(text: str) -> str:
+    """Equal numbers spelled alike.
+
+    >>> _plain_figures("1,000 parts at 3.50 or 20.00, in version 1.2.0")
+    '1000 parts at 3.5 or 20, in version 1.2.0'
+    """
+    plain = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
+    return _ZEROS.sub(lambda match: match[1] + (f".{match[2]}" if match[2] else ""), plain)
+
+
 def _by_overlap(claims: Sequence[str], known: Sequence[Sequence[int]], texts: Sequence[str]) -> list[float]:
+    claims, texts = [_plain_figures(claim) for claim in claims], [_plain_figures(text) for text in texts]
     held = [frozenset(content_words(text)) for text in texts]
     figures = [frozenset(_NUMBER.findall(text)) for text in texts]
     supports = []

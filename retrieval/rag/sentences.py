@@ -26,7 +26,7 @@ _MOST_SPACE = 16
 def sentence_spans(text: str) -> list[tuple[int, int]]:
     """(begin, end) of every sentence, without the space around it; all that is no space is in exactly one.
 
-    A line break ends a sentence as well. Abbreviations, initials and decimal points do not.
+    A line break ends a sentence as well. Abbreviations, initials, decimal points and the numbers of a list do not.
 
     >>> text = "Dr. Seuss wrote it. [1] It costs 3.50! Is it red?"
     >>> [text[begin:end] for begin, end in sentence_spans(text)]
@@ -53,6 +53,9 @@ def _ends(text: str, mark: int, after: int) -> bool:
     if word is None:
         return True
     last = word.group().lower()
+    line = text[text.rfind("\n", 0, mark) + 1 : mark].strip()
+    if line.isdigit() and len(line) <= 3:  # a numbered list
+        return after >= len(text) or text[after] == "\n"
     is_initial = len(last) == 1 and last.isalpha() and text[mark - 1].isupper()
     return last not in _OPEN and not is_initial
 

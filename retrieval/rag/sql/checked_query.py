@@ -20,6 +20,7 @@ from recsys.retrieval.rag.sql.words import (
     AGGREGATES_OF_TEXT,
     CLASSES,
     CONCATENATIONS,
+    FORMATS,
     FUNCTIONS,
     NODES,
     OF_THE_SESSION,
@@ -35,6 +36,7 @@ __all__ = ["CheckedQuery", "SqlError", "checked_query"]
 _MOST_GROWTH = 32
 """By how much a query may lengthen a text by joining it with itself."""
 _LONGEST_PATTERN = 300
+_LONGEST_FORMAT = 40
 _PLAIN_NAME = re.compile(r"(?!duckdb_|pg_|sqlite_|pragma_|information_schema)[^\W\d]\w{0,63}", re.IGNORECASE)
 _SPOKEN = {"INSERT_QUERY_NODE": "INSERT", "UPDATE_QUERY_NODE": "UPDATE", "DELETE_QUERY_NODE": "DELETE",
            "RECURSIVE_CTE_NODE": "recursion", "SHOW_REF": "SHOW, DESCRIBE and SUMMARIZE", "PARAMETER": "parameters",
@@ -193,6 +195,10 @@ def _check_function(node: dict[str, Any]) -> str:
         literal = _literal(pattern[0]) if pattern else None
         if literal is None or len(literal) > _LONGEST_PATTERN or "{" in literal:
             raise SqlError(f"a pattern must be a plain text of at most {_LONGEST_PATTERN} characters without {{")
+    if name in FORMATS:
+        given = [text for one in _arguments(node) if (text := _literal(one)) is not None]
+        if len(given) != 1 or len(given[0]) > _LONGEST_FORMAT:
+            raise SqlError(f"a format of dates must be a plain text of at most {_LONGEST_FORMAT} characters")
     if name == "list_value" and not all(argument.get("class") == "CONSTANT" for argument in _arguments(node)):
         raise SqlError("a list may only hold constants")
     return name

@@ -11,6 +11,7 @@ __all__ = [
     "AGGREGATES_OF_TEXT",
     "CLASSES",
     "CONCATENATIONS",
+    "FORMATS",
     "FUNCTIONS",
     "NODES",
     "OF_THE_SESSION",
@@ -44,23 +45,27 @@ TYPES = frozenset(
 CONCATENATIONS = frozenset({"||", "concat", "concat_ws"})
 AGGREGATES_OF_TEXT = frozenset({"string_agg", "group_concat", "listagg", "array_to_string"})
 PATTERNS = frozenset({"~", "regexp_matches"})
+FORMATS = frozenset({"strftime"})
+"""Their format may only be a short text of the query's own: a long one would write long texts."""
 OF_THE_SESSION = frozenset("current_user session_user user current_role current_catalog current_schema".split())
 """Names that read like columns and tell of the session."""
 
 FUNCTIONS = frozenset(
     """
-    + - * / // % ** ^ ~~ !~~ ~~* !~~* = != <> < > <= >=
+    + - * / // % ** ^ ~~ !~~ ~~* !~~* like_escape not_like_escape ilike_escape not_ilike_escape = != <> < > <= >=
     lower upper lcase ucase length len strlen char_length trim ltrim rtrim substring substr left right contains prefix
     suffix starts_with ends_with instr strpos position split_part strip_accents nullif ifnull coalesce
+    if row
     list_value list_contains list_has list_has_any list_has_all array_contains array_has array_length list_extract
     list_sort list_distinct list_unique unnest
     abs ceil ceiling floor round trunc sqrt ln log log2 log10 exp pow power mod sign greatest least isnan isfinite
-    year month day quarter week hour minute second dayofweek weekday dayname monthname date_part datepart date_trunc
-    datetrunc date_diff datediff age epoch to_timestamp make_date last_day to_days to_weeks to_months to_years to_hours
+    year month day quarter week hour minute second dayofweek weekday isodow dayofyear dayname monthname
+    date_part datepart date_trunc datetrunc date_diff datediff age epoch
+    to_timestamp make_date last_day to_days to_weeks to_months to_years to_hours
     to_minutes to_seconds now today current_date get_current_timestamp
     count count_star sum avg mean min max median mode any_value first last arg_max arg_min max_by min_by stddev
     stddev_samp stddev_pop variance var_samp var_pop quantile quantile_cont quantile_disc approx_count_distinct
     bool_and bool_or count_if countif corr list array_agg
     row_number rank dense_rank percent_rank cume_dist ntile lag lead first_value last_value nth_value
     """.split()
-) | CONCATENATIONS | AGGREGATES_OF_TEXT | PATTERNS  # fmt: skip
+) | CONCATENATIONS | AGGREGATES_OF_TEXT | PATTERNS | FORMATS  # fmt: skip

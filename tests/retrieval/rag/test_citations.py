@@ -142,3 +142,18 @@ def test_a_classifier_without_entailment_is_refused(small_nli_folder: Path, tmp_
         EntailmentModel.load(other)
     with pytest.raises(InputError, match=r"holds no config\.json"):
         EntailmentModel.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It has 1000 parts [1].",
+        "It costs 20.00 dollars [2].",
+        "1. It has 1,000 parts [1].\n2) It costs 20 dollars [2].",
+    ],
+)
+def test_spellings_of_numbers_and_of_lists_are_no_faults(text: str) -> None:
+    passages = ["The ship has 1,000 parts.", "The train costs 20 dollars."]
+    checked = check_answer(text, passages)
+    assert checked.passed, checked.sentences
+    assert not check_answer(text.replace("20", "21").replace("1000", "1001").replace("1,000", "1,001"), passages).passed

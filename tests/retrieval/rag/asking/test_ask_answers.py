@@ -323,6 +323,28 @@ def test_facts_without_a_model(shop: Recommender, asker: Asker) -> None:
         assert answer.table is not None and answer.table.result is None, f"{denied} is no count of what was had"
 
 
+def test_rules_count_what_was_asked_or_nothing(shop: Recommender, asker: Asker) -> None:
+    pytest.importorskip("duckdb", reason="needs the extra rag")
+    for question, unknown in (
+        ("How many submarines are there?", "submarine"),
+        ("How many purple ships are there?", "purple"),
+        ("How many ships did I buy last week?", "week"),
+        ("How many ships did I have in 1990?", "in 1990"),
+        ("How many ships with more than 40 pieces are there?", "more than 40 pieces"),
+    ):
+        answer = asker.ask("u0", question)
+        assert answer.table is not None and answer.table.result is None, question
+        assert any(f"“{unknown}” was not understood" in note for note in answer.notes), answer.notes
+    mine = shop.events_of("u0") or []
+    every = shop.bundle.vocabulary.actions
+    for action in every:
+        answer = asker.ask("u0", f"How many things did I {action}?")
+        assert answer.table is not None and answer.table.result is not None
+        names = [event.actions.split("+") if isinstance(event.actions, str) else event.actions for event in mine]
+        assert answer.table.result.rows[0][0] == sum(action in one for one in names), action
+    assert len(every) > 1
+
+
 def test_a_model_s_query_runs_is_mended_once_and_must_be_about_the_user(
     shop: Recommender, talking: Any, talker: Any
 ) -> None:

@@ -54,6 +54,20 @@ def columns(shop_items: pl.DataFrame) -> FilterColumns:
         ("a train from the 1990s", ["kind is train", "year from 1990 to 1999"]),
         ("made before the year 2000", ["year at most 1999"]),
         ("released after 2000", ["released at least 2001-01-01"]),
+        ("cars, 20 dollars or less", ["kind is car", "price at most 20"]),
+        ("a ship, $10-$30", ["kind is ship", "price from 10 to 30"]),
+        ("cars for 20 dollars max", ["kind is car", "price at most 20"]),
+        ("my budget is 40 dollars", ["price at most 40"]),
+        ("more expensive than 50", ["price at least 50"]),
+        ("better than 4", ["average rating at least 4"]),
+        ("3 stars or less", ["average rating at most 3"]),
+        ("from 1990 until 1999", ["year from 1990 to 1999"]),
+        ("a train from 2005 onwards", ["kind is train", "year at least 2005"]),
+        ("a train from the 90s", ["kind is train", "year from 1990 to 1999"]),
+        ("made after the 1990s", ["year at least 2000"]),
+        ("from the 1980s or 1990s", ["year from 1980 to 1999"]),
+        ("a green train or a blue doll", ["colors is green", "kind is train or doll", "colors is blue"]),
+        ("non-wood trains", ["tags is not wood", "kind is train"]),
         ("trains that are in stock", ["kind is train", "in stock is yes"]),
         ("not in stock", ["in stock is no"]),
         ("hello there", []),
@@ -155,6 +169,42 @@ def test_a_number_that_fits_no_column_is_said(columns: FilterColumns) -> None:
     read = filters_in("a train with under 9000000 wheels", columns)
     assert [str(one) for one in read.filters] == ["kind is train"]
     assert len(read.notes) == 1 and "9000000" in read.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("question", "left_out"),
+    [
+        ("a train with more than 40 pieces", "more than 40 pieces"),
+        ("a train of 1000 pieces", "of 1000 pieces"),
+        ("a train with over 2000 parts", "over 2000 parts"),
+        ("a train for up to 20 players", "up to 20 players"),
+        ("a train for kids older than 10", "older than 10"),
+        ("a train for children over 10", "over 10"),
+        ("a train, between 6 and 9 years", "between 6 and 9 years"),
+        ("a train, 10 or more players", "10 or more players"),
+        ("a train cheaper than 2000", "cheaper than 2000"),
+        ("a train under $10 or over $60", "“under $10” and “over $60”"),
+        ("a cheaper train", "cheaper"),
+    ],
+)
+def test_a_number_of_something_else_is_no_price_and_no_year(
+    columns: FilterColumns, question: str, left_out: str
+) -> None:
+    read = filters_in(question, columns)
+    assert [str(one) for one in read.filters if one.column != "kind"] == []
+    assert [note for note in read.notes if left_out in note and "left out" in note] == read.notes != []
+
+
+def test_a_number_goes_to_the_column_of_what_it_counts(shop_items: pl.DataFrame) -> None:
+    items = shop_items.with_columns(ratings_count=pl.int_range(pl.len()) * 100, pages=pl.int_range(pl.len()) * 90)
+    columns = FilterColumns(items, ColumnValues.of(items))
+    for question, expected in (
+        ("with more than 2000 ratings", "ratings count at least 2000"),
+        ("at least 3 ratings", "ratings count at least 3"),
+        ("over 2000 pages", "pages at least 2000"),
+        ("rated at least 3", "average rating at least 3"),
+    ):
+        assert [str(one) for one in filters_in(question, columns).filters] == [expected], question
 
 
 FILTERS = [

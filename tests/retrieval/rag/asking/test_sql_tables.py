@@ -109,6 +109,23 @@ def test_a_result_that_cannot_be_read_is_an_error_and_not_empty(
             tables.query("SELECT 1")
 
 
+@pytest.mark.parametrize(
+    ("sql", "rows"),
+    [
+        ("SELECT strftime(happened_at, '%Y'), count(*) FROM history GROUP BY 1 ORDER BY 1", (("2023", 2), (None, 2))),
+        ("SELECT count(*) FROM items WHERE title LIKE '%Number 7' ESCAPE '!'", ((1,),)),
+        ("SELECT sum(if(kind = 'ship', 1, 0)) FROM items WHERE item_id IN ('i1', 'i2')", ((1,),)),
+        ("SELECT count(*) FROM items WHERE (kind, year) IN (SELECT kind, min(year) FROM items GROUP BY 1)", ((4,),)),
+    ],
+)  # fmt: skip
+def test_ordinary_queries_run(shop_items: pl.DataFrame, sql: str, rows: Any) -> None:
+    with ItemDatabase(shop_items).open(EVENTS) as tables:
+        assert tables.query(sql).rows == rows
+        for long in ("strftime(happened_at, title)", f"strftime(happened_at, '{'%c' * 30}')"):
+            with pytest.raises(SqlError, match="a format of dates"):
+                tables.query(f"SELECT {long} FROM history")
+
+
 def test_errors_say_what_to_change(shop_items: pl.DataFrame) -> None:
     with ItemDatabase(shop_items).open(EVENTS) as tables:
         for sql, message in (
