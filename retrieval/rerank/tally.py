@@ -26,7 +26,8 @@ def in_turn(lock: threading.Lock, deadline: float | None) -> bool:
     """Take a lock that other callers may hold; False, and it is not taken, where the deadline passes before."""
     if deadline is None:
         return lock.acquire()
-    return not passed(deadline) and lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+    left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+    return not passed(deadline) and lock.acquire(timeout=left)
 
 
 class Tally:

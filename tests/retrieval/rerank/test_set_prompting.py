@@ -21,6 +21,7 @@ from recsys.retrieval.rerank.prompt import Prompt
 from recsys.retrieval.rerank.result import Faults
 from recsys.retrieval.rerank.set_mask import set_layout
 from recsys.retrieval.rerank.set_prompting import SetPromptingReranker
+from recsys.retrieval.rerank.tally import in_turn
 from recsys.shared_attention import attend_own, attend_shared, joined
 
 pytest.importorskip("transformers", reason="needs the extra llm")
@@ -221,3 +222,11 @@ def test_settings_are_checked(small_lm: Any, small_lm_folder: Path) -> None:
     )
     with pytest.raises(InputError, match="must stand in `user`"):
         SetPromptingReranker(small_lm, prompt=system)
+
+
+def test_a_lock_is_waited_for_no_longer_than_the_deadline():
+    lock = threading.Lock()
+    assert in_turn(lock, time.monotonic() + 1e300) and not in_turn(lock, time.monotonic() + 0.01)
+    assert not in_turn(lock, time.monotonic() - 1)
+    lock.release()
+    assert not in_turn(lock, time.monotonic() - 1) and in_turn(lock, None)
