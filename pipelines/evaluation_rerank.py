@@ -5,6 +5,7 @@ Suffixes: Q = users, one list each.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ _RULE = (
     "the first {top} items of {retriever} put in another order, all others below them in their old one; "
     "rows are of the same {users} users, drawn with the seed"
 )
+_SEEN = "; the head of embedding-feedback learned from targets of this split, and looks better than it is"
 
 Ints = NDArray[np.int64]
 
@@ -47,7 +49,7 @@ def rerank_rows(
 
     Where the split is ``test``, the weight of a fused score is chosen on as many users of validation, and its row
     follows; a weight of 0 is said as "not adopted". Of a model that was trained on validation targets these are users
-    whose targets it has not seen.
+    whose targets it has not seen, and so are the users of all rows where the split is ``validation``.
 
     Args:
         bundle: made from the dataset.
@@ -62,7 +64,8 @@ def rerank_rows(
     if num_users < 1:
         raise InputError(f"--rerank-users must be at least 1, got {num_users}")
     top, retriever = options[0].top, ranked.name
-    lists = lists_of(bundle, dataset, split, top, num_users, seed, retriever)
+    users = _unseen(options, dataset) if split == "validation" else None
+    lists = lists_of(bundle, dataset, split, top, num_users, seed, retriever, users=users)
     before_Q = _full_ranks(lists, ranked, None)
     rows: dict[str, Any] = {retriever: _row(lists, before_Q, before_Q, seed=seed)}
     for one in options:
@@ -107,9 +110,16 @@ def rerank_rows(
         "num_users": len(lists),
         "num_hits": int(lists.hit_Q.sum()),
         "seed": seed,
-        "rule": _RULE.format(top=top, retriever=retriever, users=len(lists)),
+        "rule": _RULE.format(top=top, retriever=retriever, users=len(lists))
+        + (_SEEN if split == "validation" and any(one.feedback is not None for one in options) else ""),
     }
     return {"protocol": protocol, "rows": rows}
+
+
+def _unseen(options: Sequence[RerankOptions], dataset: Dataset) -> Ints | None:
+    """Internal users whose validation targets none of the models was trained on; None = all."""
+    found = [users for one in options if (users := one.unseen_users(dataset)) is not None]
+    return functools.reduce(np.intersect1d, found) if found else None
 
 
 def weight_on_validation(

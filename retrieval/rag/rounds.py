@@ -89,7 +89,8 @@ class RoundAnswerer:
             prompt: name or path of a prompt file with the places ``passages``, ``question``, ``steps`` and
                 ``sentences``.
             max_rounds: from 1 to 5.
-            budget_tokens: of prompts and answers of all rounds together; no round begins that may exceed it.
+            budget_tokens: of prompts and answers of all rounds together; no round begins that may exceed it. What a
+                reward by a language model takes counts too, and alone may exceed it: `SearchSettings` bounds that.
 
         Raises:
             InputError: a setting that cannot be meant, or no such prompt.

@@ -388,3 +388,16 @@ def test_embedding_feedback_needs_no_language_model(
     now = candidates(toy_bundle, toy_dataset, tmp_path / "now", *words)
     test = candidates(toy_bundle, toy_dataset, tmp_path / "test", *words, "--split", "test")
     assert len(now) == 3 and len(test) <= 3
+
+
+def test_on_validation_a_trained_model_is_judged_on_users_it_has_not_seen(
+    toy_bundle: Path, toy_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unseen = validation_users(toy_dataset, 3)[1]
+    monkeypatch.setattr(RerankOptions, "unseen_users", lambda self, dataset: unseen)
+    found = {}
+    for split in ("validation", "test"):
+        run("evaluate", "--bundle", toy_bundle, "--data", toy_dataset.path, "--retrievers", "dense", "--split", split,
+            "--rerank", "embedding-feedback", "--rerank-users", 99, "--json", tmp_path / f"{split}.json")  # fmt: skip
+        found[split] = json.loads((tmp_path / f"{split}.json").read_text())["reranked"]["protocol"]
+    assert 0 < found["validation"]["num_users"] == len(unseen) < found["test"]["num_users"]
