@@ -300,6 +300,12 @@ class SqliteHistories:
                 raise InputError(f"{self.path} is no SQLite database; name another file for the events") from error
             if self._closed:
                 raise Closed(f"{self.path} was closed; open it again with SqliteHistories(…)") from error
+            code = getattr(error, "sqlite_errorname", None)
+            if code is None and "Could not decode" in str(error):  # of one user's events, by Python's own reading
+                reason = f"holds events that cannot be read ({error}); restore a copy"
+                raise DamagedHistory(f"{self.path} {' '.join(reason.split())}") from error
+            if (code or "").startswith("SQLITE_CORRUPT"):
+                raise SourceUnavailable(f"{self.path} cannot be {verb}: {error}; restore a copy") from error
             wait = f" for {self._busy_timeout_s:g} s" if _is_busy(error) else ""
             raise SourceUnavailable(f"{self.path} cannot be {verb}: {error}{wait}; try again") from error
 

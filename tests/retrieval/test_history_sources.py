@@ -519,14 +519,30 @@ def test_a_file_that_goes_away_or_changes_is_noticed(tmp_path: Path) -> None:
     store.close()
 
 
-def test_damaged_events_are_an_error_not_a_shorter_history(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["'x'", "CAST(x'FF00' AS TEXT)"])
+def test_damaged_events_are_an_error_not_a_shorter_history(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "events.sqlite"
     with SqliteHistories(path) as store:
         store.append("a", clicks(1, 2))
+        store.append("b", clicks(1))
         with sqlite3.connect(path) as database:
-            database.execute("UPDATE events SET body = 'x' WHERE place = 1")
-        with pytest.raises(SourceUnavailable, match="holds events that cannot be read"):
-            store.events(["a"])
+            database.execute(f"UPDATE events SET body = {damage} WHERE place = 1")
+        with pytest.raises(DamagedHistory, match="holds events that cannot be read") as error:  # of this user alone
+            store.events(["a", "b"])
+        assert "\n" not in str(error.value)
+        assert store.events(["b"])[0] is not None
+
+
+def test_a_file_whose_pages_are_overwritten_is_to_be_restored(tmp_path: Path) -> None:
+    path = tmp_path / "events.sqlite"
+    with SqliteHistories(path) as store:
+        for user in range(60):
+            store.append(f"u{user}", clicks(*range(9)))
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\x55" * (len(content) - 4096)
+    path.write_bytes(content)
+    with pytest.raises(SourceUnavailable, match="restore a copy"), SqliteHistories(path) as store:
+        store.events(["u1"])
 
 
 def test_a_fork_does_not_share_the_file(tmp_path: Path) -> None:
