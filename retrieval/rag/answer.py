@@ -268,7 +268,8 @@ class Answerer:
             reward.deadline = deadline
         best = search_chunks(reward, tokens, budget_tokens, settings=settings, start=start.chosen, deadline=deadline)
         usage = reward.usage if isinstance(reward, ModelReward) else Usage()
-        return (best if best.chosen else start), usage  # a model that fails values nothing
+        # A model that fails, or is late, values nothing.
+        return (best if best.chosen else replace(start, complete=best.complete)), usage
 
     def _told(
         self, question: str, text: str, status: Status, given: Sequence[Passage], start: float | None, *notes: str,
