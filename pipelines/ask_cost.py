@@ -53,7 +53,8 @@ def asked_values(items: pl.DataFrame, count: int, seed: int) -> list[str]:
 
 
 def steps(recommender: Recommender, *, questions: int, seed: int = 0) -> dict[str, float]:
-    """Milliseconds of each step without a language model: medians, but for what is made once.
+    """Milliseconds of each step without a language model, medians but for what is made once, and the share of counts
+    that had an answer.
 
     Args:
         recommender: whose items.
@@ -72,13 +73,17 @@ def steps(recommender: Recommender, *, questions: int, seed: int = 0) -> dict[st
         recommended = [asker.ask(None, _WISH.format(value), history=history) for history, value in pairs]
         counted = [asker.ask(None, _COUNT.format(value), history=history) for history, value in pairs]
         tables = _median(counted[1:], "tables") if len(counted) > 1 else 0.0
+        answered = [one.table is not None and one.table.result is not None for one in counted]
         return {
-            "values and titles, once per version of the items": first.milliseconds["catalogue"],
-            "database file, once per version, at the first count": max(0.0, counted[0].milliseconds["tables"] - tables),
-            "filters of a question": _median(recommended, "words"),
-            "recommend with the items that pass": _median(recommended, "recommend"),
-            "a whole question, recommended": statistics.median(map(_whole, recommended)),
-            "a whole question, a count from the tables": statistics.median(map(_whole, counted[1:] or counted)),
+            "values and titles, once per version of the items, ms": first.milliseconds["catalogue"],
+            "database file, once per version, at the first count, ms": max(
+                0.0, counted[0].milliseconds["tables"] - tables
+            ),
+            "filters of a question, ms": _median(recommended, "words"),
+            "recommend with the items that pass, ms": _median(recommended, "recommend"),
+            "a whole question, recommended, ms": statistics.median(map(_whole, recommended)),
+            "a whole question, a count from the tables, ms": statistics.median(map(_whole, counted[1:] or counted)),
+            "counts that rules could answer": statistics.fmean(answered),
         }
     finally:
         asker.close()
@@ -131,9 +136,11 @@ def publish(
         seed: of the draws.
         note: a sentence below the table.
     """
+    options = ModelOptions(dtype=lm_dtype)
+    options.check(lm)
+    model = None if lm is None else named_model(lm, options)
     rows: dict[str, dict[str, Any]] = {}
     names = []
-    model = None if lm is None else named_model(lm, ModelOptions(dtype=lm_dtype))
     for named in bundle.split(","):
         name, found, path = named.partition("=")
         if not found:
@@ -141,7 +148,7 @@ def publish(
         names.append(name)
         recommender = Recommender.load(path)
         for step, took in steps(recommender, questions=questions, seed=seed).items():
-            rows.setdefault(step, {"step": f"{step}, ms"})[name] = took
+            rows.setdefault(step, {"step": step})[name] = took
         if model is not None:
             for figure, mean in model_steps(recommender, model, seed=seed).items():
                 rows.setdefault(figure, {"step": figure})[name] = mean

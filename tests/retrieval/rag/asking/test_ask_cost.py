@@ -33,9 +33,10 @@ def test_every_step_is_measured(shop: Recommender, monkeypatch: pytest.MonkeyPat
     for value, wish, count in zip(values, answers[1:4], answers[4:], strict=True):
         assert any(value in each.values for each in wish.filters)
         assert count.table.result.rows[0][0] >= ask_cost._LEAST_ITEMS
-    parts = took["filters of a question"] + took["recommend with the items that pass"]
-    assert 0 < parts <= 1.5 * took["a whole question, recommended"]
-    assert took["a whole question, a count from the tables"] > 0
+    parts = took["filters of a question, ms"] + took["recommend with the items that pass, ms"]
+    assert 0 < parts <= 1.5 * took["a whole question, recommended, ms"]
+    assert took["a whole question, a count from the tables, ms"] > 0
+    assert took["counts that rules could answer"] == 1
 
 
 def test_what_a_model_reads_is_counted(shop: Recommender, small_lm_folder: Path) -> None:
@@ -50,6 +51,8 @@ def test_what_a_model_reads_is_counted(shop: Recommender, small_lm_folder: Path)
 def test_a_bundle_without_a_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--bundle", "somewhere"]) == 2
     assert "NAME=BUNDLE" in capsys.readouterr().err
+    assert main(["--bundle", "toys=somewhere", "--lm-dtype", "bfloat16"]) == 2
+    assert "--lm-dtype is of a language model" in capsys.readouterr().err
 
 
 def test_items_without_groups_are_refused(shop_items: pl.DataFrame) -> None:
