@@ -17,7 +17,7 @@ import polars as pl
 
 from recsys.errors import InputError
 from recsys.events import Event
-from recsys.pipelines.command_parser import parse_call
+from recsys.pipelines.command_parser import run_call
 from recsys.pipelines.language_model import ModelDtype, ModelOptions, named_model
 from recsys.pipelines.results import record, write
 from recsys.retrieval.rag.ask import Asker
@@ -191,12 +191,7 @@ def _by_model(answer: AskAnswer) -> bool:
 
 def main(argv: Sequence[str]) -> int:
     """Measure the bundles named, in the root of the repository."""
-    try:
-        publish(**parse_call(publish, argv, prog="ask_cost", example="ask_cost --bundle toys=BUNDLE"))
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+    return run_call(publish, argv, prog="ask_cost", example="ask_cost --bundle toys=BUNDLE")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,7 +15,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from recsys.errors import InputError
 from recsys.files import check_local
 
-__all__ = ["CommandParser", "command_parser", "one_line", "parse_call"]
+__all__ = ["CommandParser", "command_parser", "one_line", "parse_call", "run_call"]
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -111,6 +112,26 @@ def parse_call(
         raise InputError(one_line(str(error), prog=prog, flags=flags, positionals=words)) from None
     # Not vars(): there keys such as `items`, which are methods of the namespace too, stand under other names.
     return dict(values.as_dict())
+
+
+def run_call(function: Callable[..., object], argv: Sequence[str], *, prog: str, example: str) -> int:
+    """Call ``function`` with what a command line states for it.
+
+    Args:
+        function: whose parameters are the flags.
+        argv: the words after the command.
+        prog: the command, for its help.
+        example: a line for its help.
+
+    Returns:
+        The exit code: 2 where the call or what it names is wrong, with one line on stderr that says what.
+    """
+    try:
+        function(**parse_call(function, argv, prog=prog, example=example))
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
 
 
 _KEY = re.compile(r"""^Parser key ["']([\w.]+)["']:\s*""")

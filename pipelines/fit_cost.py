@@ -18,7 +18,7 @@ from typing import Any
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.pipelines.checkpoint import load_model
-from recsys.pipelines.command_parser import parse_call
+from recsys.pipelines.command_parser import run_call
 from recsys.pipelines.results import record, write
 
 __all__ = ["fit_cost", "main", "publish"]
@@ -111,12 +111,7 @@ def publish(*, data: str, threads: int = 2, work: str | None = None, note: str |
 
 def main(argv: Sequence[str]) -> int:
     """Measure the datasets named, in the root of the repository."""
-    try:
-        publish(**parse_call(publish, argv, prog="fit_cost", example="fit_cost --data toys=DATA"))
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+    return run_call(publish, argv, prog="fit_cost", example="fit_cost --data toys=DATA")
 
 
 if __name__ == "__main__":

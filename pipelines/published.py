@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recsys.errors import InputError
 from recsys.files import read_json
-from recsys.pipelines.command_parser import parse_call
+from recsys.pipelines.command_parser import run_call
 from recsys.pipelines.results import record, write
 
 __all__ = ["mean_evaluation", "publish", "ranking_rows", "retrieval_rows", "segment_rows"]
@@ -171,12 +170,7 @@ def publish(
 
 def main(argv: Sequence[str]) -> int:
     """Publish one evaluation, in the root of the repository."""
-    try:
-        publish(**parse_call(publish, argv, prog="published", example="published --name toys --evaluation eval.json"))
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+    return run_call(publish, argv, prog="published", example="published --name toys --evaluation eval.json")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ import numpy as np
 
 from recsys.bundle import Bundle
 from recsys.dataset import Dataset
-from recsys.errors import InputError
-from recsys.pipelines.command_parser import parse_call
+from recsys.pipelines.command_parser import run_call
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.evaluation_rerank import fused_orders, judged_lists
 from recsys.pipelines.language_model import ModelDtype, ModelOptions
@@ -80,7 +79,8 @@ def rows(
         label: what tells these rows from others of the same methods, such as trained.
         users: lists that are reranked.
         validation_users: lists of validation, for the weight.
-        minutes: of computing a row, all parts of it together; its counts say how far it came.
+        minutes: of computing a row, all parts of it together; its counts say how far it came, and a second call with
+            more of them goes on.
         top: items of a list.
         retriever: whose lists.
         rank_by: order the lists by the probability of this action first.
@@ -98,14 +98,14 @@ def rows(
         top=top,
     )
     work.mkdir(parents=True, exist_ok=True)
-    done = {row["name"] for row in read_rows(work / "rows.jsonl")}
+    done = {row["name"]: row["after"]["num_lists"] for row in read_rows(work / "rows.jsonl") if "after" in row}
     about = {"top": top, "seed": seed, "retriever": retriever, "rank_by": rank_by, "every": every}
     tested = lists_like(loaded, dataset, "test", about, users)
     mixed = shuffled(tested.requests[:_MOST_SHUFFLED], seed)
     for one in options:
         name = f"{one.method} ({label})" if label else one.method
-        if name in done:
-            stdout_console().print(f"{name}: its row is there already", markup=False)
+        if done.get(name, 0) >= len(tested):
+            stdout_console().print(f"{name}: its row is there already, with all lists", markup=False)
             continue
         reranker = one.open(loaded, training_only=True)
         asked = {"test": tested.requests, "shuffled": mixed}
@@ -208,15 +208,11 @@ def main(argv: Sequence[str]) -> int:
     """Run one of the jobs; ``rows`` where none is named."""
     words = list(argv)
     job = words.pop(0) if words and not words[0].startswith("-") else "rows"
-    try:
-        if job not in _JOBS:
-            raise InputError(f"there is no job {job!r}; there are {', '.join(_JOBS)}")
-        example = "rerank_table --bundle bundle --data data --lm models/small --methods first --work table"
-        _JOBS[job](**parse_call(_JOBS[job], words, prog=f"rerank_table {job}", example=example))
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
+    if job not in _JOBS:
+        sys.stderr.write(f"there is no job {job!r}; there are {', '.join(_JOBS)}\n")
         return 2
-    return 0
+    example = "rerank_table --bundle bundle --data data --lm models/small --methods first --work table"
+    return run_call(_JOBS[job], words, prog=f"rerank_table {job}", example=example)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rich.table import Table
 from recsys.dataset import Dataset
 from recsys.errors import InputError
 from recsys.files import write_json
-from recsys.pipelines.command_parser import parse_call
+from recsys.pipelines.command_parser import run_call
 from recsys.pipelines.console import stdout_console
 from recsys.pipelines.evaluate import HISTORY_FILTER, TIE_RULE
 from recsys.pipelines.item_text_vectors import encoded_texts, stored_vectors
@@ -128,12 +128,7 @@ def _show(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Run the comparison."""
-    try:
-        zero_shot(**parse_call(zero_shot, argv, prog="zero_shot", example=_EXAMPLE))
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+    return run_call(zero_shot, argv, prog="zero_shot", example=_EXAMPLE)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,29 @@ def test_rows_hold_both_sides_and_controls_and_are_measured_once(
     assert main(["tables"]) == 2
 
 
+def test_a_row_goes_on_with_more_time(
+    toy_bundle: Path,
+    toy_dataset: Dataset,
+    small_lm_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stored_run, "__kwdefaults__", (stored_run.__kwdefaults__ or {}) | {"at_once": 1})
+    asked = words(
+        toy_bundle, toy_dataset, tmp_path, "--lm", small_lm_folder, "--methods", "first",
+        "--users", 30, "--validation-users", 2, "--top", 4,
+    )  # fmt: skip
+    assert main([*asked, "--minutes", "0"]) == 0
+    (cut,) = read_rows(tmp_path / "rows.jsonl")
+    assert cut["after"]["num_lists"] == cut["fused"]["num_validation"] == 1
+    assert main([*asked, "--minutes", "5"]) == 0
+    (whole,) = read_rows(tmp_path / "rows.jsonl")
+    assert whole["after"]["num_lists"] >= 3 and whole["fused"]["num_validation"] == 2
+    assert main(asked) == 0
+    assert "its row is there already, with all lists" in capsys.readouterr().out
+
+
 def test_an_ended_job_goes_on_where_it_stopped(lists: RerankLists, tmp_path: Path) -> None:
     path, whole = tmp_path / "run.jsonl", ById()
     truth = run_lists(ById(), lists.requests)
