@@ -17,19 +17,13 @@ from recsys.errors import InputError, shown
 from recsys.events import Event
 from recsys.retrieval.page import Hit, Page
 from recsys.retrieval.rag.ask_answer import AskAnswer, AskedItem, Turn
+from recsys.retrieval.rag.ask_carried import asks_for_others, carried_over, starts_over
 from recsys.retrieval.rag.ask_catalogue import AskCatalogue
 from recsys.retrieval.rag.ask_facts import answer_facts
 from recsys.retrieval.rag.ask_filter import Filter
 from recsys.retrieval.rag.ask_model import filters_chat, read_filters, united, without_denied
 from recsys.retrieval.rag.ask_reply import checked_reply
-from recsys.retrieval.rag.ask_words import (
-    asks_for_facts,
-    asks_for_others,
-    carried_over,
-    filters_in,
-    left_words,
-    starts_over,
-)
+from recsys.retrieval.rag.ask_words import asks_for_facts, filters_in, left_words
 from recsys.retrieval.rag.ask_work import AskWork
 from recsys.retrieval.rag.fused_ranks import fused_ranks
 from recsys.retrieval.rag.passage_store import PassageStore

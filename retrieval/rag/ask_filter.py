@@ -37,7 +37,9 @@ class Filter:
     within: bool = False
     """``values`` are words that a longer text holds, such as a title, whatever their case and with a plural's end."""
     together: tuple[Filter, ...] = ()
-    """Of an exclusion: only items that pass these as well are left out, as by "no red trains"."""
+    """What an item has to pass as well: an exclusion, as "no red trains", leaves out only items that do."""
+    either: tuple[Filter, ...] = ()
+    """Of a wish: items that pass one of these are as good, as by "a green train or a blue doll"."""
     source: Literal["words", "model", "earlier"] = "words"
     """Who found it: rules, a language model, or an earlier question of the conversation."""
     words: str = ""
@@ -45,10 +47,27 @@ class Filter:
     score: float = 1.0
     """How sure it is, up to 1; the least sure go first where nothing fits them all."""
 
+    def parts(self) -> tuple[Filter, ...]:
+        """Every single condition that it is made of."""
+        alone = replace(self, together=(), either=())
+        return (alone, *(part for one in (*self.together, *self.either) for part in one.parts()))
+
+    def columns(self) -> frozenset[str]:
+        """All that it speaks of."""
+        return frozenset(part.column for part in self.parts())
+
+    def wishes(self) -> tuple[Filter, ...]:
+        """The filters of which any one suffices, itself alone where there is no choice."""
+        return (replace(self, either=()), *self.either)
+
     def __str__(self) -> str:
+        if self.either:
+            return " or ".join(f"({one})" if one.together else str(one) for one in self.wishes())
         if self.together:
-            parts = (*self.together, replace(self, negate=False, together=()))
-            return f"not ({' and '.join(str(one) for one in parts)})"
+            alone = replace(self, negate=False, together=())
+            parts = (*self.together, alone) if self.negate else (alone, *self.together)
+            whole = " and ".join(str(one) for one in parts)
+            return f"not ({whole})" if self.negate else whole
         name = self.column.replace("_", " ")
         if self.within:
             spelled = " or ".join(f"“{value}”" for value in self.values)
@@ -115,6 +134,8 @@ class FilterColumns:
         return " AND ".join(self._condition(one) for one in filters) or "true"
 
     def _expression(self, one: Filter) -> pl.Expr:
+        if one.either:
+            return pl.any_horizontal([self._expression(wish) for wish in one.wishes()])
         column = pl.col(one.column)
         if one.values:
             text = self.texts.get(one.column)
@@ -145,6 +166,8 @@ class FilterColumns:
         return ~passes if one.negate else passes
 
     def _condition(self, one: Filter) -> str:
+        if one.either:
+            return f"({' OR '.join(self._condition(wish) for wish in one.wishes())})"
         name = '"' + one.column.replace('"', '""') + '"'
         if one.values:
             text = self.texts.get(one.column)

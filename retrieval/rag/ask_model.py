@@ -122,7 +122,7 @@ def without_denied(read: ReadFilters, by_rule: Sequence[Filter]) -> ReadFilters:
 def united(by_model: Sequence[Filter], by_rule: Sequence[Filter]) -> list[Filter]:
     """The model's filters, and the rules': of columns and numbers that the model does not speak of, and all that the
     question excludes in plain words."""
-    columns = {one.column for one in by_model}
+    columns = {column for one in by_model for column in one.columns()}
     numbers = {bound for one in by_model for bound in (one.at_least, one.at_most) if bound is not None}
     excluded = {(one.column, value) for one in by_model if one.negate for value in one.values}
     return [
@@ -130,7 +130,7 @@ def united(by_model: Sequence[Filter], by_rule: Sequence[Filter]) -> list[Filter
         *(
             one
             for one in by_rule
-            if (one.column not in columns and not numbers & {one.at_least, one.at_most})
+            if (not one.columns() & columns and not numbers & {one.at_least, one.at_most})
             or (one.negate and one.values and not excluded.issuperset((one.column, value) for value in one.values))
         ),
     ]

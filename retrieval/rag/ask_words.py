@@ -11,21 +11,19 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
+from recsys.retrieval.rag.ask_alternatives import alternatives_in
 from recsys.retrieval.rag.ask_filter import Filter, FilterColumns, words_pattern
 from recsys.retrieval.rag.ask_negation import Denial, Denials, Sense
 from recsys.retrieval.rag.ask_numbers import number_filters, sense_of
 from recsys.retrieval.rag.sql.column_values import ValueMatch
-from recsys.retrieval.rag.words import STOP_WORDS, content_words, words
+from recsys.retrieval.rag.words import STOP_WORDS, content_words
 from recsys.retrieval.rerank.as_data import as_data
 
 __all__ = [
     "WordFilters",
     "asks_for_facts",
-    "asks_for_others",
-    "carried_over",
     "filters_in",
     "left_words",
-    "starts_over",
 ]
 
 _SURE = 0.8
@@ -48,23 +46,21 @@ _FACTS = re.compile(
     r"(?:average|mean|median|total)\b)",
     re.IGNORECASE,
 )
-_OTHERS = re.compile(
-    r"\b(?:others?(?!\s+than)|another|else|different(?!\s+(?:than|from|to))|some more|more (?:of|like)|"
-    r"not (?:these|those|this|that)|next ones?)\b|^\s*more\b",
-    re.IGNORECASE,
-)
-_OVER = re.compile(
-    r"\b(?:start (?:over|again)|forget (?:it|that|all|everything)|never ?mind|new (?:question|search)|"
-    r"something completely)\b",
-    re.IGNORECASE,
-)
 _ASKING = frozenset(
     "want need look looking recommend suggest show find give get search something anything someone like good great "
     "best nice please thank item thing product option idea gift present buy read watch play one any everything "
     "anyone anybody everyone everybody nothing nobody none except excluding without avoid".split()
 )
 """Words of asking, which say nothing of what is asked for."""
-_ALSO = re.compile(r"\b(?:also|as well|too|only|and|both)\b", re.IGNORECASE)
+_HAD = re.compile(
+    r"\b(?:i|we|he|she|they)(?:['’](?:ve|s)|\s+ha(?:ve|s))?\s+(?:(?:already|recently|just)\s+(?:have|has|had|own|owns|got|"
+    r"bought|read|seen|saw|watched|played|know|knows|tried|heard|finished)|owns?|(?<=ve\s)(?:read|seen|watched|played|"
+    r"owned|bought))(?!\w)(?P<what>[^.,:;!?()\n–—]*?)(?=[.,:;!?()\n–—]|\b(?:but|so|now|because|although|though|i|i['’]d|"
+    r"i['’]m|we|please|what|which|who|show|recommend|suggest|find|give)\b|\band\s+(?:i|we|now|want|need|would|am|are|"
+    r"look\w*)\b|$)",
+    re.IGNORECASE,
+)
+"""What somebody has is told, not wished for: "I already have lego"."""
 
 
 def asks_for_facts(question: str) -> bool:
@@ -74,16 +70,6 @@ def asks_for_facts(question: str) -> bool:
     (True, False)
     """
     return _FACTS.search(question[:500]) is not None
-
-
-def asks_for_others(question: str) -> bool:
-    """Whether items that were shown before are not wanted again."""
-    return _OTHERS.search(question[:500]) is not None
-
-
-def starts_over(question: str) -> bool:
-    """Whether what was asked before counts no more."""
-    return _OVER.search(question[:500]) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +100,10 @@ def left_words(question: str, filters: Sequence[Filter], unread: Sequence[str] =
 
 def filters_in(question: str, columns: FilterColumns) -> WordFilters:
     """What the words of a question filter by, and what of it was not understood."""
+    said = question
+    told = [] if asks_for_facts(question) else [one.span() for one in _HAD.finditer(question) if one["what"].strip()]
+    for low, high in told:
+        question = question[:low] + " " * (high - low) + question[high:]
     names = {word for name in columns.items.columns for word in re.findall(r"[^\W\d_]+", name.lower())}
     denials = Denials(question, sorted(names))
     matches = _chosen(columns.values.match(question), columns, denials)
@@ -126,52 +116,14 @@ def filters_in(question: str, columns: FilterColumns) -> WordFilters:
     for denial in denials.found:
         if not denial.used:
             unread.append((denial.begin, denials.object_of(denial)[1]))
-    spans = sorted({*unread, *denials.unread})
-    said = [
-        question[low:high].strip()
+    spans = sorted({*unread, *denials.unread, *told})
+    stretches = [
+        said[low:high].strip()
         for low, high in spans
         if not any((a, b) != (low, high) and a <= low and high <= b for a, b in spans)
     ]
-    return WordFilters([*found, *(one for _, _, one in titles), *numbers, *flags], notes, list(dict.fromkeys(said)))
-
-
-def carried_over(earlier: Sequence[Filter], new: Sequence[Filter], question: str) -> list[Filter]:
-    """Filters of the conversation so far behind a further question: a new one replaces those of the same column,
-    unless one of them excludes, or the question says "also" or "only"."""
-    if starts_over(question):
-        return list(new)
-    adds = _ALSO.search(question[:500]) is not None
-    kept = list[Filter]()
-    for old in earlier:
-        same = [one for one in new if one.column == old.column and not one.together and one.within == old.within]
-        bounds = bool(same) and not old.values and not any(one.values for one in same)
-        if old.together or old.within:  # until all of it is asked for
-            kept.append(old)
-        elif bounds and (old.negate or any(one.negate for one in same)):
-            span = (old.at_least, old.at_most)
-            if all(one.negate != old.negate and (one.at_least, one.at_most) != span for one in same):
-                kept.append(old)
-        elif bounds and all((one.at_least is None) == (old.at_most is None) for one in same):
-            kept.append(old)  # a lower bound beside an upper one
-        elif not same or (not bounds and (adds or old.negate != same[0].negate)):
-            kept.append(old)
-    wanted = {(one.column, value) for one in new if not one.negate for value in one.values}
-    refused = {(one.column, value) for one in new if one.negate and not one.together for value in one.values}
-    asked = f" {' '.join(words(question))} "
-    result = list[Filter]()
-    for old in kept:  # what is asked for now is not excluded any more, and the other way round
-        if old.within:
-            spoken = any(f" {' '.join(words(str(value)))} " in asked for value in old.values)
-            values = () if spoken else old.values
-        elif old.together:
-            parts = [(one.column, value) for one in (old, *old.together) for value in one.values]
-            values = () if wanted.issuperset(parts) else old.values
-        else:
-            against = wanted if old.negate else refused
-            values = tuple(value for value in old.values if (old.column, value) not in against)
-        if values or not old.values:
-            result.append(replace(old, values=values, source="earlier"))
-    return [*result, *new]
+    filters = [*found, *(one for _, _, one in titles), *numbers, *flags]
+    return WordFilters(filters, notes, list(dict.fromkeys(stretches)))
 
 
 def _chosen(matches: Sequence[ValueMatch], columns: FilterColumns, denials: Denials) -> list[ValueMatch]:
@@ -250,11 +202,17 @@ def _text_filters(
 ) -> tuple[list[Filter], list[tuple[int, int]]]:
     """Filters by values, and (begin, end) of those of which it is not clear whether they are wanted."""
     found, unread = list[Filter](), list[tuple[int, int]]()
+    choices = [] if denials.found or "-free" in question.casefold() else alternatives_in(question, matches, columns)
+    chosen = {id(match): made if n == 0 else [] for members, made in choices for n, match in enumerate(members)}
     before: ValueMatch | None = None
     denial: Denial | None = None
     sense: Sense = "wanted"
     denied = list[int]()  # places in `found` of what the same words deny
     for match in matches:
+        if id(match) in chosen:
+            found += chosen[id(match)]
+            before = match
+            continue
         gap = (before.end if before is not None else 0, match.begin)
         near = denials.before(match.begin)
         joined: Sense | None = "wanted"

@@ -10,16 +10,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.retrieval.rag.ask_carried import asks_for_others, carried_over, starts_over
 from recsys.retrieval.rag.ask_filter import Filter, FilterColumns
 from recsys.retrieval.rag.ask_model import read_filters, united, without_denied
-from recsys.retrieval.rag.ask_words import (
-    asks_for_facts,
-    asks_for_others,
-    carried_over,
-    filters_in,
-    left_words,
-    starts_over,
-)
+from recsys.retrieval.rag.ask_words import asks_for_facts, filters_in, left_words
 from recsys.retrieval.rag.sql.column_values import ColumnValues
 from recsys.retrieval.rag.words import content_words
 
@@ -66,7 +60,17 @@ def columns(shop_items: pl.DataFrame) -> FilterColumns:
         ("a train from the 90s", ["kind is train", "year from 1990 to 1999"]),
         ("made after the 1990s", ["year at least 2000"]),
         ("from the 1980s or 1990s", ["year from 1980 to 1999"]),
-        ("a green train or a blue doll", ["colors is green", "kind is train or doll", "colors is blue"]),
+        (
+            "a green train or a blue doll",
+            ["(colors is green and kind is train) or (colors is blue and kind is doll)"],
+        ),
+        ("a train, or something by brio", ["kind is train or maker is Brio"]),
+        ("trains or red dolls", ["kind is train or (colors is red and kind is doll)"]),
+        ("wood or brio trains", ["tags is wood or maker is Brio", "kind is train"]),
+        ("a green or red train", ["colors is green or red", "kind is train"]),
+        ("wood, green or by brio", ["tags is wood", "colors is green or maker is Brio"]),
+        ("trains, ships or cars", ["kind is train or ship or car"]),
+        ("brio or trains or ships under 20 dollars", ["maker is Brio or kind is train or ship", "price at most 20"]),
         ("non-wood trains", ["tags is not wood", "kind is train"]),
         ("trains that are in stock", ["kind is train", "in stock is yes"]),
         ("not in stock", ["in stock is no"]),
@@ -136,6 +140,9 @@ def test_what_is_denied_is_excluded_and_nothing_else(
         ("no dolls under 20 dollars", ["kind is not doll"], "no dolls under 20"),
         ("nothing that is not in stock", [], "nothing that is not in stock"),
         ("a not too expensive train", ["kind is train"], "not too expensive"),
+        ("I already have a brio train, what else?", [], "I already have a brio train"),
+        ("we own dolls under 20 dollars but want ships", ["kind is ship"], "we own dolls under 20 dollars"),
+        ("I've read science fiction and want a doll", ["kind is doll"], "I've read science fiction"),
     ],
 )
 def test_a_denial_that_is_not_plain_is_said_and_never_guessed(
@@ -226,7 +233,29 @@ FILTERS = [
     Filter(column="kind", values=("ship",), negate=True, together=(Filter(column="colors", values=("red",)),)),
     Filter(column="in_stock", values=(True,)),
     Filter(column="in_stock", values=(False,), negate=True),
+    Filter(column="kind", values=("ship",), either=(Filter(column="colors", values=("red",)),)),
+    Filter(
+        column="kind",
+        values=("ship",),
+        together=(Filter(column="colors", values=("green",)),),
+        either=(Filter(column="maker", values=("Brio",), together=(Filter(column="price", at_most=30),)),),
+    ),
 ]
+
+
+def test_a_choice_is_one_of_its_sides_and_nothing_else(columns: FilterColumns, shop_items: pl.DataFrame) -> None:
+    passed = shop_items.filter(columns.mask(filters_in("a green train or a blue doll", columns).filters))
+    green, blue = pl.col("colors").list.contains("green"), pl.col("colors").list.contains("blue")
+    sides = (green & (pl.col("kind") == "train")) | (blue & (pl.col("kind") == "doll"))
+    assert passed.equals(shop_items.filter(sides)) and 0 < len(passed) < len(shop_items)
+    assert {"train", "doll"} == set(passed["kind"])
+
+
+def test_what_somebody_has_is_a_fact_in_a_question_about_facts(columns: FilterColumns) -> None:
+    read = filters_in("how many trains have I already bought?", columns)
+    assert [str(one) for one in read.filters] == ["kind is train"] and read.unread == []
+    read = filters_in("how many of what I already own are trains?", columns)
+    assert [str(one) for one in read.filters] == ["kind is train"] and read.unread == []
 
 
 def test_the_table_and_sql_agree_on_every_filter(columns: FilterColumns, shop_items: pl.DataFrame) -> None:
@@ -270,6 +299,18 @@ def test_filters_of_a_conversation_go_on_are_replaced_and_end(columns: FilterCol
     assert after(titles, "rather the green doll number 11") == ["colors is green", "kind is doll"]
     assert after(titles, "a ship") == ["title without “green doll number 11”", "kind is ship"]
     assert after(first, "start over: a doll") == ["kind is doll"]
+    choice = filters_in("a green train or a blue doll", columns).filters
+    assert after(choice, "under 40 dollars") == [str(choice[0]), "price at most 40"]
+    assert after(choice, "rather a ship") == ["kind is ship"]
+    assert after(choice, "also by brio")[0] == str(choice[0])
+    assert after(choice, "no dolls") == ["colors is green and kind is train", "kind is not doll"]
+    assert after(choice, "no dolls, no green") == ["kind is not doll", "colors is not green"]
+    assert after(first, "a doll or something by brio") == [
+        "tags is wood",
+        "price at most 40",
+        "kind is doll or maker is Brio",
+    ]
+    assert "kind is not train" not in after(filters_in("no trains", columns).filters, "trains or brio")
 
 
 def test_kinds_of_questions() -> None:
