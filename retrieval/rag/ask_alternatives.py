@@ -18,6 +18,9 @@ _OR = re.compile(
     rf"\s*(?:,\s*)?(?:\b(?:and/)?or\b|/)\s*(?:(?:else|maybe|something|anything|one)\s+)?{_SMALL}", re.IGNORECASE
 )
 
+_LISTED = re.compile(rf"\s*,\s*(?:an?|the|some|something|anything)\s+{_SMALL}", re.IGNORECASE)
+"""The same where an "or" follows: "a train, a doll or a ship"."""
+
 
 def alternatives_in(
     question: str, matches: Sequence[ValueMatch], columns: FilterColumns
@@ -58,17 +61,20 @@ def alternatives_in(
 def _joined(question: str, matches: Sequence[ValueMatch]) -> list[list[list[ValueMatch]]]:
     """Values side by side, cut at every "or"; those with an "or" at all."""
     groups = list[list[list[ValueMatch]]]()
+    chosen = set[int]()
     end = -1
     for match in matches:
         between = question[end : match.begin] if end >= 0 else ""
-        if groups and _OR.fullmatch(between):
+        is_or = _OR.fullmatch(between) is not None
+        if groups and (is_or or _LISTED.fullmatch(between)):
             groups[-1].append([match])
+            chosen |= {len(groups)} if is_or else set()
         elif groups and _BESIDE.fullmatch(between):
             groups[-1][-1].append(match)
         else:
             groups.append([[match]])
         end = match.end
-    return [sides for sides in groups if len(sides) > 1]
+    return [sides for number, sides in enumerate(groups, 1) if number in chosen]
 
 
 def _all_of(side: Sequence[ValueMatch], columns: FilterColumns) -> list[Filter]:
