@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from recsys.retrieval.rag.ask_catalogue import AskCatalogue
 from recsys.retrieval.rag.ask_facts import answer_facts
 from recsys.retrieval.rag.ask_filter import Filter
 from recsys.retrieval.rag.ask_model import filters_chat, read_filters, united, without_denied
+from recsys.retrieval.rag.ask_negation import THINGS
 from recsys.retrieval.rag.ask_reply import checked_reply
 from recsys.retrieval.rag.ask_words import asks_for_facts, filters_in, left_words
 from recsys.retrieval.rag.ask_work import AskWork
@@ -221,6 +223,8 @@ class Asker:
         if turns and asks_for_others(work.question):
             exclude += [item_id for turn in turns for item_id in turn.item_ids]
         wanted = max(k, candidates) if self.store is not None or self.reranker is not None else k
+        unused = [] if self.store is not None else left_words(work.question, filters, work.unread)
+        unused = [word for word in unused if not re.fullmatch(THINGS, word)]
         columns, page, allow = catalogue.columns, Page((), 0), None
 
         def recommended(among: Any) -> Page:
@@ -240,6 +244,8 @@ class Asker:
                 work.notes.append(f"no item was left with “{as_data(str(least), 80)}”, so it was not asked for")
         if filters and not len(page):
             work.notes.append("no item fits all that was asked for")
+        if unused:
+            work.notes.append(f"without passages nothing was searched for “{as_data(', '.join(unused), 80)}”")
         work.notes += page.notes
         hits = list(page.hits)
         if self.store is not None and work.late():

@@ -9,7 +9,7 @@ from dataclasses import replace
 from recsys.retrieval.rag.ask_filter import Filter
 from recsys.retrieval.rag.words import words
 
-__all__ = ["asks_for_others", "carried_over", "starts_over"]
+__all__ = ["asks_for_others", "carried_over", "spoken_alone", "starts_over"]
 
 _OTHERS = re.compile(
     r"\b(?:others?(?!\s+than)|another|else|different(?!\s+(?:than|from|to))|some more|more (?:of|like)|"
@@ -32,6 +32,15 @@ def asks_for_others(question: str) -> bool:
 def starts_over(question: str) -> bool:
     """Whether what was asked before counts no more."""
     return _OVER.search(question[:500]) is not None
+
+
+def spoken_alone(question: str) -> str:
+    """The question without what only speaks of the conversation.
+
+    >>> spoken_alone("start over, a doll").strip(" ,")
+    'a doll'
+    """
+    return _OVER.sub(" ", _OTHERS.sub(" ", question))
 
 
 def carried_over(earlier: Sequence[Filter], new: Sequence[Filter], question: str) -> list[Filter]:

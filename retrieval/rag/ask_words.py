@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from recsys.retrieval.rag.ask_alternatives import alternatives_in
+from recsys.retrieval.rag.ask_carried import spoken_alone
 from recsys.retrieval.rag.ask_filter import Filter, FilterColumns, words_pattern
 from recsys.retrieval.rag.ask_negation import Denial, Denials, Sense
 from recsys.retrieval.rag.ask_numbers import number_filters, sense_of
@@ -49,7 +50,8 @@ _FACTS = re.compile(
 _ASKING = frozenset(
     "want need look looking recommend suggest show find give get search something anything someone like good great "
     "best nice please thank item thing product option idea gift present buy read watch play one any everything "
-    "anyone anybody everyone everybody nothing nobody none except excluding without avoid".split()
+    "anyone anybody everyone everybody nothing nobody none except excluding without avoid help surprise today tonight "
+    "next spend pay dollar euro pound buck usd eur gbp rated".split()
 )
 """Words of asking, which say nothing of what is asked for."""
 _HAD = re.compile(
@@ -95,7 +97,7 @@ def left_words(question: str, filters: Sequence[Filter], unread: Sequence[str] =
     left = question
     for known in (*unread, *(part for one in filters for part in one.words.split(", ") if part)):
         left = re.sub(rf"(?<!\w){re.escape(known)}(?!\w)", " ", left)
-    return [word for word in content_words(left) if word not in _ASKING and not word.isdigit()]
+    return [word for word in content_words(spoken_alone(left)) if word not in _ASKING and not word.isdigit()]
 
 
 def filters_in(question: str, columns: FilterColumns) -> WordFilters:

@@ -141,6 +141,19 @@ def test_passages_bring_in_what_no_filter_says(shop: Recommender) -> None:
     assert set(columns_of(shop, everything, "kind")) == {"ship"}
 
 
+def test_words_that_nothing_was_done_with_are_said(shop: Recommender, asker: Asker) -> None:
+    pytest.importorskip("bm25s", reason="needs the extra rag")
+    from recsys.retrieval.rag.passage_store import PassageStore
+    from recsys.retrieval.rag.passages_of import item_passages
+
+    answer = asker.ask("u0", "a train with bells for my nephew, under 60 dollars", k=3)
+    assert answer.notes == ("without passages nothing was searched for “bell, nephew”",) and answer.items
+    for question in ("a train under 60 dollars", "which toys would I like today?", "start over, a doll"):
+        assert asker.ask("u0", question, k=3).notes == (), question
+    store = PassageStore.build(item_passages(shop.items))
+    assert "without passages" not in " ".join(ask(shop, "u0", "a train with bells", store=store, k=3).notes)
+
+
 def test_a_reranker_orders_the_page(shop: Recommender) -> None:
     from recsys.retrieval.rerank.request import RerankRequest
     from recsys.retrieval.rerank.reranker import Reranker
