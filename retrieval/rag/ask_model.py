@@ -10,7 +10,7 @@ from typing import Any
 
 from recsys.errors import shown
 from recsys.retrieval.rag.ask_filter import Filter, FilterColumns
-from recsys.retrieval.rag.ask_numbers import bounded
+from recsys.retrieval.rag.ask_numbers import bounded, plain_number
 from recsys.retrieval.rag.sql.column_values import ValueMatch
 from recsys.retrieval.rerank.as_data import as_data
 from recsys.retrieval.rerank.lm.protocol import Chat
@@ -184,7 +184,7 @@ def _take_bounds(
         if number is None:
             continue
         if isinstance(number, str) and _NUMBER.fullmatch(number.strip()):
-            number = float(number.strip().replace(",", "")) if number.count(".") < 2 else None
+            number = plain_number(number.strip()) if number.count(".") < 2 else None
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) < 1e15:
             dropped.append(f"{_said(one[key])} is no number, that bound of {_said(name)} was left out")
         elif name not in columns.numbers:
@@ -232,7 +232,7 @@ def _word_of(value: str, question: str) -> bool:
 
 def _number_of(number: float, question: str) -> bool:
     """Whether the question says the number, the one beside it, or its decade."""
-    said = [float(text.replace(",", "")) for text in _NUMBER.findall(question) if text.count(".") < 2]
+    said = [plain_number(text) for text in _NUMBER.findall(question) if text.count(".") < 2]
     return any(abs(number - one) <= 1 or (one % 10 == 0 and number == one + 9) or number == one * 1000 for one in said)
 
 

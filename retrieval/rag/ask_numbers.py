@@ -15,7 +15,7 @@ from typing import Any
 from recsys.retrieval.rag.ask_filter import Filter, FilterColumns, NumberColumn
 from recsys.retrieval.rag.ask_negation import THINGS, Denial, Denials, Sense
 
-__all__ = ["bounded", "number_filters", "sense_of"]
+__all__ = ["bounded", "number_filters", "plain_number", "sense_of"]
 
 _MONEY = r"[$€£]?\s*"
 _COINS = r"(?:[$€£]|(?:dollars?|euros?|pounds?|bucks?|usd|eur|gbp)\b)"
@@ -41,7 +41,8 @@ _UNIT = r"(?:[$€£]|[^\W\d_]{1,15}\b)"
 
 
 def _number(name: str) -> str:
-    return rf"(?P<{name}>\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?)(?P<{name}_k>k\b)?"
+    american, european = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", r"(?:\d{1,3}(?:\.\d{3})+|\d+),\d{1,2}(?![\d,])"
+    return rf"(?P<{name}>{american}|{european}|\d+(?:\.\d+)?)(?P<{name}_k>k\b)?"
 
 
 _BETWEEN = re.compile(
@@ -268,7 +269,22 @@ def _about(wording: str) -> str:
 
 
 def _value(match: re.Match[str], name: str) -> float:
-    return float(match[name].replace(",", "")) * (1000 if match[f"{name}_k"] else 1)
+    return plain_number(match[name]) * (1000 if match[f"{name}_k"] else 1)
+
+
+def plain_number(spelled: str) -> float:
+    """A number as people write it: before one or two digits a comma begins the fraction, before three it groups them.
+
+    >>> plain_number("1,299.50"), plain_number("1.299,50"), plain_number("19,9")
+    (1299.5, 1299.5, 19.9)
+
+    Raises:
+        ValueError: it is none.
+    """
+    whole, comma, fraction = spelled.rpartition(",")
+    if comma and len(fraction) < 3:
+        return float(f"{re.sub('[.,]', '', whole)}.{fraction}")
+    return float(spelled.replace(",", ""))
 
 
 def _unit_of(question: str, one: _Bounds, taken: Sequence[tuple[int, int]]) -> tuple[str, int]:
