@@ -17,7 +17,7 @@ _BESIDE = re.compile(rf"[\s-]+{_SMALL}", re.IGNORECASE)
 _OR = re.compile(
     rf"\s*(?:,\s*)?(?:\b(?:and/)?or\b|/)\s*(?:(?:else|maybe|something|anything|one)\s+)?{_SMALL}", re.IGNORECASE
 )
-
+"""Between wishes of which one suffices: "trains, or something by brio"."""
 _LISTED = re.compile(rf"\s*,\s*(?:an?|the|some|something|anything)\s+{_SMALL}", re.IGNORECASE)
 """The same where an "or" follows: "a train, a doll or a ship"."""
 
@@ -81,11 +81,12 @@ def _all_of(side: Sequence[ValueMatch], columns: FilterColumns) -> list[Filter]:
     """Every value; of a column that holds one only, any of them."""
     wishes = list[Filter]()
     for match in side:
-        at = next((n for n, one in enumerate(wishes) if one.column == match.column), -1)
+        one = Filter(column=match.column, values=(match.value,), words=match.words, score=match.score)
+        at = next((n for n, other in enumerate(wishes) if other.column == match.column), -1)
         if at >= 0 and _one_value(columns, match.column):
-            wishes[at] = _any_of(wishes[at], match.value, match.words, match.score)
+            wishes[at] = _any_of(wishes[at], one)
         else:
-            wishes.append(Filter(column=match.column, values=(match.value,), words=match.words, score=match.score))
+            wishes.append(one)
     return wishes
 
 
@@ -95,15 +96,15 @@ def _merged(wishes: Sequence[list[Filter]]) -> list[list[Filter]]:
     for wish in wishes:
         at = next((n for n, one in enumerate(merged) if [o.column for o in one] == [w.column for w in wish]), -1)
         if at >= 0 and len(wish) == 1:
-            merged[at] = [_any_of(merged[at][0], wish[0].values[0], wish[0].words, wish[0].score)]
+            merged[at] = [_any_of(merged[at][0], wish[0])]
         else:
             merged.append(wish)
     return merged
 
 
-def _any_of(one: Filter, value: str | bool, words: str, score: float) -> Filter:
-    values = tuple(dict.fromkeys((*one.values, value)))
-    return replace(one, values=values, words=f"{one.words}, {words}", score=min(one.score, score))
+def _any_of(one: Filter, other: Filter) -> Filter:
+    values = tuple(dict.fromkeys((*one.values, *other.values)))
+    return replace(one, values=values, words=f"{one.words}, {other.words}", score=min(one.score, other.score))
 
 
 def _one_value(columns: FilterColumns, name: str) -> bool:

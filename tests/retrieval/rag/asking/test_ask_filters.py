@@ -73,6 +73,7 @@ def columns(shop_items: pl.DataFrame) -> FilterColumns:
         ("a green or red train", ["colors is green or red", "kind is train"]),
         ("wood, green or by brio", ["tags is wood", "colors is green or maker is Brio"]),
         ("a train, a doll or something by brio", ["kind is train or doll or maker is Brio"]),
+        ("a train ship or brio or car doll", ["kind is train or ship or car or doll or maker is Brio"]),
         ("a train, red or green", ["kind is train", "colors is red or green"]),
         ("trains, ships or cars", ["kind is train or ship or car"]),
         ("brio or trains or ships under 20 dollars", ["maker is Brio or kind is train or ship", "price at most 20"]),
