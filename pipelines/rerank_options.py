@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,21 @@ class RerankOptions:
                 files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
                 said[f"{name}_hash"] = [sha256_file(file)[:16] for file in files]
         return {name: value for name, value in said.items() if value is not None}
+
+    @classmethod
+    def of_identity(cls, said: Mapping[str, Any]) -> RerankOptions:
+        """The options whose :meth:`identity` this is, to measure once more.
+
+        Raises:
+            InputError: a model or prompt is gone, or is another one now.
+        """
+        fields: dict[str, Any] = {name: said.get(name) for name in ("method", "lm", "prompt", "top", "weight")}
+        fields |= {name: Path(said[name]) for name in ("cross_encoder", "feedback") if name in said}
+        model = ModelOptions(dtype=said.get("lm_dtype"), prefill=said.get("lm_prefill", True))
+        found = cls(**fields, model=model)
+        if found.identity() != dict(said):
+            raise InputError(f"the model or prompt of {said['method']} has changed since its row; measure it again")
+        return found
 
 
 def refuse_rerank_flags(lm: str | None, model: ModelOptions, *others: object) -> None:

@@ -17,7 +17,7 @@ from recsys.retrieval.rerank.request import RerankRequest
 from recsys.retrieval.rerank.reranker import Reranker
 from recsys.retrieval.rerank.result import Faults, RerankResult
 
-__all__ = ["RerankRun", "run_lists", "shuffled"]
+__all__ = ["RerankRun", "run_lists", "seconds_in_turns", "shuffled"]
 
 AT_ONCE = 4
 """Lists of one call: enough to fill a batch of a language model on a CPU."""
@@ -88,6 +88,33 @@ def run_lists(
         if advance is not None:
             advance(len(part))
     return RerankRun(results=tuple(results), seconds=time.perf_counter() - began)
+
+
+def seconds_in_turns(
+    rerankers: Sequence[Reranker],
+    requests: Sequence[RerankRequest],
+    *,
+    at_once: int = AT_ONCE,
+    advance: Callable[[int], None] | None = None,
+) -> list[float]:
+    """Seconds of each reranker for the same lists, a few at a time by turns, so that other work slows all alike.
+
+    Args:
+        requests: lists; the first one is not counted, since loading is not what is measured.
+        at_once: lists of one call.
+        advance: told how many more are done.
+    """
+    seconds = [0.0] * len(rerankers)
+    parts = [requests[:1], *(requests[low : low + at_once] for low in range(1, len(requests), at_once))]
+    for turn, part in enumerate(parts):
+        places = range(len(rerankers))
+        for place in places if turn % 2 == 0 else reversed(places):
+            began = time.perf_counter()
+            rerankers[place].rerank(part)
+            seconds[place] += time.perf_counter() - began if turn else 0.0
+        if advance is not None:
+            advance(len(part))
+    return seconds
 
 
 def shuffled(requests: Sequence[RerankRequest], seed: int) -> list[RerankRequest]:

@@ -16,15 +16,15 @@ from recsys.errors import InputError
 from recsys.pipelines.console import progress_bar, stdout_console
 from recsys.pipelines.rerank_lists import RerankLists
 from recsys.pipelines.rerank_options import RerankOptions
-from recsys.pipelines.rerank_runs import RerankRun, shuffled
+from recsys.pipelines.rerank_runs import RerankRun, seconds_in_turns, shuffled
 from recsys.pipelines.rerank_table_figures import change, lists_like, tau
 from recsys.pipelines.rerank_table_store import append_row, file_of, read_rows, stored_run
 
 __all__ = ["compare", "permutations", "reference"]
 
 
-def compare(bundle: Path, data: Path, work: Path, ours: str, other: str) -> None:
-    """NDCG@10 and time of one measured method less those of another, on the lists that both have ordered.
+def compare(bundle: Path, data: Path, work: Path, ours: str, other: str, timed: int = 20) -> None:
+    """NDCG@10 of one measured method less that of another, on the lists that both have ordered, and their times.
 
     Args:
         bundle: what `recsys export` wrote.
@@ -32,8 +32,17 @@ def compare(bundle: Path, data: Path, work: Path, ours: str, other: str) -> None
         work: folder of the rows of both.
         ours: name of a row.
         other: name of the other.
+        timed: lists that both order once more, by turns, for the ratio of their times. With 0 it is that of the rows,
+            which were measured beside whatever else the machine did.
     """
     lists, (first, second) = _both(bundle, data, work, [ours, other])
+    times, few = [first.seconds, second.seconds], lists.requests[: timed + 1]
+    if min(timed, len(few) - 1) > 0:
+        loaded = Bundle.open(bundle)
+        options = [RerankOptions.of_identity(row["settings"]) for row in _measured(work, [ours, other])]
+        both = [one.open(loaded, training_only=True) for one in options]
+        with progress_bar(f"{ours}, {other}: time", len(few), "lists") as advance:
+            times = seconds_in_turns(both, few, advance=advance)
     row = {
         "name": f"{ours} against {other}",
         "kind": "compare",
@@ -43,7 +52,8 @@ def compare(bundle: Path, data: Path, work: Path, ours: str, other: str) -> None
         **change(lists, first.orders, second.orders, seed=0),
         "ms_per_list": _ms(first),
         "ms_per_list_other": _ms(second),
-        "time_ratio": _ms(first) / max(_ms(second), 1e-9),
+        "num_timed": min(timed, len(few) - 1),
+        "time_ratio": times[0] / max(times[1], 1e-9),
     }
     append_row(work / "rows.jsonl", row)
     low, high = row.get("ndcg@10_hits_change_ci", [0.0, 0.0])
@@ -151,19 +161,23 @@ def _both(
     bundle: Path, data: Path, work: Path, names: list[str], most: int | None = None
 ) -> tuple[RerankLists, list[RerankRun]]:
     """The lists that several rows have in common, and their results."""
+    rows = _measured(work, names)
+    for key in ("top", "seed", "retriever", "rank_by", "every", "data_hash"):
+        if rows[0][key] != rows[1][key]:
+            raise InputError(f"{names[0]} and {names[1]} were measured with another {key}; measure one again")
+    loaded, dataset = Bundle.open(bundle), Dataset.open(data)
+    counts = [row["after"]["num_lists"] for row in rows]
+    lists = lists_like(loaded, dataset, "test", rows[0], min(*counts, *([] if most is None else [most])))
+    runs = [stored_run(work / f"{file_of(name)}.test.jsonl", None, lists.requests, seconds=0.0) for name in names]
+    return lists, runs
+
+
+def _measured(work: Path, names: list[str]) -> list[dict[str, Any]]:
     rows = {row["name"]: row for row in read_rows(work / "rows.jsonl")}
     for name in names:
         if "after" not in rows.get(name, {}):
             raise InputError(f"{work / 'rows.jsonl'} has no row {name!r}; measure it first")
-    alike = ("top", "seed", "retriever", "rank_by", "every", "data_hash")
-    for key in alike:
-        if rows[names[0]][key] != rows[names[1]][key]:
-            raise InputError(f"{names[0]} and {names[1]} were measured with another {key}; measure one again")
-    loaded, dataset = Bundle.open(bundle), Dataset.open(data)
-    counts = [rows[name]["after"]["num_lists"] for name in names]
-    lists = lists_like(loaded, dataset, "test", rows[names[0]], min(*counts, *([] if most is None else [most])))
-    runs = [stored_run(work / f"{file_of(name)}.test.jsonl", None, lists.requests, seconds=0.0) for name in names]
-    return lists, runs
+    return [rows[name] for name in names]
 
 
 def _hits(lists: RerankLists, run: RerankRun) -> float:

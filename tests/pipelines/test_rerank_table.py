@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,11 @@ import pytest
 from recsys.bundle import Bundle
 from recsys.dataset import Dataset
 from recsys.errors import InputError
-from recsys.pipelines import rerank_table_store
+from recsys.pipelines import rerank_runs, rerank_table_store
+from recsys.pipelines.language_model import ModelOptions
 from recsys.pipelines.rerank_lists import RerankLists, lists_of
-from recsys.pipelines.rerank_runs import run_lists, shuffled
+from recsys.pipelines.rerank_options import RerankOptions
+from recsys.pipelines.rerank_runs import run_lists, seconds_in_turns, shuffled
 from recsys.pipelines.rerank_table import main
 from recsys.pipelines.rerank_table_figures import change, tau
 from recsys.pipelines.rerank_table_publish import method_rows, publish, side_rows
@@ -89,6 +93,12 @@ def test_rows_hold_both_sides_and_controls_and_are_measured_once(
     compared = side["compare"]
     difference = rows["first"]["after"]["ndcg@10_hits"] - rows["pairwise-all"]["after"]["ndcg@10_hits"]
     assert compared["ndcg@10_hits_change"] == pytest.approx(difference) and compared["num_lists"] == num
+    assert compared["num_timed"] == num - 1 and 0 < compared["time_ratio"] < 1  # 1 call against 30
+    asked_again = ("--ours", "first", "--other", "pairwise-all", "--timed", 0)
+    assert main(["compare", *words(toy_bundle, toy_dataset, tmp_path, *asked_again)]) == 0
+    stored = next(row for row in read_rows(tmp_path / "rows.jsonl") if row.get("kind") == "compare")
+    ratio = rows["first"]["ms_per_list"] / rows["pairwise-all"]["ms_per_list"]
+    assert stored["num_timed"] == 0 and stored["time_ratio"] == pytest.approx(ratio)
     assert side["reference"]["num_lists"] == 3 and 0 < side["reference"]["calls_ratio"] <= 1
     assert 0 <= side["reference"]["same_top10"] <= 1
     found = side["permutations"]
@@ -134,6 +144,46 @@ def test_an_ended_job_goes_on_where_it_stopped(lists: RerankLists, tmp_path: Pat
     assert again.results == truth.results[:5] and again.usage == Usage(calls=10, prompt_tokens=25)
     with pytest.raises(InputError, match="holds results of other lists"):
         stored_run(path, None, lists.requests[::-1], seconds=0.0)
+
+
+def test_methods_are_timed_by_turns_without_their_first_list(
+    lists: RerankLists, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(rerank_runs, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    asked: list[tuple[str, list[RerankRequest]]] = []
+
+    class Slow(ById):
+        def __init__(self, name: str, seconds: float) -> None:
+            super().__init__()
+            self.name, self.seconds = name, seconds
+
+        async def rerank_async(
+            self, requests: Sequence[RerankRequest], *, deadline: float | None = None
+        ) -> list[RerankResult]:
+            asked.append((self.name, list(requests)))
+            clock[0] += self.seconds * (100 if self.num_lists == 0 else 1)
+            return await super().rerank_async(requests, deadline=deadline)
+
+    both = [Slow("slow", 4.0), Slow("fast", 1.0)]
+    seven = (list(lists.requests) * 7)[:7]
+    assert seconds_in_turns(both, seven, at_once=2) == [12.0, 3.0]
+    assert [name for name, _ in asked] == ["slow", "fast", "fast", "slow", "slow", "fast", "fast", "slow"]
+    assert [len(requests) for _, requests in asked] == [1, 1, 2, 2, 2, 2, 2, 2]
+    assert sum((requests for name, requests in asked if name == "fast"), []) == seven
+
+
+def test_options_are_those_of_a_row_again_unless_the_model_is_another(small_lm_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_lm_folder, tmp_path / "lm")
+    options = RerankOptions(method="first", lm=str(folder), model=ModelOptions(dtype="bfloat16"), top=7)
+    assert RerankOptions.of_identity(options.identity()) == options
+    feedback = RerankOptions(method="embedding-feedback", feedback=tmp_path / "head")
+    assert RerankOptions.of_identity(json.loads(json.dumps(feedback.identity()))) == feedback
+    said = options.identity()
+    weights = next(folder.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(InputError, match="has changed since its row"):
+        RerankOptions.of_identity(said)
 
 
 def test_no_time_left_begins_no_more_lists(lists: RerankLists) -> None:
