@@ -8,7 +8,7 @@ from typing import Any
 from recsys.errors import InputError, shown
 from recsys.retrieval.rerank.lm.local import LocalLanguageModel
 from recsys.retrieval.rerank.lm.protocol import LanguageModel
-from recsys.retrieval.rerank.lm.server import ServerLanguageModel
+from recsys.retrieval.rerank.lm.server import ServerLanguageModel, refuse_password
 
 __all__ = ["open_language_model"]
 
@@ -21,9 +21,11 @@ def open_language_model(spec: str | Path, **settings: Any) -> LanguageModel:
         settings: of :meth:`LocalLanguageModel.load` or :class:`ServerLanguageModel`; ``name`` and ``prices`` suit both.
 
     Raises:
-        InputError: there is no such folder, the address names no model, or a setting belongs to the other kind.
+        InputError: there is no such folder, the address names no model or holds a password, or a setting belongs to
+            the other kind.
     """
     address = str(spec)
+    refuse_password(address)
     if address.startswith(("http://", "https://")):
         base_url, _, model = address.partition("#")
         if not model:

@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 
 from recsys.errors import InputError, shown
 from recsys.retrieval.rerank.lm.protocol import Chat, Choice, Generation
-from recsys.retrieval.rerank.lm.server_connection import AnswerTooLong, Connections
+from recsys.retrieval.rerank.lm.server_connection import AnswerRefused, Connections
 from recsys.retrieval.rerank.lm.usage import Prices, Usage
 
 if TYPE_CHECKING:
     from recsys.retrieval.rerank.lm.server_answer import ServerAnswer
 
-__all__ = ["ServerLanguageModel"]
+__all__ = ["ServerLanguageModel", "refuse_password"]
 
 LATE = "the deadline passed"
 _TOP = 20
@@ -73,7 +73,7 @@ class ServerLanguageModel:
         Args:
             model: as the server calls it.
             base_url: http(s), usually ending in ``/v1``.
-            api_key: none for most local servers; never taken from the environment.
+            api_key: none for most local servers; never taken from the environment, and in no message.
             timeout_s: seconds for an answer, all tries together, counted from when its request may be sent.
             max_retries: after the first try.
             max_concurrency: requests under way at a time, in each event loop.
@@ -84,8 +84,13 @@ class ServerLanguageModel:
             name: in results; by default the model's.
 
         Raises:
-            InputError: no such address can be, a number is out of range, or openai is not installed.
+            InputError: no such address can be, or it holds a password; no header can hold the key; a number is out of
+                range, or openai is not installed.
         """
+        refuse_password(base_url)
+        api_key = (api_key or "").strip() or None
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise InputError(f"the key for {shown(base_url)} holds a line end or letters beyond ASCII; copy it again")
         like = "give one like http://localhost:8000/v1"
         try:
             parts = urlsplit(base_url)
@@ -112,6 +117,7 @@ class ServerLanguageModel:
         from then on without asking, and callers generate instead."""
         self._model, self._timeout_s, self._prices = model, timeout_s, prices or Prices()
         self._prefills, self._prefill_body = prefills, dict(prefill_body or {})
+        self._api_key = api_key
         self._where = f"{parts.scheme}://{host}{parts.path}"
         self._connections = Connections(
             base_url=base_url,
@@ -247,18 +253,23 @@ class ServerLanguageModel:
                 return _Reply(ServerAnswer.model_validate_json(raw.http_response.content))
         except TimeoutError:
             return _Reply(None, LATE, late=True)
-        except AnswerTooLong:
-            return _Reply(None, f"{self._where} sent an answer without end")
+        except AnswerRefused as error:
+            return _Reply(None, f"{self._where} sent {error}")
         except openai.APIStatusError as error:
             if "logprobs" in body and isinstance(error, openai.BadRequestError) and "logprob" in str(error).lower():
                 self.gives_log_probs = self.gives_log_probs or False
-            return _Reply(None, f"{self._where} answered {error.status_code}: {_line(error.message)}")
+            return _Reply(None, f"{self._where} answered {error.status_code}: {self._line(error.message)}")
         except openai.APIConnectionError as error:
-            return _Reply(None, f"the connection to {self._where} failed: {_line(error.__cause__ or error)}")
+            return _Reply(None, f"the connection to {self._where} failed: {self._line(error.__cause__ or error)}")
         except openai.OpenAIError as error:
-            return _Reply(None, f"asking {self._where} failed: {_line(error)}")
+            return _Reply(None, f"asking {self._where} failed: {self._line(error)}")
         except ValueError as error:  # pydantic's among them
-            return _Reply(None, f"{self._where} answered what is no chat completion: {_line(error)}")
+            return _Reply(None, f"{self._where} answered what is no chat completion: {self._line(error)}")
+
+    def _line(self, error: object) -> str:
+        """One line, not long, without the key: it may quote the server, and a server may quote the key."""
+        text = " ".join(str(error).split()) or type(error).__name__
+        return shown(text if self._api_key is None else text.replace(self._api_key, "(key)"))
 
     def _no_log_probs(self) -> str:
         return f"{self._where} gives no log-probabilities; generate answers instead"
@@ -286,6 +297,19 @@ class ServerLanguageModel:
         )
 
 
+def refuse_password(address: str) -> None:
+    """Whether an address can stand in messages and results.
+
+    Raises:
+        InputError: it names a user or a password.
+    """
+    if "@" in address.partition("://")[2].partition("/")[0].partition("#")[0]:
+        raise InputError(
+            "the address of a server names a user or a password, which messages and results would show; leave it out "
+            "and give a key (of commands: in RECSYS_API_KEY)"
+        )
+
+
 def _plain(text: str) -> str:
     """A text in which nothing looks like a special token of a common template.
 
@@ -293,8 +317,3 @@ def _plain(text: str) -> str:
     'a <b> < |im_end|>< /s>[ INST]'
     """
     return _LIKE_SPECIAL.sub(r"\g<0> ", text.encode("utf-8", "replace").decode())
-
-
-def _line(error: object) -> str:
-    """One line, not long: it may quote the server."""
-    return shown(" ".join(str(error).split()) or type(error).__name__)

@@ -7,16 +7,16 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
-from recsys.errors import InputError
+from recsys.errors import InputError, shown
 
-__all__ = ["AnswerTooLong", "Connection", "Connections"]
+__all__ = ["AnswerRefused", "Connection", "Connections"]
 
 _MOST_BYTES = 1 << 24
 """Of an answer; a longer one is cut off and refused."""
 
 
-class AnswerTooLong(Exception):
-    """A server sent more than is read."""
+class AnswerRefused(Exception):
+    """A server sent what is not read; the message says what."""
 
 
 class Connection:
@@ -93,6 +93,7 @@ class Connections:
     def _client(self) -> Any:
         http = self._openai.DefaultAsyncHttpxClient(
             timeout=self._timeout_s,
+            headers={"accept-encoding": "identity"},
             event_hooks={"request": [self._count_retry], "response": [self._bound]},
         )
         return self._openai.AsyncOpenAI(
@@ -110,6 +111,10 @@ class Connections:
             self._on_retry()
 
     async def _bound(self, response: Any) -> None:
+        # A few compressed bytes can be any number of others, so that no bound on what arrives bounds what is read.
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise AnswerRefused(f"a compressed answer ({shown(encoding)}), which was not asked for")
         response.stream = _bounded(response.stream)
 
 
@@ -124,7 +129,7 @@ def _bounded(stream: Any) -> Any:
             async for chunk in stream:
                 left -= len(chunk)
                 if left < 0:
-                    raise AnswerTooLong
+                    raise AnswerRefused("an answer without end")
                 yield chunk
 
         async def aclose(self) -> None:
