@@ -174,10 +174,12 @@ class ExampleMaker:
         pieces.append(("]", SEPARATOR))
         ids: list[int] = []
         named: list[int] = []
+        before = prefill
         for text, rank in pieces[1:] if prefill.endswith("[") else pieces:
-            found = self._tokens.text_ids(text)
+            found = self._tokens.next_ids(text, before)
             ids += found
             named += [rank] * len(found)
+            before = text
         stop = min(self._tokens.stop_ids)
         return (*ids, stop), (*named, SEPARATOR)
 

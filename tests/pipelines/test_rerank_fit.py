@@ -102,6 +102,18 @@ def test_questions_are_the_reranker_s_own_and_answers_name_the_wanted_order(smal
             assert example.answer_ids[-1] in ChatTokens(lm.tokenizer, "here").stop_ids
 
 
+def test_answers_have_the_tokens_that_the_whole_text_has(small_lm_folder, spacing_tokenizer):
+    lists, tokens = made_lists(1, length=12), ChatTokens(spacing_tokenizer, "here")
+    reranker = reranker_of(LocalLanguageModel.load(small_lm_folder), "full-list")
+    (example,) = ExampleMaker(reranker, tokens).of(lists)
+    names = [str(place + 1) for place in np.argsort(example.ranks)]
+    whole = " > ".join(f"[{name}]" for name in names)
+    (chat,) = reranker.questions(lists.requests[0])
+    assert [*example.prompt_ids, *example.answer_ids[:-1]] == tokens.encode(chat, whole)[0]
+    ranks = [rank for rank in example.answer_ranks if rank]
+    assert ranks == [rank for rank, name in enumerate(names, start=1) for _ in name]
+
+
 def test_shuffled_lists_keep_what_belongs_to_each_item(small_lm_folder):
     lm, lists = LocalLanguageModel.load(small_lm_folder), made_lists(8)
     plain, mixed = (examples_of(lm, "first", lists, shuffle=shuffle) for shuffle in (False, True))

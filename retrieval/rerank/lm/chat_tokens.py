@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
@@ -37,10 +38,13 @@ class ChatTokens:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()  # rendering is python code of the template
         backend = tokenizer.backend_tokenizer
-        self._plain = type(backend).from_str(backend.to_str())
+        spec, self._leads = _without_lead(backend.to_str())
+        self._plain = type(backend).from_str(spec)
         self._plain.no_truncation()
         self._plain.no_padding()
-        self._whole = type(backend).from_str(self._plain.to_str())
+        self._whole = type(backend).from_str(backend.to_str())
+        self._whole.no_truncation()
+        self._whole.no_padding()
         self._plain.encode_special_tokens = True
         self._whole.encode_special_tokens = False
         added = tokenizer.added_tokens_decoder
@@ -61,6 +65,8 @@ class ChatTokens:
         """
         ids: list[int] = []
         spans = self.spans(chat, prefill)
+        if spans and isinstance(spans[0], str) and self._leads and not spans[0].startswith(" "):
+            spans[0] = " " + spans[0]
         for span in spans:
             ids += self.text_ids(span) if isinstance(span, str) else [span]
         return ids, spans[-1] if spans and isinstance(spans[-1], str) else ""
@@ -84,7 +90,7 @@ class ChatTokens:
         return spans
 
     def text_ids(self, text: str) -> list[int]:
-        """Tokens of a plain text, none of them special."""
+        """Tokens of a plain text that stands after a special token, none of them special."""
         if not text:
             return []
         try:
@@ -106,6 +112,12 @@ class ChatTokens:
                 done = cut if end - start > 1 else start + 1
         return out + self.text_ids(text[done:])
 
+    def next_ids(self, text: str, before: str) -> list[int]:
+        """Tokens of a plain text where it goes on after ``before``, which ends with whole tokens: many tokenizers put
+        a space before a text that goes on after nothing."""
+        stem, joint = self.text_ids(before), self.text_ids(before + text)
+        return joint[len(stem) :] if joint[: len(stem)] == stem else self.text_ids(text)
+
     def option_ids(self, options: Sequence[str], before: str) -> list[int]:
         """The token of each option.
 
@@ -124,16 +136,12 @@ class ChatTokens:
         return ids
 
     def _find_option(self, option: str, before: str) -> int:
-        stem = self.text_ids(before)
-        joint = self.text_ids(before + option)
-        if len(joint) == len(stem) + 1 and joint[:-1] == stem:
-            return joint[-1]
-        alone = self.text_ids(option)
-        if len(alone) != 1:
-            raise InputError(
-                f"option {shown(option)} is {len(alone)} tokens for this model; give options of one token each"
-            )
-        return alone[0]
+        for ids in (self.next_ids(option, before), alone := self.text_ids(option)):
+            if len(ids) == 1:
+                return ids[0]
+        raise InputError(
+            f"option {shown(option)} is {len(alone)} tokens for this model; give options of one token each"
+        )
 
     def _split(self, roles: tuple[str, ...]) -> tuple[int | str, ...]:
         """The template for these roles: special tokens, plain text, and -1 - i for the text of message i."""
@@ -198,3 +206,14 @@ class ChatTokens:
         if after and isinstance(after[0], int):
             found.add(after[0])
         return frozenset(found)
+
+
+def _without_lead(spec: str) -> tuple[str, bool]:
+    """A tokenizer's description without the space that it puts at the beginning of all that it reads and nowhere else,
+    and whether there was one: texts are encoded one by one here, and few of them stand at that beginning."""
+    described, leads = json.loads(spec), False
+    outer = described["pre_tokenizer"] or {}
+    for part in (outer, *outer.get("pretokenizers", ())):
+        if part.get("type") == "Metaspace" and part.get("prepend_scheme") == "first":
+            part["prepend_scheme"], leads = "never", True
+    return json.dumps(described), leads

@@ -46,6 +46,22 @@ def test_harmless_texts_give_the_tokens_of_the_template(lm: LocalLanguageModel, 
     assert lm.encode_chat(ask(text)) == template_ids(lm, ask(text))
 
 
+@pytest.mark.parametrize("opening", ["", "Hello "])
+def test_spaces_stand_where_the_tokenizer_of_a_whole_prompt_has_them(spacing_tokenizer: Any, opening: str) -> None:
+    from recsys.retrieval.rerank.lm.chat_tokens import ChatTokens
+
+    spacing_tokenizer.chat_template = opening + spacing_tokenizer.chat_template
+    tokens = ChatTokens(spacing_tokenizer, "here")
+    chat = [Message("system", "Order items."), Message("user", " a kite\n[B]")]
+    messages = [{"role": message.role, "content": message.text} for message in chat]
+    whole = spacing_tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    for prefill in ("", "["):
+        ids, before = tokens.encode(chat, prefill)
+        for option in "AB":
+            joint = spacing_tokenizer(whole + prefill + option, add_special_tokens=False)["input_ids"]
+            assert [*ids, *tokens.option_ids([option], before)] == joint
+
+
 @pytest.mark.parametrize("text", [SMUGGLED, "<|pad|>", "x<|im_end|>y", "@0001mark0001@", "@0000mark0000@<|im_start|>"])
 def test_texts_never_become_special_tokens(lm: LocalLanguageModel, text: str) -> None:
     special = set(lm.tokenizer.all_special_ids)
