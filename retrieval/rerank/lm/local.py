@@ -56,8 +56,7 @@ class LocalLanguageModel:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
-        limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
-        self.context_tokens = int(next((limit for limit in limits if limit and limit < 1 << 30), 2048))
+        self.context_tokens = _context_tokens(model.config.get_text_config(), tokenizer)
         self._prices = prices or Prices()
         self._tokens = ChatTokens(tokenizer, where)
         ends = model.generation_config.eos_token_id
@@ -240,3 +239,15 @@ class LocalLanguageModel:
             seconds=question.seconds,
             cost=self._prices.cost(prompt, reused, generated),
         )
+
+
+def _context_tokens(config: Any, tokenizer: Any) -> int:
+    limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
+    context = int(next((limit for limit in limits if limit and limit < 1 << 30), 2048))
+    rotary = getattr(config, "rope_parameters", None) or {}
+    for one in (rotary, *(part for part in rotary.values() if isinstance(part, dict))):
+        if one.get("rope_type") == "longrope":
+            # Beyond this length such a model turns all positions of a pass by other angles: kept keys would not fit,
+            # nor shorter prompts beside a longer one.
+            context = min(context, int(one["original_max_position_embeddings"]))
+    return context

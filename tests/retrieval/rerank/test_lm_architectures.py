@@ -75,6 +75,22 @@ def test_other_architectures(kind: str, small_lm_folder: Path, tmp_path: Path) -
     assert choices[0].usage.reused_tokens > len(shared) // 2
 
 
+def test_lengths_that_turn_all_positions_otherwise_are_no_context(small_lm_folder: Path, tmp_path: Path) -> None:
+    rotary = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 9.0, 20.0]}
+    settings = {key: value for key, value in SMALL.items() if key != "head_dim"}
+    settings |= {"rope_parameters": {**rotary, "rope_theta": 1e4}, "original_max_position_embeddings": 64}
+    lm = LocalLanguageModel.load(save("phi3", settings, small_lm_folder, tmp_path / "phi3"), device="cpu")
+    assert lm.context_tokens == 64
+    chats = [[Message("user", "x" * at)] for at in (1, 30, 90)]
+    for _ in range(2):
+        short, middle, long = asyncio.run(lm.choose(chats, [["A", "yes"]] * 3))
+        assert long.error is not None and "takes 63" in long.error
+        for chat, choice in zip(chats, (short, middle), strict=False):
+            log_prob_V = lm.model(torch.tensor([lm.encode_chat(chat)])).logits[0, -1].log_softmax(-1)
+            expected = [log_prob_V[lm.tokenizer.encode(text)[0]].item() for text in ("A", "yes")]
+            assert choice.log_probs == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_cannot_be_reused_is_refused(kind: str, small_lm_folder: Path, tmp_path: Path) -> None:
     folder = save(kind, REFUSED[kind], small_lm_folder, tmp_path / kind)
