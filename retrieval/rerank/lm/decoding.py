@@ -36,7 +36,10 @@ class Decoding:
 
     def join(self, rows: Sequence[tuple[Question, list[KeptStates]]]) -> None:
         """Take rows in, each with its first token and with the states of its whole prompt."""
-        rows = [row for row in rows if row[0].alive]
+        for question, _ in rows:
+            if not question.alive:
+                question.end("deadline")
+        rows = [row for row in rows if row[0].finish is None]
         if not rows:
             return
         added = [sum(map(len, parts)) for _, parts in rows]

@@ -221,6 +221,17 @@ def test_a_passed_deadline_gives_what_is_there(lm: LocalLanguageModel) -> None:
         assert 0 < answer.usage.generated_tokens < 3000 and answer.text
 
 
+def test_a_call_is_over_where_its_deadline_passes_between_prompt_and_answer(lm: LocalLanguageModel) -> None:
+    """A worker that always has something to do would hold it for good."""
+    from recsys.retrieval.rerank.lm.decoding import Decoding
+    from recsys.retrieval.rerank.lm.question import Job, Question
+
+    question = Question([5], max_tokens=3, deadline=time.monotonic() - 1)
+    job, decoding = Job([question]), Decoding(lm.model, lambda question, token: None)
+    decoding.join([(question, [])])
+    assert job.future.done() and question.finish == "deadline" and not decoding.questions
+
+
 def test_a_late_call_does_not_wait_for_the_batch_before_it(lm: LocalLanguageModel) -> None:
     async def both() -> float:
         long = asyncio.create_task(lm.choose([ask(f"{at} " * 500) for at in range(60)], [["A"]] * 60))
