@@ -5,6 +5,7 @@ Suffixes: B = lists, N = tokens, C = candidates, A = tokens of an answer, V = vo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from recsys.errors import InputError
 from recsys.pipelines.rerank_fit_examples import Batch, Example, collate
 from recsys.retrieval.rerank.losses import (
     first_loss,
@@ -102,7 +104,11 @@ class RerankModule(L.LightningModule):
 
     def training_step(self, number: int, batch_idx: int) -> None:
         """One step over ``batch_lists`` lists. Their losses add up, so that parts of them may go through the network
-        one after the other: the gradients add up as well."""
+        one after the other: the gradients add up as well.
+
+        Raises:
+            InputError: the loss is no number, which would leave no weight that is one.
+        """
         epoch, place = divmod(self.global_step, self.steps_per_epoch)
         order = np.random.default_rng([self.tuning.seed, epoch]).permutation(len(self._examples))
         low = place * self.tuning.batch_lists
@@ -117,6 +123,9 @@ class RerankModule(L.LightningModule):
             loss = self._losses(self._batch(part), generator).sum() / len(examples)
             self.manual_backward(loss)
             total += float(loss.detach())
+        if not math.isfinite(total):
+            step, lr = self.global_step + 1, self.tuning.lr
+            raise InputError(f"the loss of step {step} is no number; give a lower --lr than {lr:g}")
         self.clip_gradients(optimizer, _LARGEST_GRADIENT, "norm")
         optimizer.step()
         schedule: Any = self.lr_schedulers()

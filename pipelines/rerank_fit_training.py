@@ -67,6 +67,9 @@ def train_module(module: RerankModule, run: RunFolder, *, watchers: Sequence[L.C
 
     Returns:
         What the best epoch was chosen by; None where nothing chose.
+
+    Raises:
+        InputError: a weight is no number any more.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -97,6 +100,8 @@ def train_module(module: RerankModule, run: RunFolder, *, watchers: Sequence[L.C
         content = torch.load(run.path / "best.ckpt", map_location="cpu", weights_only=True)
         module.load_state_dict(content["state_dict"], strict=False)
         figure = float(best.best_model_score or 0.0)
+    if not all(torch.isfinite(parameter).all() for parameter in module.parameters() if parameter.requires_grad):
+        raise InputError(f"training left weights that are no numbers; give a lower --lr than {module.tuning.lr:g}")
     module.net.eval()
     return figure
 

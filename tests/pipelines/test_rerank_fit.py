@@ -155,6 +155,23 @@ def test_every_loss_learns_what_the_text_says(small_lm_folder, tmp_path, loss):
     assert after > 0.95
 
 
+class _Overflows(L.Callback):
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        next(pl_module.parameters()).data[0] = torch.inf
+
+
+@pytest.mark.parametrize(
+    ("lr", "watchers", "said"),
+    [(1e30, [], r"the loss of step \d+ is no number"), (0.01, [_Overflows()], "left weights that are no numbers")],
+)
+def test_weights_that_are_no_numbers_are_not_kept(small_lm_folder, tmp_path, lr, watchers, said):
+    lm = LocalLanguageModel.load(small_lm_folder)
+    examples, run = examples_of(lm, "first", made_lists(8)), RunFolder(tmp_path / "out", {}, resume=False)
+    tuning = Tuning(lr=lr, batch_lists=8 if watchers else 1)
+    with pytest.raises(InputError, match=f"{said}.*; give a lower --lr"):
+        train_reranker(lm, examples, [], tuning, run, lora_rank=0, watchers=watchers)
+
+
 class _Killed(L.Callback):
     def on_train_batch_end(self, trainer, *args):
         if trainer.global_step == 5:
