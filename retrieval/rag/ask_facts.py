@@ -215,6 +215,8 @@ def table_text(result: QueryResult | None) -> str:
     """Rows as an answer; nothing in it is a model's wording."""
     if result is None:
         return "The tables gave no answer to that."
+    if not result.rows and result.truncated:
+        return "The tables hold an answer that is too long to be shown."
     if not result.rows:
         return "The tables hold nothing of that."
     if len(result.rows) == 1 and not result.truncated:

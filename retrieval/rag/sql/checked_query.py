@@ -22,7 +22,9 @@ from recsys.retrieval.rag.sql.words import (
     CONCATENATIONS,
     FORMATS,
     FUNCTIONS,
+    GATHERED,
     NODES,
+    OF_MANY,
     OF_THE_SESSION,
     PATTERNS,
     TYPES,
@@ -142,6 +144,7 @@ def _check(statements: list[Any], tables: Mapping[str, Collection[str]], limits:
             raise SqlError(f"WITH {shown(name)}: choose a plain name of letters, digits and _")
         if name in tables:  # or a query would seem to read what it does not
             raise SqlError(f"WITH {shown(name)}: there is a table of that name; choose another")
+    shown_alone = {id(column) for column in _columns_of(statements[0].get("node") or {})}
     num_tables, growth, gathers, read = 0, 1, False, set[str]()
     for node in nodes:
         kind = node.get("type")
@@ -164,6 +167,8 @@ def _check(statements: list[Any], tables: Mapping[str, Collection[str]], limits:
             if name in CONCATENATIONS:
                 growth *= max(2, len(_arguments(node)))
             gathers |= name in AGGREGATES_OF_TEXT
+            if name in GATHERED and id(node) not in shown_alone:
+                raise SqlError(f"{name}() can only be a column of the result by itself; count or filter rows instead")
         elif node.get("class") == "TYPE":
             _check_type(node)
         elif node.get("class") == "COLUMN_REF":
@@ -173,6 +178,14 @@ def _check(statements: list[Any], tables: Mapping[str, Collection[str]], limits:
     if growth > _MOST_GROWTH or (gathers and growth > 1):
         raise SqlError("the query joins texts too often; select the columns instead")
     return frozenset(read & set(tables))
+
+
+def _columns_of(query: dict[str, Any]) -> list[Any]:
+    """Of the result, where the query is no union of several."""
+    while query.get("type") == "CTE_NODE":
+        query = query.get("child") or {}
+    columns: list[Any] = query.get("select_list") or []
+    return columns
 
 
 def _check_table(node: dict[str, Any], named: set[str], tables: Mapping[str, Collection[str]]) -> str:
@@ -190,6 +203,8 @@ def _check_function(node: dict[str, Any]) -> str:
         close = get_close_matches(name, FUNCTIONS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise SqlError(f"the function {shown(name)} cannot be used here{hint}")
+    if len(_arguments(node)) > OF_MANY.get(name, len(_arguments(node))):
+        raise SqlError(f"{name}() takes {OF_MANY[name]} here; write ORDER BY and LIMIT for more than one row")
     if name in PATTERNS:
         pattern = _arguments(node)[1:2]
         literal = _literal(pattern[0]) if pattern else None

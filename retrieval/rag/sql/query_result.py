@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recsys.retrieval.rag.sql.checked_query import SqlError
 from recsys.retrieval.rag.sql.limits import SqlLimits
 
-__all__ = ["QueryResult"]
+__all__ = ["QueryResult", "cut_to_limits"]
 
 _MOST_ELEMENTS = 20
 """Of a list in one cell."""
@@ -51,11 +52,45 @@ class QueryResult:
     def as_text(self) -> str:
         """One line per row, values separated by ``|``, the columns first; what a reader or a model is shown."""
         lines = [" | ".join(self.columns), *(" | ".join(_shown(cell) for cell in row) for row in self.rows)]
-        if not self.rows:
-            lines.append("(no rows)")
         if self.truncated:
             lines.append("(more than is shown)")
+        elif not self.rows:
+            lines.append("(no rows)")
         return "\n".join(lines)
+
+
+def cut_to_limits(sql: str, kinds: Sequence[str], limits: SqlLimits) -> str:
+    """The query with its rows and values no longer than :meth:`QueryResult.of` takes them.
+
+    The database cuts them, since each value that leaves it is a copy in Python's memory, which no limit covers.
+
+    Args:
+        sql: a checked query.
+        kinds: types of its columns, as DuckDB calls them.
+
+    Raises:
+        SqlError: a column holds a structure, of which no part can be cut.
+
+    >>> cut_to_limits("SELECT a, b FROM c", ["INTEGER", "VARCHAR[]"], SqlLimits(rows=5, cell_chars=9))
+    'SELECT c0, [left(v0, 10) for v0 in c1[:21]] FROM (SELECT a, b FROM c) AS found(c0, c1) LIMIT 6'
+    """
+    names = [f"c{number}" for number in range(len(kinds))]
+    cells = ", ".join(_cut(name, kind, limits.cell_chars + 1) for name, kind in zip(names, kinds, strict=True))
+    return f"SELECT {cells} FROM ({sql}) AS found({', '.join(names)}) LIMIT {limits.rows + 1}"
+
+
+def _cut(name: str, kind: str, chars: int, depth: int = 0) -> str:
+    if kind.endswith("[]"):
+        inner = f"v{depth}"
+        element = _cut(inner, kind[:-2], chars, depth + 1)
+        return f"{name}[:{_MOST_ELEMENTS + 1}]" if element == inner else (
+            f"[{element} for {inner} in {name}[:{_MOST_ELEMENTS + 1}]]"
+        )  # fmt: skip
+    if kind.startswith("VARCHAR"):
+        return f"left({name}, {chars})"
+    if "(" in kind and not kind.startswith("DECIMAL"):
+        raise SqlError("a column of the result holds several values in one; select them one by one")
+    return name
 
 
 def _plain(value: Any, most: int) -> tuple[Any, bool]:

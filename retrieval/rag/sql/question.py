@@ -96,6 +96,7 @@ async def answer_from_tables(
         deadline: a reading of :func:`time.monotonic`.
     """
     prompt = prompt or sql_prompt()
+    most = prompt.option("max_tokens", 200)
     matches = tuple(values.match(question, most=3))
     steps, chats, usage, failed, error = list[SqlStep](), list[Chat](), Usage(), "", ""
     for _ in range(max(1, rounds)):
@@ -106,7 +107,7 @@ async def answer_from_tables(
         chats.append(chat)
         (answer,) = await lm.generate(
             [chat],
-            max_tokens=prompt.option("max_tokens", 200),
+            max_tokens=most,
             stop=prompt.option("stop", list[str]()),
             prefill=prompt.prefill,
             deadline=deadline,
@@ -117,6 +118,10 @@ async def answer_from_tables(
             steps.append(SqlStep(sql="", outcome="no answer", error=as_data(reason, _ERROR_CHARS)))
             break
         sql = _query_in(prompt.prefill, answer.text)
+        if answer.finish == "length" and answer.text.count("```") < 2:  # what is left of it may ask something else
+            failed, error = sql, f"the query was not written to its end in {most} tokens; write a shorter one"
+            steps.append(SqlStep(sql=sql, outcome="refused", error=error))
+            continue
         try:
             result = await asyncio.to_thread(tables.query, sql, must_read=must_read, deadline=deadline)
             if not result.tables:  # what it says is the model's own

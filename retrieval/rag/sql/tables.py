@@ -24,9 +24,10 @@ import polars as pl
 
 from recsys.errors import InputError
 from recsys.events import Event
+from recsys.retrieval.rag.passage import plain_text
 from recsys.retrieval.rag.sql.checked_query import SqlError, checked_query
 from recsys.retrieval.rag.sql.limits import SqlLimits
-from recsys.retrieval.rag.sql.query_result import QueryResult
+from recsys.retrieval.rag.sql.query_result import QueryResult, cut_to_limits
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -124,7 +125,8 @@ class ItemDatabase:
         kind = next(column.kind for column in self.columns if column.name == "item_id")
         moment = "make_timestamp(timestamp * 1000000) AS happened_at, " if self.real_clock else ""
         title = f"{self._titles}, " if self._titles else ""
-        joined = "LEFT JOIN items USING (item_id)" if self._titles else ""
+        # Of the items these two alone: others may be called like a column of events.
+        joined = f"LEFT JOIN (SELECT item_id, {self._titles} FROM items) USING (item_id)" if self._titles else ""
         connection.execute(
             f"CREATE TABLE history AS SELECT place, item_id, {title}actions, timestamp, {moment}surface FROM ("
             f"SELECT unnest(?::BIGINT[]) AS place, TRY_CAST(unnest(?::VARCHAR[]) AS {kind}) AS item_id, "
@@ -132,10 +134,10 @@ class ItemDatabase:
             f") {joined} ORDER BY place",
             [
                 list(range(1, len(events) + 1)),
-                [str(event.item_id) if event.item_id != "" else None for event in events],
-                [_actions(event) for event in events],
+                [plain_text(str(event.item_id)) if event.item_id != "" else None for event in events],
+                [plain_text(_actions(event)) for event in events],
                 [_moment(event.timestamp) for event in events],
-                [event.surface for event in events],
+                [None if event.surface is None else plain_text(event.surface) for event in events],
             ],
         )
 
@@ -229,9 +231,10 @@ class _Work:
                 self.sql, self.tables = checked.sql, checked.tables
                 if missing := sorted(self.must_read - checked.tables):
                     raise SqlError(f"the question is about the table {missing[0]}; select from it")
-                found = self.connection.execute(self.sql)
-                self.columns = [column[0] for column in found.description or ()]
-                self.rows = found.fetchmany(self.limits.rows + 1)
+                described = self.connection.execute(f"DESCRIBE ({self.sql})").fetchall()
+                self.columns = [column[0] for column in described]
+                kinds = [column[1] for column in described]
+                self.rows = self.connection.execute(cut_to_limits(self.sql, kinds, self.limits)).fetchall()
             finally:
                 self.connection.execute("ROLLBACK")
         except SqlError as error:
@@ -280,6 +283,8 @@ def _columns(items: pl.DataFrame) -> tuple[list[pl.Expr], tuple[str, ...]]:
             pass  # a vector
         elif inner in (pl.String, pl.Categorical, pl.Enum):
             text = whole.list.eval(_text(pl.element())) if listed else _text(whole)
+        elif inner.is_float():
+            text = whole.fill_nan(None)  # which DuckDB takes for the largest number of all
         elif (inner.is_numeric() and inner != pl.Int128) or inner in (pl.Boolean, pl.Date, pl.Datetime, pl.Time):
             text = whole
         if text is None or name.lower() in seen or "\x00" in name:

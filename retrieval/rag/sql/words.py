@@ -13,7 +13,9 @@ __all__ = [
     "CONCATENATIONS",
     "FORMATS",
     "FUNCTIONS",
+    "GATHERED",
     "NODES",
+    "OF_MANY",
     "OF_THE_SESSION",
     "PATTERNS",
     "TYPES",
@@ -44,6 +46,11 @@ TYPES = frozenset(
 
 CONCATENATIONS = frozenset({"||", "concat", "concat_ws"})
 AGGREGATES_OF_TEXT = frozenset({"string_agg", "group_concat", "listagg", "array_to_string"})
+GATHERED = frozenset({"string_agg", "group_concat", "listagg", "list", "array_agg"})
+"""Their value is as long as the table. It may be shown, and nothing may be made of it: a copy in every row of something
+else is memory that no limit of the database covers, and work that no interrupt stops."""
+OF_MANY = {"min": 1, "max": 1, "arg_min": 2, "arg_max": 2, "min_by": 2, "max_by": 2}
+"""With more arguments than these they make lists of any length."""
 PATTERNS = frozenset({"~", "regexp_matches"})
 FORMATS = frozenset({"strftime"})
 """Their format may only be a short text of the query's own: a long one would write long texts."""

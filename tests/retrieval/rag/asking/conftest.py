@@ -70,6 +70,8 @@ class TalkingServer:
         self.says: Callable[[str], str | int] = lambda told: ""
         """Of everything that was told: the answer, or a status of HTTP to fail with."""
         self.told: list[str] = []
+        self.cut = False
+        """Whether answers end for their length."""
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -80,7 +82,8 @@ class TalkingServer:
                 told = "\n".join(str(message["content"]) for message in body["messages"])
                 outer.told.append(told)
                 said = outer.says(told)
-                choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+                choice = {"index": 0, "message": {"role": "assistant", "content": said}}
+                choice["finish_reason"] = "length" if outer.cut else "stop"
                 answer: dict[str, Any] = {
                     "id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice],
                     "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
@@ -112,7 +115,7 @@ def _talking() -> Iterator[TalkingServer]:
 @pytest.fixture
 def talking(_talking: TalkingServer) -> TalkingServer:
     """The server, silent and without a memory."""
-    _talking.says, _talking.told = lambda told: "", []
+    _talking.says, _talking.told, _talking.cut = lambda told: "", [], False
     return _talking
 
 

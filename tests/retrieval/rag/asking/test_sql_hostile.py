@@ -139,8 +139,10 @@ def test_each_lock_holds_by_itself(database: ItemDatabase, monkeypatch: pytest.M
         locks = ("enable_external_access", "lock_configuration", "python_enable_replacements")
         found = [connection.execute(f"SELECT current_setting('{name}')").fetchone() for name in locks]
         assert found == [(False,), (True,), (False,)]
-        write = CheckedQuery("DELETE FROM history", frozenset())
-        monkeypatch.setattr("recsys.retrieval.rag.sql.tables.checked_query", lambda *_: write)
+        monkeypatch.setattr(
+            "recsys.retrieval.rag.sql.tables.checked_query", lambda *_: CheckedQuery("SELECT 1", frozenset())
+        )
+        monkeypatch.setattr("recsys.retrieval.rag.sql.tables.cut_to_limits", lambda *_: "DELETE FROM history")
         with pytest.raises(SqlError, match="read-only"):
             tables.query("SELECT 1")
         assert connection.execute("SELECT count(*) FROM history").fetchone() == (1,)

@@ -19,6 +19,7 @@ from recsys.retrieval.rag.ask_facts import table_text  # noqa: E402
 from recsys.retrieval.rag.sql.checked_query import SqlError  # noqa: E402
 from recsys.retrieval.rag.sql.column_values import ColumnValues  # noqa: E402
 from recsys.retrieval.rag.sql.limits import SqlLimits  # noqa: E402
+from recsys.retrieval.rag.sql.query_result import QueryResult  # noqa: E402
 from recsys.retrieval.rag.sql.question import answer_from_tables  # noqa: E402
 from recsys.retrieval.rag.sql.tables import ItemDatabase  # noqa: E402
 
@@ -83,6 +84,60 @@ def test_results_are_cut_to_the_limits(shop_items: pl.DataFrame) -> None:
         assert len(tables.query("SELECT title, text, kind FROM items").rows) == 1
         assert tables.query("SELECT 1 WHERE false").as_text() == "1\n(no rows)"
         assert not tables.query("SELECT count(*) AS n FROM items").truncated
+
+
+def test_what_leaves_the_database_is_cut_within_it(shop_items: pl.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value is a copy in Python's memory: a text of the whole table in 400 columns would be gigabytes."""
+    seen: list[Any] = []
+    whole = QueryResult.of
+
+    def looked_at(sql: str, columns: Any, rows: Any, limits: SqlLimits, **fields: Any) -> QueryResult:
+        seen.extend(rows)
+        return whole(sql, columns, rows, limits, **fields)
+
+    monkeypatch.setattr(QueryResult, "of", looked_at)
+    limits = SqlLimits(rows=3, cell_chars=10)
+    with ItemDatabase(shop_items).open([], limits) as tables:
+        for columns in ("string_agg(title, '; ')", "list(title)", "list(tags)", "string_agg(title, '') OVER ()"):
+            seen.clear()
+            found = tables.query(f"SELECT {columns} AS a, 7 AS a FROM items")
+            assert found.truncated and found.columns == ("a", "a") and found.rows[0][1] == 7
+            assert 0 < len(seen) <= 4 and all(_longest(cell) <= 21 for row in seen for cell in row)
+        found = tables.query("SELECT item_id FROM items ORDER BY year DESC, item_id OFFSET 1")
+        assert found.rows == tables.query("SELECT item_id FROM items ORDER BY year DESC, item_id LIMIT 3 OFFSET 1").rows
+        for refused in ("len(list(title))", "upper(string_agg(title, ''))", "(SELECT list(title) FROM items)"):
+            with pytest.raises(SqlError, match="can only be a column of the result by itself"):
+                tables.query(f"SELECT {refused} FROM items")
+        with pytest.raises(SqlError, match="max.. takes 1 here; write ORDER BY and LIMIT"):
+            tables.query("SELECT max(title, 9) FROM items")
+        with pytest.raises(SqlError, match="select them one by one"):
+            tables.query("SELECT row(1, title) FROM items")
+
+
+def _longest(cell: Any) -> int:
+    if isinstance(cell, list):
+        return max(len(cell), max((_longest(one) for one in cell), default=0))
+    return len(str(cell))
+
+
+def test_a_row_that_is_too_long_is_not_nothing(shop_items: pl.DataFrame) -> None:
+    with ItemDatabase(shop_items).open([], SqlLimits(result_chars=20)) as tables:
+        found = tables.query("SELECT title, text, kind FROM items")
+        assert found.rows == () and found.truncated and "(no rows)" not in found.as_text()
+        assert table_text(found) == "The tables hold an answer that is too long to be shown."
+
+
+def test_columns_of_items_may_be_called_like_those_of_events_and_hold_nan() -> None:
+    items = pl.DataFrame({
+        "item_id": ["a", "b"], "title": ["x", "y"], "price": [1.5, float("nan")],
+        **{name: [1, 2] for name in ("place", "actions", "timestamp", "surface", "happened_at")},
+    })  # fmt: skip
+    odd = Event(item_id="\ud800", actions="\ud800", timestamp=3, surface="\ud800")
+    with ItemDatabase(items).open([Event(item_id="b", actions="click", timestamp=7), odd]) as tables:
+        rows = tables.query("SELECT place, item_id, title, actions, timestamp, surface FROM history").rows
+        assert rows == ((1, "b", "y", "click", 7, None), (2, "\ufffd", None, "\ufffd", 3, "\ufffd"))
+        found = tables.query("SELECT max(price), avg(price), count(*) FILTER (price > 1) FROM items")
+        assert found.rows == ((1.5, 1.5, 1),)
 
 
 def test_no_name_of_a_column_makes_a_row_of_itself(shop_items: pl.DataFrame) -> None:
@@ -196,6 +251,12 @@ def test_a_query_is_asked_for_run_and_mended_once(shop_items: pl.DataFrame, talk
         answer = run(answer_from_tables("how many ships?", tables, values, talker))
         assert answer.result is None and [step.outcome for step in answer.steps] == ["refused", "refused"]
         assert "reads no table; select from items or history" in talking.told[1]
+        talking.told = []
+        said[:] = ["SELECT count(*) FROM items WHERE year > 1990 AND kind = 'ship'", "SELECT count(*) FROM items"]
+        talking.cut = True  # of a query that is cut the rest may run, and ask for something else
+        answer = run(answer_from_tables("how many ships?", tables, values, talker))
+        assert answer.result is None and "not written to its end in 200 tokens" in talking.told[1]
+        talking.cut = False
         talking.told = []
         said[:] = ["I cannot.", "DROP TABLE items"]
         answer = run(answer_from_tables("how many?", tables, values, talker))
