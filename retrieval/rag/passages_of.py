@@ -97,7 +97,7 @@ def read_documents(path: Path | str) -> pl.DataFrame:
         InputError: the file is missing, of another kind or damaged.
     """
     path = Path(path)
-    readers: dict[str, Callable[..., pl.DataFrame]] = {".parquet": pl.read_parquet, ".jsonl": pl.read_ndjson}
+    readers: dict[str, Callable[..., pl.DataFrame]] = {".parquet": _read_parquet, ".jsonl": _read_lines}
     if path.suffix not in readers:
         raise InputError(f"{path} is neither .parquet nor .jsonl; give documents as one of these")
     if not path.is_file():
@@ -106,6 +106,16 @@ def read_documents(path: Path | str) -> pl.DataFrame:
         return readers[path.suffix](path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}); write it again") from None
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
+    return pl.read_parquet(path, glob=False)
+
+
+def _read_lines(path: Path) -> pl.DataFrame:
+    """Columns are those of all lines: by itself polars looks at 100 and drops what comes up later only."""
+    with path.open("rb") as file:  # a name would be taken for a pattern of names
+        return pl.read_ndjson(file, infer_schema_length=None)
 
 
 def _words_of(column: pl.Series) -> list[str | None]:

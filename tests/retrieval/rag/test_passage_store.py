@@ -284,6 +284,12 @@ def test_documents_from_files(tmp_path: Path) -> None:
     DOCUMENTS.write_ndjson(tmp_path / "documents.jsonl")
     same = [read_documents(tmp_path / f"documents.{kind}") for kind in ("parquet", "jsonl")]
     assert document_passages(same[0]) == document_passages(same[1]) == document_passages(DOCUMENTS)
+    lines = [{"id": n, "text": None} for n in range(120)] + [{"id": "late", "text": "a", "item_id": "i"}]
+    (tmp_path / "late[1].jsonl").write_text("\n".join(map(json.dumps, lines)))  # brackets are no pattern of names
+    (late,) = document_passages(read_documents(tmp_path / "late[1].jsonl"))
+    assert (late.source, late.text, late.item_id) == ("late", "a", "i")
+    DOCUMENTS.write_parquet(tmp_path / "documents[1].parquet")
+    assert read_documents(tmp_path / "documents[1].parquet").equals(DOCUMENTS)
     (tmp_path / "broken.jsonl").write_text('{"id": "a", "text": ')
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     for name in ("broken.jsonl", "broken.parquet"):
