@@ -134,7 +134,7 @@ class RoundAnswerer:
                 break
             # What was looked up counts as asked for, so that its passages are not left out as beside the point.
             whole = " ".join([question, *looked_up])
-            budget = self._room(question, looked_up)
+            budget = self._room(question, looked_up, state)
             choice = await asyncio.to_thread(answerer.choose, whole, list(state.found.values()), budget, deadline)
             given = choice.given
             state.usage += choice.usage
@@ -179,13 +179,18 @@ class RoundAnswerer:
         if not state.found:
             return await answerer.answer_async(question, passages=[], deadline=deadline)
         whole = " ".join([question, *(one.question for one in state.rounds[1:])])
-        choice = await asyncio.to_thread(answerer.choose, whole, list(state.found.values()), None, deadline)
+        left = self.budget_tokens - state.tokens - self._cost(answerer.chat(question, []))
+        budget = left if 0 < left < answerer.budget_tokens else None
+        choice = await asyncio.to_thread(answerer.choose, whole, list(state.found.values()), budget, deadline)
         given = choice.given
         state.usage += choice.usage
-        if not given:
+        if not given and budget is None:
             return await answerer.answer_async(question, passages=[], deadline=deadline)
+        if not given:  # too little is left for any of them
+            given = tuple(hit.passage for hit in list(state.found.values())[:1])
         if self._cost(answerer.chat(question, given)) > self.budget_tokens - state.tokens:
-            nothing = Generation(text="", finish="error", error=f"{self.budget_tokens} tokens are spent")
+            why = f"of {self.budget_tokens} tokens {state.tokens} are spent, and too few are left"
+            nothing = Generation(text="", finish="error", error=why)
             return answerer.checked(question, given, nothing)
         answer = await answerer.answer_from(question, given, deadline=deadline)
         state.usage += answer.usage
@@ -215,11 +220,11 @@ class RoundAnswerer:
             sentences=self.prompt.option("sentences", 4),
         )
 
-    def _room(self, question: str, looked_up: Sequence[str]) -> int:
-        """Tokens of passages in a round: the answerer's budget, or what its model has room for."""
+    def _room(self, question: str, looked_up: Sequence[str], state: _State) -> int:
+        """Tokens of passages in a round: the answerer's budget, what its model has room for, or what is left."""
         answerer = self.answerer
-        left = answerer.lm.context_tokens - self._cost(self._chat(question, [], looked_up))
-        return max(0, min(answerer.budget_tokens, left))
+        most = min(answerer.lm.context_tokens, self.budget_tokens - state.tokens)
+        return max(0, min(answerer.budget_tokens, most - self._cost(self._chat(question, [], looked_up))))
 
     def _cost(self, chat: Any) -> int:
         """Most tokens of prompt and answer."""

@@ -94,10 +94,29 @@ def test_no_round_begins_beyond_the_budget(answerer: Answerer, saying_server: An
     saying_server.say("Follow up: Acme?", "Follow up: Oslo?", "Follow up: winter?")
     none = RoundAnswerer(answerer, budget_tokens=50).answer(QUESTION)
     assert none.ended == "budget" and saying_server.asked == [] and none.answer.status == "failed"
-    assert "50 tokens are spent" in " ".join(none.answer.notes) and TEXTS[0] in none.answer.text
+    assert "of 50 tokens 0 are spent" in " ".join(none.answer.notes) and TEXTS[0] in none.answer.text
     cost = RoundAnswerer(answerer)._cost(RoundAnswerer(answerer)._chat(QUESTION, none.answer.passages, []))
     one = RoundAnswerer(answerer, budget_tokens=cost + 5).answer(QUESTION)
-    assert one.ended == "budget" and len(one.rounds) == 2 and len(saying_server.asked) == 1
+    assert one.ended == "budget" and len(one.rounds) == 2 and one.rounds[1].said == ""
+    assert len(saying_server.asked) == 2 and one.answer.text == "Follow up: Oslo?", "one round and the last answer"
+
+
+def test_a_small_budget_takes_fewer_passages(saying_lm: Any, saying_server: Any) -> None:
+    """What fits is read, rather than nothing because not all of the answerer's budget is left."""
+    texts = [f"The red train has wagon {number}, which somebody painted in colour {number}." for number in range(40)]
+    store = PassageStore.build([Passage.of(text, f"document {number}") for number, text in enumerate(texts)])
+    answerer = Answerer(saying_lm, store, k=40, max_tokens=60, selection="top")
+    for budget in (420, 700):
+        saying_server.asked.clear()
+        saying_server.say("Answer: The red train has wagon 1 [1].")
+        found = RoundAnswerer(answerer, budget_tokens=budget).answer("red train wagon colour")
+        assert found.ended == "answered" and 1 <= len(found.answer.passages) < 40
+        (asked,) = saying_server.asked
+        assert saying_lm.count_tokens([asked])[0] + 60 <= budget
+    saying_server.asked.clear()
+    saying_server.say("Follow up: wagon 7?", "The red train has wagon 1 [1].")
+    last = RoundAnswerer(answerer, budget_tokens=420, max_rounds=1).answer("red train wagon colour")
+    assert (last.ended, last.answer.status, len(saying_server.asked)) == ("rounds", "answered", 2)
 
 
 def test_faults_end_the_rounds(answerer: Answerer, saying_server: Any) -> None:
