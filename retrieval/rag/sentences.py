@@ -53,8 +53,10 @@ def _ends(text: str, mark: int, after: int) -> bool:
     if word is None:
         return True
     last = word.group().lower()
-    line = text[text.rfind("\n", 0, mark) + 1 : mark].strip()
-    if line.isdigit() and len(line) <= 3:  # a numbered list
+    near = max(0, mark - _MOST_SPACE)  # a look back to the beginning of a long line would take its length every time
+    line = text[max(near, text.rfind("\n", near, mark) + 1) : mark]
+    starts = near == 0 or len(line) < _MOST_SPACE
+    if starts and line.strip().isdigit() and len(line.strip()) <= 3:  # a numbered list
         return after >= len(text) or text[after] == "\n"
     is_initial = len(last) == 1 and last.isalpha() and text[mark - 1].isupper()
     return last not in _OPEN and not is_initial

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -85,6 +87,12 @@ def test_sentences(text: str, sentences: list[str]) -> None:
 def test_a_long_text_takes_no_longer_than_its_length() -> None:
     for text in ("." * 300_000, "[1" * 100_000, "a. " * 100_000, "[1]" * 100_000, "\n \t" * 100_000):
         assert len(sentence_spans(text)) >= 0
+    line, took = "It is red and of wood. ", list[float]()
+    for times in (20_000, 160_000):  # 0.5 and 3.7 MB in one line
+        started = time.process_time()
+        assert len(sentence_spans(line * times)) == times
+        took.append(time.process_time() - started)
+    assert took[1] < 24 * took[0]  # 8 times as much, and 64 times where each sentence looks back over the line
     assert len(chunks("x" * 200_000, ChunkLimits(max_tokens=100, max_chars=300))) > 600
 
 
