@@ -143,8 +143,9 @@ def judged_answer(
     """:func:`check_answer`, and notes: where the judge cannot compute, it is the overlap that counts."""
     try:
         return check_answer(text, passages, min_overlap=min_overlap, entails=entails), ()
-    except (IndexError, RuntimeError) as error:  # torch's own: too little memory, no such token, …
-        if entails is None:
+    except (IndexError, RuntimeError, ValueError) as error:
+        # Of torch or transformers: too little memory, no such token, a tokenizer that cannot pad, …
+        if entails is None or isinstance(error, InputError):
             raise
         note = f"the entailment model failed ({shown(' '.join(str(error).split()))}); words that overlap were counted"
         return check_answer(text, passages, min_overlap=min_overlap), (note,)

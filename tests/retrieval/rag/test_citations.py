@@ -117,6 +117,13 @@ def test_a_judge_that_cannot_compute_leaves_the_overlap() -> None:
     assert notes == ("the entailment model failed ('no memory'); words that overlap were counted",)
 
 
+def test_a_judge_whose_tokenizer_cannot_pad_leaves_the_overlap(small_nli_folder: Path) -> None:
+    judge = EntailmentModel.load(small_nli_folder)
+    judge._tokenizer.pad_token = None  # as that of a classifier made of GPT-2
+    checked, (note,) = judged_answer("The train is red [1].", PASSAGES, min_overlap=0.5, entails=judge)
+    assert checked.judged_by == "overlap" and "pad" in note
+
+
 def test_a_judge_is_asked_about_each_citation_and_all_together() -> None:
     asked: list[tuple[str, str]] = []
 
