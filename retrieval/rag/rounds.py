@@ -89,8 +89,9 @@ class RoundAnswerer:
             prompt: name or path of a prompt file with the places ``passages``, ``question``, ``steps`` and
                 ``sentences``.
             max_rounds: from 1 to 5.
-            budget_tokens: of prompts and answers of all rounds together; no round begins that may exceed it. What a
-                reward by a language model takes counts too, and alone may exceed it: `SearchSettings` bounds that.
+            budget_tokens: of prompts and answers of all rounds together; no round begins that may exceed it, nor a
+                second one that may leave too few for a last answer. What a reward by a language model takes counts too,
+                and alone may exceed it: `SearchSettings` bounds that.
 
         Raises:
             InputError: a setting that cannot be meant, or no such prompt.
@@ -134,12 +135,13 @@ class RoundAnswerer:
                 break
             # What was looked up counts as asked for, so that its passages are not left out as beside the point.
             whole = " ".join([question, *looked_up])
-            budget = self._room(question, looked_up, state)
+            kept_back = self._kept_back(question, looked_up, state)
+            budget = self._room(question, looked_up, state, kept_back)
             choice = await asyncio.to_thread(answerer.choose, whole, list(state.found.values()), budget, deadline)
             given = choice.given
             state.usage += choice.usage
             chat = self._chat(question, given, looked_up)
-            if not given or self._cost(chat) > self.budget_tokens - state.tokens:
+            if not given or self._cost(chat) > self.budget_tokens - state.tokens - kept_back:
                 state.rounds.append(Round(question=wanted, found=new, said="", usage=Usage()))
                 ended = "budget"
                 break
@@ -220,10 +222,17 @@ class RoundAnswerer:
             sentences=self.prompt.option("sentences", 4),
         )
 
-    def _room(self, question: str, looked_up: Sequence[str], state: _State) -> int:
+    def _kept_back(self, question: str, looked_up: Sequence[str], state: _State) -> int:
+        """Tokens that a round leaves for a last answer, from one passage; a first round that cannot leaves none."""
+        strongest = [hit.passage for hit in list(state.found.values())[:1]]
+        last = self._cost(self.answerer.chat(question, strongest))
+        smallest = self._cost(self._chat(question, strongest, looked_up))
+        return last if state.rounds or smallest + last <= self.budget_tokens - state.tokens else 0
+
+    def _room(self, question: str, looked_up: Sequence[str], state: _State, kept_back: int) -> int:
         """Tokens of passages in a round: the answerer's budget, what its model has room for, or what is left."""
         answerer = self.answerer
-        most = min(answerer.lm.context_tokens, self.budget_tokens - state.tokens)
+        most = min(answerer.lm.context_tokens, self.budget_tokens - state.tokens - kept_back)
         return max(0, min(answerer.budget_tokens, most - self._cost(self._chat(question, [], looked_up))))
 
     def _cost(self, chat: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from recsys.retrieval.rag.answer import Answerer
 from recsys.retrieval.rag.passage import Passage
 from recsys.retrieval.rag.passage_store import PassageStore
 from recsys.retrieval.rag.rounds import RoundAnswerer, read_round
+from recsys.retrieval.rerank.lm.protocol import Generation
+from recsys.retrieval.rerank.lm.usage import Usage
 
 pytest.importorskip("bm25s", reason="needs the extra rag")
 
@@ -117,6 +120,38 @@ def test_a_small_budget_takes_fewer_passages(saying_lm: Any, saying_server: Any)
     saying_server.say("Follow up: wagon 7?", "The red train has wagon 1 [1].")
     last = RoundAnswerer(answerer, budget_tokens=420, max_rounds=1).answer("red train wagon colour")
     assert (last.ended, last.answer.status, len(saying_server.asked)) == ("rounds", "answered", 2)
+
+
+def test_rounds_leave_enough_for_a_last_answer(saying_lm: Any, saying_server: Any) -> None:
+    """A model that asks on and on is asked to answer in the end, whatever the budget, and stays within it."""
+
+    class Counting:
+        """The same model, whose answers cost what their prompts are counted as, and all that an answer may be."""
+
+        spent = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(saying_lm, name)
+
+        async def generate(self, chats: Any, *, max_tokens: int, **settings: Any) -> list[Generation]:
+            found = await saying_lm.generate(chats, max_tokens=max_tokens, **settings)
+            prompts = [sum(saying_lm.count_tokens([message.text for message in chat])) for chat in chats]
+            self.spent += sum(prompts) + max_tokens * len(chats)
+            costs = [Usage(calls=1, prompt_tokens=one, generated_tokens=max_tokens) for one in prompts]
+            return [replace(one, usage=cost) for one, cost in zip(found, costs, strict=True)]
+
+    texts = [f"The red train has wagon {number}, which somebody painted in colour {number}." for number in range(40)]
+    store = PassageStore.build([Passage.of(text, f"document {number}") for number, text in enumerate(texts)])
+    lm, rounds = Counting(), set[int]()
+    answerer = Answerer(lm, store, k=10, max_tokens=60, selection="top")
+    for budget in range(600, 3000, 150):
+        lm.spent = 0
+        saying_server.say(*(f"Follow up: wagon {number}?" for number in range(11, 16)), "It has wagon 1 [1].")
+        found = RoundAnswerer(answerer, budget_tokens=budget).answer("red train wagon colour")
+        usage = found.answer.usage
+        assert found.answer.status != "failed" and usage.prompt_tokens + usage.generated_tokens == lm.spent <= budget
+        rounds.add(len(found.rounds))
+    assert len(rounds) >= 3
 
 
 def test_faults_end_the_rounds(answerer: Answerer, saying_server: Any) -> None:
