@@ -8,7 +8,8 @@ from typing import Any
 from recsys.errors import InputError, shown
 from recsys.retrieval.rerank.lm.local import LocalLanguageModel
 from recsys.retrieval.rerank.lm.protocol import LanguageModel
-from recsys.retrieval.rerank.lm.server import ServerLanguageModel, refuse_password
+from recsys.retrieval.rerank.lm.server import ServerLanguageModel
+from recsys.retrieval.rerank.lm.server_connection import refuse_password
 
 __all__ = ["open_language_model"]
 

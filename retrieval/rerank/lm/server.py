@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 
 from recsys.errors import InputError, shown
 from recsys.retrieval.rerank.lm.protocol import Chat, Choice, Generation
-from recsys.retrieval.rerank.lm.server_connection import AnswerRefused, Connections
+from recsys.retrieval.rerank.lm.server_connection import AnswerRefused, Connections, refuse_password
+from recsys.retrieval.rerank.lm.server_parameters import Parameters
 from recsys.retrieval.rerank.lm.usage import Prices, Usage
 
 if TYPE_CHECKING:
     from recsys.retrieval.rerank.lm.server_answer import ServerAnswer
 
-__all__ = ["ServerLanguageModel", "refuse_password"]
+__all__ = ["ServerLanguageModel"]
 
 LATE = "the deadline passed"
 _TOP = 20
@@ -117,7 +118,7 @@ class ServerLanguageModel:
         from then on without asking, and callers generate instead."""
         self._model, self._timeout_s, self._prices = model, timeout_s, prices or Prices()
         self._prefills, self._prefill_body = prefills, dict(prefill_body or {})
-        self._api_key = api_key
+        self._api_key, self._parameters = api_key, Parameters()
         self._where = f"{parts.scheme}://{host}{parts.path}"
         self._connections = Connections(
             base_url=base_url,
@@ -247,7 +248,7 @@ class ServerLanguageModel:
                 async with connection.room:
                     try:
                         async with asyncio.timeout(self._timeout_s):
-                            raw = await connection.client.chat.completions.with_raw_response.create(**body)
+                            raw = await self._parameters.create(connection.client, body)
                     except (TimeoutError, openai.APITimeoutError):
                         return _Reply(None, f"{self._where} gave no answer within {self._timeout_s:g} s")
                 return _Reply(ServerAnswer.model_validate_json(raw.http_response.content))
@@ -294,19 +295,6 @@ class ServerLanguageModel:
             generated_tokens=generated,
             seconds=seconds,
             cost=self._prices.cost(prompt, reused, generated),
-        )
-
-
-def refuse_password(address: str) -> None:
-    """Whether an address can stand in messages and results.
-
-    Raises:
-        InputError: it names a user or a password.
-    """
-    if "@" in address.partition("://")[2].partition("/")[0].partition("#")[0]:
-        raise InputError(
-            "the address of a server names a user or a password, which messages and results would show; leave it out "
-            "and give a key (of commands: in RECSYS_API_KEY)"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from recsys.errors import InputError, shown
 
-__all__ = ["AnswerRefused", "Connection", "Connections"]
+__all__ = ["AnswerRefused", "Connection", "Connections", "refuse_password"]
 
 _MOST_BYTES = 1 << 24
 """Of an answer; a longer one is cut off and refused."""
@@ -116,6 +116,19 @@ class Connections:
         if encoding not in ("", "identity"):
             raise AnswerRefused(f"a compressed answer ({shown(encoding)}), which was not asked for")
         response.stream = _bounded(response.stream)
+
+
+def refuse_password(address: str) -> None:
+    """Whether an address can stand in messages and results.
+
+    Raises:
+        InputError: it names a user or a password.
+    """
+    if "@" in address.partition("://")[2].partition("/")[0].partition("#")[0]:
+        raise InputError(
+            "the address of a server names a user or a password, which messages and results would show; leave it out "
+            "and give a key (of commands: in RECSYS_API_KEY)"
+        )
 
 
 def _bounded(stream: Any) -> Any:

@@ -122,6 +122,8 @@ class HostileServer:
     def __init__(self) -> None:
         self.behaviour: Behaviour = lambda handler, count: None
         self.requests = 0
+        self.bodies: list[bytes] = []
+        """Of the requests."""
         self.closing = threading.Event()
         """Set when the server ends; what sleeps should wait for it."""
         outer = self
@@ -130,7 +132,8 @@ class HostileServer:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers.get("content-length", 0)))
+                self.body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                outer.bodies.append(self.body)
                 outer.requests += 1
                 self.close_connection = True
                 with contextlib.suppress(OSError):
@@ -146,7 +149,7 @@ class HostileServer:
 
     def does(self, behaviour: Behaviour) -> HostileServer:
         """From now on this, counted from the first request."""
-        self.behaviour, self.requests = behaviour, 0
+        self.behaviour, self.requests, self.bodies = behaviour, 0, []
         return self
 
 

@@ -356,6 +356,38 @@ def test_a_refused_logprobs_field_is_remembered(hostile_server: Any) -> None:
     assert lm.gives_log_probs is False
 
 
+def test_parameters_that_a_model_refuses_are_sent_otherwise(hostile_server: Any) -> None:
+    refusals = {
+        "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model.",
+        "temperature": "Unsupported value: 'temperature' does not support 0 with this model.",
+    }
+
+    def choosy(handler: Any, count: int) -> None:
+        body = json.loads(handler.body)
+        refused = next((name for name in refusals if name in body), None)
+        error = {"error": {"message": refusals.get(refused or ""), "param": refused}}
+        (send(400, error) if refused else send(200, GOOD))(handler, count)
+
+    server = hostile_server.does(choosy)
+    lm = ServerLanguageModel("m", base_url=server.url, max_retries=0)
+    (answer,) = asyncio.run(lm.generate([ask("x")], max_tokens=5))
+    assert (answer.text, answer.error, server.requests) == ("fine", None, 3)
+    last = json.loads(server.bodies[-1])
+    assert last["max_completion_tokens"] == 5 and not {"max_tokens", "temperature"} & set(last)
+    assert asyncio.run(lm.choose([ask("x")], [["A"]]))[0].log_probs == (-0.5,) and server.requests == 4
+    several = ServerLanguageModel("m", base_url=hostile_server.does(choosy).url, max_retries=0)
+    answers = asyncio.run(several.generate([ask(str(number)) for number in range(6)], max_tokens=5))
+    assert [one.text for one in answers] == ["fine"] * 6 and server.requests <= 18
+
+
+def test_a_parameter_that_is_too_large_is_an_error(hostile_server: Any) -> None:
+    error = {"error": {"message": "'max_tokens' is too large: 5", "param": "max_tokens"}}
+    server = hostile_server.does(send(400, error))
+    lm = ServerLanguageModel("m", base_url=server.url, max_retries=0)
+    (answer,) = asyncio.run(lm.generate([ask("x")], max_tokens=5))
+    assert "is too large" in (answer.error or "") and server.requests == 1 and b'"max_tokens":5' in server.bodies[0]
+
+
 @pytest.mark.parametrize(
     ("fields", "text", "finish"),
     [
