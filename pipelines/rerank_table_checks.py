@@ -36,13 +36,13 @@ def compare(bundle: Path, data: Path, work: Path, ours: str, other: str, timed: 
             which were measured beside whatever else the machine did.
     """
     lists, (first, second) = _both(bundle, data, work, [ours, other])
-    times, few = [first.seconds, second.seconds], lists.requests[: timed + 1]
-    if min(timed, len(few) - 1) > 0:
+    times, count = [first.seconds, second.seconds], max(0, min(timed, len(lists) - 1))
+    if count:
         loaded = Bundle.open(bundle)
         options = [RerankOptions.of_identity(row["settings"]) for row in _measured(work, [ours, other])]
         both = [one.open(loaded, training_only=True) for one in options]
-        with progress_bar(f"{ours}, {other}: time", len(few), "lists") as advance:
-            times = seconds_in_turns(both, few, advance=advance)
+        with progress_bar(f"{ours}, {other}: time", count + 1, "lists") as advance:
+            times = seconds_in_turns(both, lists.requests[: count + 1], advance=advance)
     row = {
         "name": f"{ours} against {other}",
         "kind": "compare",
@@ -52,7 +52,7 @@ def compare(bundle: Path, data: Path, work: Path, ours: str, other: str, timed: 
         **change(lists, first.orders, second.orders, seed=0),
         "ms_per_list": _ms(first),
         "ms_per_list_other": _ms(second),
-        "num_timed": min(timed, len(few) - 1),
+        "num_timed": count,
         "time_ratio": times[0] / max(times[1], 1e-9),
     }
     append_row(work / "rows.jsonl", row)
@@ -90,7 +90,7 @@ def reference(bundle: Path, data: Path, work: Path, of: str, others: str, lists:
         }
         append_row(work / "rows.jsonl", row)
         stdout_console().print(
-            f"{row['name']}: {len(common)} lists, {row['same_top10']:.0%} of the first ten the same, "
+            f"{row['name']}: {len(common)} lists, {row['same_top10']:.1%} of the first ten the same, "
             f"tau {row['kendall_tau']:.3f}, {row['calls_ratio']:.0%} of the calls",
             markup=False,
         )

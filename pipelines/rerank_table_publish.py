@@ -115,7 +115,7 @@ def side_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "time ratio": row["time_ratio"],
             }
         if row["kind"] == "reference":
-            one |= {"same top 10": f"{row['same_top10']:.0%}", "tau": row["kendall_tau"],
+            one |= {"same top 10": f"{row['same_top10']:.1%}", "tau": row["kendall_tau"],
                     "calls": f"{row['calls_ratio']:.0%}"}  # fmt: skip
         made.append(one)
     return made
